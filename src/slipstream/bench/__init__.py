@@ -1,0 +1,77 @@
+"""Benchmarks, each against its peers in one process: ``slipstream bench NAME [--quick] [--json FILE]``.
+
+A benchmark is a module with ``run(options: BenchOptions) -> Record``. Peers alternate with ours round by round, so
+that a slow phase of the machine hits all alike; ratios are medians of the ratios within a round, above 1 where ours
+is faster. Quality stands beside speed in the same record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slipstream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from slipstream.report.record import Record
+
+__all__ = ["BENCHES", "BenchOptions", "run"]
+
+BENCHES: dict[str, str] = {
+    "kernels": "embedding forward + backward + update: FBGEMM, torch sparse Adagrad, SparseAdam",
+    "step": "a whole DLRM step in the Criteo Kaggle configuration: torch EmbeddingBag(sparse=True) + SGD",
+    "gates": "the row update with 80 % of the accesses gated against none gated",
+    "shared": "two trainings on the same cores against one; kernels between matmuls against alone",
+    "loader": "batches from the column store",
+    "prepare": "a Criteo TSV into the column store: rows a second and peak memory",
+    "globo": "prequential training on Globo clicks",
+    "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
+}
+"""Name of each benchmark (and of its module in this package), with what it measures."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What every benchmark takes.
+
+    Attributes:
+        quick: Fewer and smaller measurements: under 40 s once the kernels are compiled, enough to see that it works,
+            not to quote.
+        threads: Threads to compute with; None leaves torch's default.
+        data: The input of benchmarks that read real data; None: where the benchmark's documentation says.
+        cache: Folder for prepared data sets and other large intermediate files; None: a temporary folder.
+        seed: Seed of everything drawn.
+    """
+
+    quick: bool = False
+    threads: int | None = None
+    data: Path | None = None
+    cache: Path | None = None
+    seed: int = 0
+
+
+def run(name: str, options: BenchOptions | None = None) -> Record:
+    """Run a benchmark.
+
+    Args:
+        name: One of ``BENCHES``.
+        options: Its options.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ConfigError: If there is no such benchmark, or the number of threads is not positive.
+    """
+    if name not in BENCHES:
+        raise ConfigError(f"no benchmark named {name!r}", remedy=f"choose one of {', '.join(BENCHES)}")
+    options = options or BenchOptions()
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ConfigError(f"threads must be at least 1, not {options.threads}")
+        import torch
+
+        torch.set_num_threads(options.threads)
+    return import_module(f"slipstream.bench.{name}").run(options)

@@ -1,0 +1,89 @@
+"""``slipstream predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slipstream.cli import output
+from slipstream.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+BATCH = 8192
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder, as given to `slipstream train --out`.")],
+    data: Annotated[Path, typer.Argument(help="Prepared data set, or raw files in the format of the training data.")],
+    out: Annotated[Path, typer.Argument(help="File for the predictions: .parquet or .csv.")],
+    encoder: Annotated[
+        Path | None,
+        typer.Option(help="For raw files: the prepared data set the run was trained on; else the run's own."),
+    ] = None,
+    start: Annotated[int, typer.Option(help="First sample, of a prepared data set.")] = 0,
+    stop: Annotated[int | None, typer.Option(help="First sample no longer predicted, of a prepared data set.")] = None,
+) -> None:
+    """Write the probability of the positive label for every sample, in the order of the data."""
+    if out.suffix not in (".parquet", ".csv"):
+        raise ConfigError(f"{out}: the predictions go to a .parquet or a .csv file")
+    import numpy as np
+    import polars as pl
+
+    from slipstream import training
+    from slipstream.data.atomic import atomic_file
+    from slipstream.data.manifest import MANIFEST
+
+    if (data / MANIFEST).is_file():
+        probabilities = training.predict(run, data, start=start, stop=stop)
+    elif start or stop is not None:
+        raise ConfigError("--start and --stop belong to prepared data sets", remedy="prepare the files first")
+    else:
+        probabilities = predict_raw(run, data, encoder)
+    samples = np.arange(start, start + len(probabilities), dtype=np.int64)
+    frame = pl.DataFrame({"sample": samples, "probability": probabilities})
+    with atomic_file(out) as partial:
+        if out.suffix == ".csv":
+            frame.write_csv(partial)
+        else:
+            frame.write_parquet(partial)
+    output.say(f"{len(probabilities):,} predictions: {out}")
+
+
+def predict_raw(run: Path, source: Path, prepared: Path | None) -> npt.NDArray[np.float32]:
+    """Probabilities for raw files, labelled or not.
+
+    Args:
+        run: Run folder.
+        source: The files.
+        prepared: The data set whose encoder to use; None: the one the run was trained on.
+
+    Returns:
+        float32, one for each row of the files.
+
+    Raises:
+        DataError: A row is malformed, or the run was not trained on that data set.
+    """
+    import numpy as np
+    import torch
+
+    from slipstream.data.encoder import Encoder
+    from slipstream.data.prepare import encode_raw
+    from slipstream.data.store import Store
+    from slipstream.training.inference import load_run
+    from slipstream.training.loop import autocast
+    from slipstream.training.run import open_data
+
+    # A run that was trained on raw files finds what it prepared in its cache, or prepares it again.
+    model, wanted, config = load_run(run)
+    store = Store.open(prepared) if prepared is not None else open_data(config)
+    wanted.check(store)
+    parts = [np.empty(0, dtype=np.float32)]
+    with torch.inference_mode(), autocast(config.bf16):
+        for batch in encode_raw(source, Encoder.load(store.path), BATCH, labels=False):
+            parts.append(torch.sigmoid(model(batch.inputs).float()).numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,84 @@
+"""``slipstream prepare``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slipstream.cli import output
+from slipstream.cli.settings import resolve
+
+if TYPE_CHECKING:
+    from slipstream.data.store import Store
+
+FORMATS = "criteo, criteo_terabyte, avazu, movielens, movietweetings, globo, pairs, parquet or csv"
+
+
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Raw file or folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the prepared data set.")],
+    format: Annotated[str | None, typer.Option(help=f"{FORMATS}; without it, detected.")] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="YAML with label, time, categorical, dense, multi_hot; for parquet and csv.")
+    ] = None,
+    on_bad_row: Annotated[
+        str | None, typer.Option(help="stop at a malformed row, or quarantine it in a side file and count it.")
+    ] = None,
+    min_frequency: Annotated[
+        int | None, typer.Option(help="Categories seen less often share the out-of-vocabulary row.")
+    ] = None,
+    hash_rows: Annotated[
+        int | None, typer.Option(help="Hash categories to tables of so many rows instead of keeping vocabularies.")
+    ] = None,
+    negatives: Annotated[
+        int | None, typer.Option(help="Non-clicks drawn for each click, for data of clicks only.")
+    ] = None,
+    label_threshold: Annotated[float | None, typer.Option(help="Labels at least this are 1, others 0.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with options by name.")] = None,
+    assign: Annotated[list[str] | None, typer.Option("--set", help="Any option, name=value; repeatable.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that is already there.")] = False,
+) -> None:
+    """Turn a raw data set into memory-mapped columns, once."""
+    from slipstream.data.prepare import PrepareOptions
+    from slipstream.data.prepare import prepare as run
+    from slipstream.data.schema import Schema
+
+    flags = {
+        "on_bad_row": on_bad_row,
+        "min_frequency": min_frequency,
+        "hash_rows": hash_rows,
+        "negatives": negatives,
+        "label_threshold": label_threshold,
+    }
+    options = resolve(PrepareOptions, config, flags, assign or ())
+    columns = Schema.load(schema) if schema is not None else None
+    with progress() as report:
+        store = run(source, out, format=format, schema=columns, options=options, overwrite=overwrite, progress=report)
+    describe(store)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int], None]]:
+    """A line with stage and rows that goes away at the end; nothing where there is no terminal."""
+    with output.console.status("reading", spinner="line") as status:
+        yield lambda stage, rows: status.update(f"{stage}: {rows:,} rows")
+
+
+def describe(store: Store) -> None:
+    """Print what a prepared data set holds."""
+    provenance = store.manifest.provenance
+    output.facts(
+        {
+            "format": provenance.get("format"),
+            "samples": store.num_samples,
+            "sparse features": ", ".join(f"{feature.name} ({feature.num_rows:,} rows)" for feature in store.features),
+            "dense features": store.num_dense or None,
+            "quarantined rows": provenance.get("bad_rows") or None,
+            "fingerprint": store.fingerprint[:12],
+            "folder": store.path,
+        }
+    )

@@ -1,0 +1,76 @@
+"""``slipstream train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from slipstream.cli import output
+from slipstream.cli.settings import resolve
+
+
+def train(
+    data: Annotated[Path | None, typer.Argument(help="Prepared data set, or a raw file to prepare on the way.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder.", file_okay=False)] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML configuration; flags win over it.", dir_okay=False)] = None,
+    model: Annotated[str | None, typer.Option(help="dlrm, dcnv2, deepfm, mf or two_tower.")] = None,
+    policy: Annotated[str | None, typer.Option(help="What to skip: none, random or psse.")] = None,
+    budget: Annotated[float | None, typer.Option(help="The policy's budget, the share that is kept.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adagrad, rowwise_adagrad, adam or adamw.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the dense part.")] = None,
+    embedding_lr: Annotated[float | None, typer.Option(help="Learning rate of the tables.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples in a batch.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training samples.")] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="holdout: score the last samples; prequential: predict each chunk, then train on it."),
+    ] = None,
+    max_samples: Annotated[int | None, typer.Option(help="Use only the first so many samples.")] = None,
+    bf16: Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="bfloat16 autocast.")] = None,
+    compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads to compute with.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn.")] = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any setting, such as optimizer.lr=0.01; wins over all; repeatable."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Train a model, with or without skipping, and score it on samples it has not seen."""
+    flags: dict[str, Any] = {
+        "data": None if data is None else str(data),
+        "out": None if out is None else str(out),
+        "model.name": model,
+        "policy.name": policy,
+        "policy.budget": budget,
+        "optimizer.name": optimizer,
+        "optimizer.lr": lr,
+        "optimizer.embedding_lr": embedding_lr,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "mode": mode,
+        "max_samples": max_samples,
+        "bf16": bf16,
+        "compile": compile,
+        "threads": threads,
+        "seed": seed,
+    }
+    from slipstream import training
+
+    settings = resolve(training.TrainConfig, config, flags, assign or ())
+    listeners = [] if quiet else [training.Progress()]
+    result = training.train(settings, listeners=listeners)
+    output.facts(
+        {
+            "policy": result.policy,
+            "AUC": f"{result.auc:.4f}",
+            "log-loss": f"{result.log_loss:.4f}",
+            "calibration": f"{result.calibration:.3f}",
+            "time": f"{result.seconds:.1f} s, {result.samples_per_second:,.0f} samples/s",
+            "inputs trained": f"{result.share_of_inputs_trained:.1%}",
+            "row updates skipped": f"{result.share_of_row_updates_skipped:.1%}",
+            "run": settings.out,
+        }
+    )

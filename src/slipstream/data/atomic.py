@@ -1,0 +1,89 @@
+"""Writing so that a reader sees the old or the new, never a half: write beside, fsync, rename."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from slipstream.errors import DataError
+
+
+def fsync_path(path: Path) -> None:
+    """Flushes a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def partial_name(path: Path) -> Path:
+    """A name beside ``path`` that no other process uses."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Hands out a temporary path that becomes ``path`` when the block ends without error.
+
+    The folder is made when it is missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_name(path)
+    try:
+        yield partial
+        fsync_path(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes a whole file atomically."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a whole text file (UTF-8) atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def replace_folder(partial: Path, path: Path) -> None:
+    """Renames the finished folder ``partial`` to ``path``; a folder that is already there is replaced.
+
+    Raises:
+        DataError: ``path`` is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise DataError("is a file, not a folder", file=path, remedy="choose another output folder")
+    for folder in (partial, *(entry for entry in partial.rglob("*") if entry.is_dir())):
+        fsync_path(folder)
+    old: Path | None = None
+    if path.exists():
+        # A folder that is not empty cannot be replaced in one step; the old one is out of the way for as short as
+        # possible.
+        old = partial_name(path)
+        os.rename(path, old)
+    try:
+        os.rename(partial, path)
+    except OSError:
+        if old is not None:
+            os.rename(old, path)
+        raise
+    fsync_path(path.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,166 @@
+"""Batches of a store, in order or shuffled, with a position that can be saved and resumed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypedDict
+
+from slipstream.data.batch import Batch
+from slipstream.data.shuffle import BlockShuffle
+from slipstream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from slipstream.data.store import Store
+
+SLAB = 16_384
+"""Samples the background thread gathers at a time: fewer, larger pieces cost the training thread less to take over."""
+
+
+class BatchesState(TypedDict):
+    """Position of :class:`Batches`, plain values only."""
+
+    fingerprint: str
+    start: int
+    stop: int
+    shuffle_seed: int | None
+    epoch: int
+    position: int
+
+
+class Batches:
+    """The samples ``start`` to ``stop`` of a store as batches; made by :meth:`Store.batches`.
+
+    Iterating hands out the samples from ``position`` on. After a whole pass the next iteration begins anew, and
+    shuffled batches then come in a new order (drawn from seed and ``epoch``). An iteration that was broken off is
+    continued by the next one; :meth:`rewind` begins the pass again.
+
+    In order, batches are views of the memory map, and the kernel is asked to read ahead. Shuffled, a thread gathers
+    the samples of the next batches into fresh memory, on one core and without the interpreter lock (see
+    :class:`~slipstream.data.shuffle.BlockShuffle` for what the shuffle guarantees).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        batch_size: int,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        shuffle_seed: int | None = None,
+        drop_last: bool = False,
+        prefetch: int = 2,
+    ) -> None:
+        stop = store.num_samples if stop is None else stop
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+        if prefetch < 0:
+            raise ConfigError(f"prefetch must not be negative, it is {prefetch}")
+        if not 0 <= start <= stop <= store.num_samples:
+            raise ConfigError(f"samples {start} to {stop} are not within the store's {store.num_samples}")
+        if shuffle_seed is not None and shuffle_seed < 0:
+            raise ConfigError(f"shuffle_seed must not be negative, it is {shuffle_seed}")
+        self.store = store
+        self.batch_size = batch_size
+        self.start, self.stop = start, stop
+        self.shuffle_seed = shuffle_seed
+        self.drop_last = drop_last
+        self.prefetch = prefetch
+        self.epoch = 0
+        """Whole passes that have been handed out."""
+        self.position = 0
+        """Samples of this pass that have been handed out."""
+
+    def __len__(self) -> int:
+        """Batches of a whole pass."""
+        samples = self.stop - self.start
+        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._at_end():
+            self.epoch += self.position > 0
+            self.position = 0
+        return self._in_order() if self.shuffle_seed is None else self._shuffled(self.shuffle_seed)
+
+    def rewind(self) -> None:
+        """Begins the current pass again."""
+        self.position = 0
+
+    def state_dict(self) -> BatchesState:
+        """Where the iteration stands, after the last batch that was handed out."""
+        return BatchesState(
+            fingerprint=self.store.fingerprint,
+            start=self.start,
+            stop=self.stop,
+            shuffle_seed=self.shuffle_seed,
+            epoch=self.epoch,
+            position=self.position,
+        )
+
+    def load_state_dict(self, state: BatchesState) -> None:
+        """Continues where ``state`` was taken; the batch size may differ.
+
+        Raises:
+            ConfigError: The state belongs to other data, another range or another shuffle.
+        """
+        mine = self.state_dict()
+        for key in ("fingerprint", "start", "stop", "shuffle_seed"):
+            if state[key] != mine[key]:
+                raise ConfigError(f"cannot resume: {key} was {state[key]}, now it is {mine[key]}")
+        if not 0 <= state["position"] <= self.stop - self.start or state["epoch"] < 0:
+            raise ConfigError(f"cannot resume at position {state['position']} of epoch {state['epoch']}")
+        self.epoch, self.position = state["epoch"], state["position"]
+
+    def _at_end(self) -> bool:
+        left = self.stop - self.start - self.position
+        return left < self.batch_size if self.drop_last else left == 0
+
+    def _in_order(self) -> Iterator[Batch]:
+        ahead = max(self.prefetch * self.batch_size, 4 * SLAB if self.prefetch else 0)
+        advised = self.start + self.position
+        while not self._at_end():
+            first = self.start + self.position
+            last = min(first + self.batch_size, self.stop)
+            if ahead and advised < self.stop and advised < last + ahead // 2:
+                upto = min(last + ahead, self.stop)
+                self.store.read_ahead(advised, upto)
+                advised = upto
+            batch = self.store.slice(first, last)
+            self.position += last - first
+            yield batch
+
+    def _shuffled(self, seed: int) -> Iterator[Batch]:
+        order = BlockShuffle(self.stop - self.start, seed, self.epoch)
+        slab = self.batch_size * max(1, SLAB // self.batch_size)
+
+        def gather(position: int) -> Batch:
+            return self.store.take(order.rows(position, min(position + slab, self.stop - self.start)) + self.start)
+
+        pending = range(self.position, self.stop - self.start, slab)
+        if not self.prefetch:
+            for position in pending:
+                yield from self._pieces(gather(position))
+            return
+        # One worker: torch's operators would start a second OpenMP pool from here, so the store gathers with numpy, on
+        # this thread alone.
+        with ThreadPoolExecutor(1, thread_name_prefix="slipstream-prefetch") as pool:
+            queue: deque[Future[Batch]] = deque()
+            try:
+                for position in pending:
+                    queue.append(pool.submit(gather, position))
+                    if len(queue) > self.prefetch:
+                        yield from self._pieces(queue.popleft().result())
+                while queue:
+                    yield from self._pieces(queue.popleft().result())
+            finally:
+                for future in queue:
+                    future.cancel()
+
+    def _pieces(self, slab: Batch) -> Iterator[Batch]:
+        for first in range(0, len(slab), self.batch_size):
+            piece = slab.narrow(first, min(first + self.batch_size, len(slab)))
+            if self.drop_last and len(piece) < self.batch_size:
+                return
+            self.position += len(piece)
+            yield piece

@@ -1,0 +1,288 @@
+"""Rows of a raw file as columns, and the checks that turn them into numbers and hashes, or report them as bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from slipstream.data.schema import Schema
+from slipstream.data.text import (
+    MISSING,
+    NOT_A_NUMBER,
+    NOT_FINITE,
+    OK,
+    Text,
+    begins_with_minus,
+    hash_text,
+    parse_numbers,
+    split_values,
+)
+from slipstream.errors import DataError
+
+Floats = npt.NDArray[np.float64]
+
+
+class Numbers(NamedTuple):
+    """A column of numbers."""
+
+    values: Floats
+    """float64 ``[n]``, NaN where the status is not OK."""
+    status: npt.NDArray[np.uint8]
+    """uint8 ``[n]``: OK, MISSING, NOT_FINITE or NOT_A_NUMBER."""
+
+
+class Lists(NamedTuple):
+    """A column of lists."""
+
+    values: Text
+    """All values, ``[m]``."""
+    offsets: npt.NDArray[np.int64]
+    """int64 ``[n + 1]``."""
+
+
+Column = Text | Numbers | Lists
+
+
+class BadRow(NamedTuple):
+    """A row that cannot be used."""
+
+    file: Path
+    line: int
+    column: str | None
+    reason: str
+    text: str
+    """The row as it stands in the file."""
+
+    def error(self) -> DataError:
+        """The error that stops the reading."""
+        return DataError(
+            self.reason,
+            file=self.file,
+            line=self.line,
+            column=self.column,
+            remedy='correct the row, or pass on_bad_row="quarantine" (--on-bad-row=quarantine) to set such rows aside',
+        )
+
+
+@dataclass
+class RawChunk:
+    """Some rows as they were read."""
+
+    file: Path
+    rows: int
+    lines: npt.NDArray[np.int64]
+    """int64 ``[n]``, 1-based line (text) or row (Parquet) of each row."""
+    columns: Mapping[str, Column]
+    show: Callable[[int], str]
+    """The row as it stands in the file, for the quarantine."""
+    malformed: list[BadRow] = field(default_factory=list)
+    """Rows that could not even be split into columns; they are not among ``rows``."""
+    file_of: Callable[[int], Path] | None = None
+    """The file of each row, where rows of several files are mixed; None: all are of ``file``."""
+
+
+@dataclass
+class Decoded:
+    """Some rows, checked."""
+
+    rows: npt.NDArray[np.int64]
+    """int64 ``[n]``, which rows of the chunk these are."""
+    labels: npt.NDArray[np.float32] | None
+    """float32 ``[n]``; None when the schema has no label: all positives."""
+    time: npt.NDArray[np.int64] | None
+    """int64 ``[n]``, unix seconds."""
+    dense: Floats
+    """float64 ``[n, n_dense]``, NaN where missing."""
+    texts: list[Text]
+    """The fields of each categorical column."""
+    hashes: npt.NDArray[np.uint64]
+    """uint64 ``[F, n]``, their hashes."""
+    bags: list[tuple[Text, npt.NDArray[np.uint64], npt.NDArray[np.int64]]]
+    """For each multi-hot column: values ``[m]``, hashes uint64 ``[m]``, offsets int64 ``[n + 1]``."""
+    bad: list[BadRow]
+    """Rows that were left out, in order of their lines."""
+
+    def __len__(self) -> int:
+        return self.rows.size
+
+
+class Rules(NamedTuple):
+    """What counts as a bad row."""
+
+    schema: Schema
+    binary: bool
+    """Labels other than 0 and 1 are bad."""
+    nan_is_missing: bool
+    """A dense value that is NaN or infinite counts as missing instead of bad."""
+
+
+def decode(chunk: RawChunk, rules: Rules) -> Decoded:
+    """Checks and converts the columns of ``chunk``; rows that fail are listed in ``bad`` and left out."""
+    schema = rules.schema
+    marks = _Marks(chunk)
+    labels = None
+    if schema.label is not None:
+        values, status = _numbers(chunk.columns[schema.label])
+        marks.numbers(schema.label, chunk.columns[schema.label], status, missing="has no label")
+        labels = values if schema.label_threshold is None else np.where(values >= schema.label_threshold, 1.0, 0.0)
+        if rules.binary:
+            wrong = (status == OK) & (labels != 0) & (labels != 1)
+            marks.add(wrong, schema.label, lambda row: f"label {values[row]:g} is neither 0 nor 1")
+    seconds = None
+    if schema.time is not None:
+        seconds, status = unix_seconds(chunk.columns[schema.time])
+        marks.numbers(schema.time, chunk.columns[schema.time], status, missing="has no time", what="time")
+    dense = np.empty((chunk.rows, len(schema.dense)))
+    for i, name in enumerate(schema.dense):
+        dense[:, i], status = _numbers(chunk.columns[name])
+        if rules.nan_is_missing:
+            status = np.where(status == NOT_FINITE, MISSING, status)
+        marks.numbers(name, chunk.columns[name], status)
+    texts = [_text(chunk.columns[name], name) for name in schema.categorical]
+    for role, name in (("user", schema.user), ("item", schema.item)):
+        if name is not None:
+            text = texts[schema.categorical.index(name)]
+            marks.add(begins_with_minus(*text), name, lambda row, t=text, r=role: f"{r} id {t.field(row)} is negative")
+    keep = np.arange(chunk.rows) if marks.clean else np.flatnonzero(~marks.bad)
+    if not marks.clean:
+        texts = [text.rows(keep) for text in texts]
+        dense = dense[keep]
+    hashes = np.empty((len(texts), keep.size), dtype=np.uint64)
+    for i, text in enumerate(texts):
+        hash_text(*text, hashes[i])
+    bags = []
+    for column in schema.multi_hot:
+        values, offsets = _lists(chunk.columns[column.name], column.separator)
+        if not marks.clean:
+            values, offsets = _pick_lists(values, offsets, keep)
+        hashed = np.empty(len(values.starts), dtype=np.uint64)
+        hash_text(*values, hashed)
+        bags.append((values, hashed, offsets))
+    return Decoded(
+        rows=keep,
+        labels=None if labels is None else labels[keep].astype(np.float32),
+        time=None if seconds is None else seconds[keep].astype(np.int64),
+        dense=dense,
+        texts=texts,
+        hashes=hashes,
+        bags=bags,
+        bad=sorted([*chunk.malformed, *marks.rows], key=lambda bad: bad.line),
+    )
+
+
+class _Marks:
+    """Collects the rows of a chunk that fail a check; each row is listed once, with the first reason."""
+
+    def __init__(self, chunk: RawChunk) -> None:
+        self._chunk = chunk
+        self.bad = np.zeros(chunk.rows, dtype=np.bool_)
+        self.rows: list[BadRow] = []
+
+    @property
+    def clean(self) -> bool:
+        return not self.rows
+
+    def add(self, wrong: npt.NDArray[np.bool_], column: str, reason: Callable[[int], str]) -> None:
+        if not wrong.any():
+            return
+        for row in np.flatnonzero(wrong & ~self.bad).tolist():
+            self.bad[row] = True
+            line = int(self._chunk.lines[row])
+            file = self._chunk.file if self._chunk.file_of is None else self._chunk.file_of(row)
+            self.rows.append(BadRow(file, line, column, reason(row), self._chunk.show(row)))
+
+    def numbers(
+        self,
+        name: str,
+        column: Column,
+        status: npt.NDArray[np.uint8],
+        *,
+        missing: str | None = None,
+        what: str = "number",
+    ) -> None:
+        def not_a_number(row: int) -> str:
+            shown = repr(column.field(row)[:40]) if isinstance(column, Text) else "value"
+            return f"{shown} is not a {what}"
+
+        if missing is not None:
+            self.add(status == MISSING, name, lambda row: missing)
+        self.add(status == NOT_FINITE, name, lambda row: "value is NaN or infinite")
+        self.add(status == NOT_A_NUMBER, name, not_a_number)
+
+
+def unix_seconds(column: Column) -> Numbers:
+    """Times as whole unix seconds.
+
+    Numbers may be seconds, milli-, micro- or nanoseconds, told apart by their size; ISO dates are taken as UTC.
+    """
+    values, status = _numbers(column)
+    if isinstance(column, Text) and (status == NOT_A_NUMBER).any():
+        rows = np.flatnonzero(status == NOT_A_NUMBER)
+        series = pl.Series([column.field(int(row)) for row in rows], dtype=pl.String)
+        try:
+            dates = series.str.to_datetime(strict=False, time_zone="UTC", time_unit="ms", format=None, exact=True)
+        except pl.exceptions.ComputeError:
+            # Polars 1 raises when no value follows a date format that it knows; Polars 2 gives nulls.
+            dates = pl.Series([None] * len(rows), dtype=pl.Datetime("ms", "UTC"))
+        parsed = dates.dt.epoch("s").to_numpy().astype(np.float64)
+        good = np.isfinite(parsed)
+        values[rows[good]], status[rows[good]] = parsed[good], OK
+    size = np.abs(values)
+    for limit, unit in ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3)):
+        large = size > limit
+        if large.any():
+            values = np.where(large, values / unit, values)
+            size = np.abs(values)
+    return Numbers(np.floor(values), status)
+
+
+def _numbers(column: Column) -> Numbers:
+    if isinstance(column, Numbers):
+        return Numbers(column.values.copy(), column.status)
+    if isinstance(column, Lists):
+        n = column.offsets.size - 1
+        return Numbers(np.full(n, np.nan), np.full(n, NOT_A_NUMBER, dtype=np.uint8))
+    return Numbers(*parse_numbers(column))
+
+
+def _text(column: Column, name: str) -> Text:
+    if not isinstance(column, Text):
+        kind = "lists" if isinstance(column, Lists) else "numbers"
+        raise DataError(f"holds {kind}, not categories", column=name, remedy="change its role in the schema")
+    return column
+
+
+def _lists(column: Column, separator: str) -> tuple[Text, npt.NDArray[np.int64]]:
+    if isinstance(column, Lists):
+        # As in a text with separators, an empty value is none.
+        there = column.values.ends > column.values.starts
+        if there.all():
+            return column.values, column.offsets
+        before = np.concatenate([[0], np.cumsum(there)])
+        return column.values.rows(there), before[column.offsets]
+    return split_values(_text(column, "multi-hot"), separator)
+
+
+def _pick_lists(values: Text, offsets: npt.NDArray[np.int64], rows: npt.NDArray[Any]) -> tuple[Text, npt.NDArray[Any]]:
+    first, lengths = offsets[rows], offsets[rows + 1] - offsets[rows]
+    picked = np.zeros(rows.size + 1, dtype=np.int64)
+    np.cumsum(lengths, out=picked[1:])
+    return values.rows(np.repeat(first - picked[:-1], lengths) + np.arange(picked[-1])), picked
+
+
+def missing_columns(needed: Sequence[str], found: Sequence[str], file: Path) -> None:
+    """Raises when a column of the schema is not in the file.
+
+    Raises:
+        DataError: Names the first missing column, and those that there are.
+    """
+    for name in needed:
+        if name not in found:
+            there = ", ".join(found[:12]) + (", …" if len(found) > 12 else "")
+            raise DataError(f"the column is missing; the file has {there or 'none'}", file=file, column=name)

@@ -1,0 +1,214 @@
+"""From checked raw values to row ids and numbers; saved beside the data, so that new files are encoded alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from slipstream.data.atomic import write_text
+from slipstream.data.chunk import Decoded, Rules
+from slipstream.data.formats import DenseTransform, FormatName
+from slipstream.data.manifest import safe_name
+from slipstream.data.schema import MAX_ROWS, FeatureInfo, Schema
+from slipstream.data.text import Text, hash_text
+from slipstream.data.vocabulary import Hashes, Lookup
+from slipstream.errors import DataError, NotPrepared
+
+ENCODER_VERSION = 1
+ENCODER = "encoder.json"
+CALENDAR_ROWS = {"hour": 25, "weekday": 8}
+"""Rows of the tables of calendar features: 24 hours, 7 weekdays, and row 0."""
+
+
+class SparseSpec(BaseModel):
+    """How a categorical, calendar or multi-hot feature becomes ids."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: Literal["vocabulary", "hash", "calendar"]
+    num_rows: int = Field(ge=1, le=MAX_ROWS)
+    """Rows of the table including row 0 (out of vocabulary; a hashed feature never uses it)."""
+    multi_hot: bool = False
+
+
+class DenseSpec(BaseModel):
+    """How a dense column is transformed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    transform: DenseTransform
+    """log1p: log(1 + max(x, 0)), as DLRM does for Criteo; standardise: (x - mean) / std; a missing value becomes 0."""
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+
+
+class EncoderSpec(BaseModel):
+    """The contents of ``encoder.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder_version: int = ENCODER_VERSION
+    format: FormatName
+    """The raw format it was fitted on."""
+    columns: Schema
+    """What the raw columns are."""
+    binary: bool
+    """Labels are 0 or 1."""
+    nan_is_missing: bool
+    sparse: tuple[SparseSpec, ...]
+    """One-hot features in the order of the ids, then multi-hot ones."""
+    dense: tuple[DenseSpec, ...]
+    min_frequency: int = Field(ge=1)
+    """Values seen less often in the fitted rows share row 0."""
+    fitted_rows: int = Field(ge=0)
+    """Rows, first in time, on which vocabularies and statistics were fitted."""
+
+
+@dataclass
+class Encoded:
+    """Rows as the store holds them."""
+
+    ids: npt.NDArray[np.int32]
+    """int32 ``[n, F]``."""
+    dense: npt.NDArray[np.float32]
+    """float32 ``[n, n_dense]``."""
+    labels: npt.NDArray[np.float32]
+    """float32 ``[n]``; ones when the data has no label."""
+    time: npt.NDArray[np.int64] | None
+    """int64 ``[n]``."""
+    bags: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]]
+    """Values int32 ``[m]`` and offsets int64 ``[n + 1]`` of each multi-hot feature."""
+
+
+class Encoder:
+    """Encodes checked rows. Unseen values get the id 0.
+
+    Args:
+        spec: What to do with which column.
+        lookups: For each feature with a vocabulary, its ids by hash.
+    """
+
+    def __init__(self, spec: EncoderSpec, lookups: dict[str, Lookup]) -> None:
+        self.spec = spec
+        self._lookups = lookups
+
+    @property
+    def features(self) -> tuple[FeatureInfo, ...]:
+        """The features of a store made with this encoder."""
+        return tuple(
+            FeatureInfo(name=sparse.name, num_rows=sparse.num_rows, multi_hot=sparse.multi_hot)
+            for sparse in self.spec.sparse
+        )
+
+    @property
+    def rules(self) -> Rules:
+        """What counts as a bad row."""
+        return Rules(self.spec.columns, self.spec.binary, self.spec.nan_is_missing)
+
+    def encode(self, rows: Decoded) -> Encoded:
+        """Encodes some rows."""
+        one_hot = [sparse for sparse in self.spec.sparse if not sparse.multi_hot]
+        ids = np.empty((len(rows), len(one_hot)), dtype=np.int32)
+        for i, sparse in enumerate(one_hot):
+            if sparse.kind == "calendar":
+                ids[:, i] = _calendar(sparse.name, rows.time)
+            else:
+                self._find(sparse, rows.hashes[i], ids[:, i])
+        bags = []
+        multi_hot = [sparse for sparse in self.spec.sparse if sparse.multi_hot]
+        for sparse, (_, hashes, offsets) in zip(multi_hot, rows.bags, strict=True):
+            values = np.empty(hashes.size, dtype=np.int32)
+            self._find(sparse, hashes, values)
+            bags.append((values, offsets))
+        dense = np.empty(rows.dense.shape, dtype=np.float32)
+        for i, column in enumerate(self.spec.dense):
+            dense[:, i] = transform(rows.dense[:, i], column)
+        labels = np.ones(len(rows), dtype=np.float32) if rows.labels is None else rows.labels
+        return Encoded(ids, dense, labels, rows.time, bags)
+
+    def _find(self, sparse: SparseSpec, hashes: Hashes, out: npt.NDArray[np.int32]) -> None:
+        if sparse.kind == "hash":
+            out[:] = hashes % np.uint64(sparse.num_rows - 1) + np.uint64(1)
+        else:
+            self._lookups[sparse.name].find(hashes, out)
+
+    def save(self, folder: Path) -> None:
+        """Writes ``encoder.json``; the vocabularies are written when they are fitted."""
+        write_text(folder / ENCODER, self.spec.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Encoder:
+        """Reads the encoder of a prepared data set.
+
+        Raises:
+            NotPrepared: The folder has no encoder (synthetic data, for one), or one of a newer version.
+            DataError: The encoder or a vocabulary is damaged.
+        """
+        folder = Path(folder)
+        path = folder / ENCODER
+        if not path.is_file():
+            raise NotPrepared("holds no encoder: it was not made from raw files", file=folder)
+        try:
+            text = path.read_text(encoding="utf-8")
+            version = _Version.model_validate_json(text).encoder_version
+            if version > ENCODER_VERSION:
+                raise NotPrepared(f"has version {version}, this slipstream reads {ENCODER_VERSION}", file=path)
+            spec = EncoderSpec.model_validate_json(text)
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise DataError("is damaged", file=path, remedy="prepare the data again") from error
+        names = [sparse.name for sparse in spec.sparse if sparse.kind == "vocabulary"]
+        return cls(spec, {name: load_lookup(folder / vocabulary_file(name)) for name in names})
+
+
+class _Version(BaseModel):
+    encoder_version: int
+
+
+def vocabulary_file(name: str) -> str:
+    """Where the vocabulary of the feature ``name`` is, below the store's folder."""
+    return f"vocabulary/{safe_name(name)}.parquet"
+
+
+def load_lookup(path: Path) -> Lookup:
+    """Reads a vocabulary.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    pieces: list[Hashes] = []
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(1 << 18, columns=["value"]):
+            text = Text.from_arrow(batch.column(0).cast(pa.string()))
+            hashes = np.empty(batch.num_rows, dtype=np.uint64)
+            hash_text(*text, hashes)
+            pieces.append(hashes)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot be read: {error}", file=path, remedy="prepare the data again") from error
+    return Lookup(np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint64))
+
+
+def transform(values: npt.NDArray[np.float64], column: DenseSpec) -> npt.NDArray[np.float64]:
+    """Transforms a dense column, float64 ``[n]``; NaN (missing) becomes 0."""
+    if column.transform == "log1p":
+        changed = np.log1p(np.maximum(values, 0))
+    elif column.transform == "standardise":
+        changed = (values - column.mean) / column.std
+    else:
+        changed = values
+    return np.nan_to_num(changed, nan=0.0)
+
+
+def _calendar(name: str, time: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+    if time is None:
+        raise DataError("needs a time", column=name)
+    # 1970-01-01 was a Thursday; Monday is 1.
+    return 1 + (time // 3600 % 24 if name == "hour" else (time // 86_400 + 3) % 7)

@@ -1,0 +1,79 @@
+"""Pairs of user and item, as collaborative filtering has them: no rating, no time, perhaps a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from slipstream.data.chunk import RawChunk
+from slipstream.data.sources import Task, arrow_chunk
+from slipstream.errors import DataError
+
+_USERS = ("user", "user_id", "userid", "uid")
+_ITEMS = ("item", "item_id", "itemid", "iid", "movie", "movie_id", "movieid")
+_PIECE = 65_536
+
+
+def pair_columns(names: Sequence[str]) -> tuple[str, str] | None:
+    """The columns of users and items among ``names``, or None."""
+    users = [name for name in names if name.lower() in _USERS]
+    items = [name for name in names if name.lower() in _ITEMS]
+    return (users[0], items[0]) if len(users) == len(items) == 1 else None
+
+
+def only_pairs(names: Sequence[str]) -> bool:
+    """Whether the columns are users, items and perhaps their split; any other may be a label or a time."""
+    return pair_columns(names) is not None and len(names) == 2 + ("split" in names)
+
+
+class PairSource:
+    """A file of pairs, held in memory (16 bytes a pair and 8 for the order).
+
+    Files of pairs are grouped by user, which no time-ordered training can use: rows come in a random, seeded order,
+    train before test.
+
+    Raises:
+        DataError: The file cannot be read or has no columns of users and items.
+    """
+
+    def __init__(self, path: Path, seed: int = 0) -> None:
+        self.files = (path,)
+        try:
+            self._table = pacsv.read_csv(path) if path.suffix in (".csv", ".gz") else pq.read_table(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"cannot be read: {error}", file=path) from error
+        names = pair_columns(self._table.column_names)
+        if names is None:
+            raise DataError(f"has no columns of users and items among {', '.join(self._table.column_names)}", file=path)
+        self.user, self.item = names
+        self._order = np.random.default_rng(seed).permutation(self._table.num_rows)
+        self.groups: dict[str, int] = {}
+        if "split" in self._table.column_names:
+            split = self._table["split"].to_numpy()
+            if not np.isin(split, (0, 1)).all():
+                raise DataError("must be 0 (train) or 1 (test)", file=path, column="split")
+            self._order = self._order[np.argsort(split[self._order], kind="stable")]
+            self.groups = {"train": int((split == 0).sum()), "test": len(split)}
+
+    def in_file_order(self) -> PairSource:
+        """The same pairs in the order of the file."""
+        other = copy(self)
+        other._order = np.arange(self._table.num_rows)
+        return other
+
+    def tasks(self, columns: Sequence[str]) -> Iterator[Task]:
+        """The pairs in their random order."""
+        for start in range(0, len(self._order), _PIECE):
+            yield lambda rows=self._order[start : start + _PIECE]: self._chunk(rows, columns)
+
+    def _chunk(self, rows: np.ndarray, columns: Sequence[str]) -> RawChunk:
+        batch = self._table.select(list(columns)).take(pa.array(rows)).combine_chunks().to_batches()[0]
+        chunk = arrow_chunk(self.files[0], batch, 1)
+        chunk.lines = rows.astype(np.int64) + 1
+        return chunk

@@ -1,0 +1,104 @@
+"""Raw files become a store: one pass fits the encoder, a second encodes, both over chunks and with bounded memory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+from slipstream.data.formats import FORMATS, open_raw
+from slipstream.data.manifest import MANIFEST
+from slipstream.data.options import PrepareOptions, negative_options
+from slipstream.data.passes import Passes
+from slipstream.data.raw_batches import encode_raw
+from slipstream.data.rewrite import rewrite, time_order
+from slipstream.data.schema import Schema
+from slipstream.data.store import Store
+from slipstream.data.writer import check_target
+
+__all__ = ["FORMATS", "PrepareOptions", "encode_raw", "open_or_prepare", "prepare"]
+
+
+def prepare(
+    source: str | Path,
+    out: str | Path,
+    *,
+    format: str | None = None,
+    schema: Schema | None = None,
+    options: PrepareOptions | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str, int], None] | None = None,
+) -> Store:
+    """Prepares raw files.
+
+    Args:
+        source: A file or folder; see :func:`~slipstream.data.formats.open_raw`.
+        out: Folder of the store.
+        format: One of ``FORMATS``; None: detected.
+        schema: What the columns are, for the formats ``csv`` and ``parquet``; None: inferred.
+        options: See :class:`PrepareOptions`.
+        overwrite: Replace a store that is already at ``out``.
+        progress: Called with the stage (``"order"``, ``"fit"``, ``"encode"``, ``"write"``) and the rows done in it.
+
+    Returns:
+        The store, opened, in time order.
+
+    Raises:
+        DataError: A file is missing, damaged or empty, or a row is malformed; ``out`` is taken.
+        ConfigError: Options that make no sense together.
+    """
+    options, out = options or PrepareOptions(), Path(out)
+    check_target(out, overwrite=overwrite)
+    data = open_raw(source, format=format, schema=schema, label_threshold=options.label_threshold, seed=options.seed)
+    negatives = negative_options(data, options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.stage-", dir=out.parent) as temporary:
+        stage = Passes(data, options, Path(temporary), progress or (lambda _stage, _rows: None))
+        encoder = stage.fit()
+        writer, rises = stage.encode(encoder, out, overwrite=overwrite)
+        splits = stage.splits
+        with writer:
+            if not rises or (negatives is not None and negatives.per_positive):
+                # What was encoded becomes the input of one more pass, which writes the store.
+                writer.path = Path(temporary) / "encoded"
+                encoded = writer.commit()
+                writer = stage.writer(encoder, out, overwrite=overwrite)
+                with writer:
+                    order = None if rises else time_order(encoded)
+                    splits = rewrite(encoded, writer, order, negatives, data.schema, splits, stage.report)
+                    return stage.commit(writer, encoder, negatives, splits)
+            return stage.commit(writer, encoder, negatives, splits)
+
+
+def open_or_prepare(
+    source: str | Path,
+    cache_dir: str | Path,
+    *,
+    format: str | None = None,
+    schema: Schema | None = None,
+    options: PrepareOptions | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> Store:
+    """Opens a prepared folder, or prepares raw files once into ``cache_dir``.
+
+    The cached store is used again as long as the files' names, sizes and times of change, and all options, are the
+    same.
+
+    Raises:
+        DataError: As :func:`prepare` and :meth:`Store.open`.
+    """
+    source, options = Path(source), options or PrepareOptions()
+    if (source / MANIFEST).is_file():
+        return Store.open(source)
+    data = open_raw(source, format=format, schema=schema, label_threshold=options.label_threshold, seed=options.seed)
+    key = sha256(json.dumps([data.format, data.schema.model_dump(mode="json")], sort_keys=True).encode())
+    key.update(options.model_dump_json(exclude={"threads"}).encode())
+    for file in data.source.files:
+        status = file.stat()
+        key.update(f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    target = Path(cache_dir) / f"{source.stem}-{key.hexdigest()[:16]}"
+    if (target / MANIFEST).is_file():
+        return Store.open(target)
+    return prepare(source, target, format=format, schema=schema, options=options, progress=progress)

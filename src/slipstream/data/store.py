@@ -1,0 +1,231 @@
+"""A prepared data set: columns in memory-mapped files.
+
+Layout of the folder (little-endian, row-major, so that a run of samples is one slice)::
+
+    store.json                     counts, features, checksums, provenance
+    ids.i32                        [N, F] row ids of the one-hot features
+    dense.f32                      [N, n_dense]
+    labels.u8 | labels.f32         [N]
+    time.i64                       [N] unix seconds, optional
+    bags/<name>.values.i32         ids of a multi-hot feature
+    bags/<name>.offsets.i64        [N + 1]
+    encoder.json, vocabulary/...   how raw values became ids; see data.encoder
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from slipstream.data.atomic import file_sha256
+from slipstream.data.batch import Bag, Batch, Inputs
+from slipstream.data.batches import Batches
+from slipstream.data.manifest import DENSE, IDS, LABELS, TIME, Manifest, bag_files, read_manifest
+from slipstream.data.schema import FeatureInfo
+from slipstream.data.writer import StoreWriter
+from slipstream.errors import ConfigError, DataError
+
+__all__ = ["Batches", "Store", "StoreWriter"]
+
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+_NUMPY = {torch.int32: np.int32, torch.int64: np.int64, torch.float32: np.float32, torch.uint8: np.uint8}
+
+
+class _Column:
+    """A memory-mapped file as an array and a tensor over the same bytes; ``shape`` is that of the array."""
+
+    def __init__(self, path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        self.map: mmap.mmap | None = None
+        size = path.stat().st_size
+        if size:
+            with path.open("rb") as file:
+                # Private: a stray write into a batch changes neither the file nor kills the process, as it would in a
+                # read-only map. Without reservation: else the kernel refuses to map a file larger than the memory in
+                # this way.
+                self.map = mmap.mmap(
+                    file.fileno(), size, flags=mmap.MAP_PRIVATE | _NORESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+                )
+            flat = np.frombuffer(self.map, dtype=_NUMPY[dtype])
+        else:
+            flat = np.empty(0, dtype=_NUMPY[dtype])
+        self.array: npt.NDArray[np.generic] = flat.reshape(shape)
+        self.tensor: Tensor = torch.from_numpy(self.array)
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Asks the kernel to read the rows ``start`` to ``stop`` in the background."""
+        if self.map is None:
+            return
+        stride = self.array.strides[0]
+        first = start * stride // mmap.PAGESIZE * mmap.PAGESIZE
+        self.map.madvise(mmap.MADV_WILLNEED, first, min(stop * stride, len(self.map)) - first)
+
+
+class Store:
+    """A prepared data set of ``N`` samples, memory-mapped; ``prepare`` or a ``StoreWriter`` makes one."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.features: tuple[FeatureInfo, ...] = manifest.features
+        self.one_hot = tuple(feature for feature in manifest.features if not feature.multi_hot)
+        self.multi_hot = tuple(feature for feature in manifest.features if feature.multi_hot)
+        self.num_samples: int = manifest.num_samples
+        n = self.num_samples
+        self.num_dense: int = len(manifest.dense)
+        self.fingerprint: str = manifest.fingerprint
+        self._ids = _Column(path / IDS, torch.int32, (n, len(self.one_hot)))
+        self._dense = _Column(path / DENSE, torch.float32, (n, self.num_dense))
+        label_dtype = torch.uint8 if manifest.label_dtype == "uint8" else torch.float32
+        self._labels = _Column(path / LABELS[manifest.label_dtype], label_dtype, (n,))
+        self._time = _Column(path / TIME, torch.int64, (n,)) if manifest.has_time else None
+        self._bags: list[tuple[_Column, _Column]] = []
+        for feature in self.multi_hot:
+            values, offsets = bag_files(feature.name)
+            ends = _Column(path / offsets, torch.int64, (n + 1,))
+            size = manifest.files[values].size
+            if 4 * int(ends.tensor[-1]) != size:
+                raise DataError("offsets and values disagree", file=path / offsets, remedy="prepare the data again")
+            self._bags.append((_Column(path / values, torch.int32, (size // 4,)), ends))
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = False) -> Store:
+        """Opens a prepared data set.
+
+        Args:
+            path: Its folder.
+            verify: Also read every file and compare its checksum; the sizes are always compared.
+
+        Raises:
+            NotPrepared: The folder holds no prepared data set, or one of a newer format.
+            DataError: A file is missing, or has the wrong size or checksum.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        sizes = manifest.expected_sizes()
+        for feature in manifest.features:
+            if feature.multi_hot:
+                sizes.setdefault(bag_files(feature.name)[0], -1)
+        for name in sizes.keys() | manifest.files.keys():
+            file = path / name
+            if name not in manifest.files or not file.is_file():
+                raise DataError("is missing", file=file, remedy="prepare the data again")
+            listed, found = manifest.files[name].size, file.stat().st_size
+            if found != listed or sizes.get(name, -1) not in (-1, found):
+                raise DataError(
+                    f"has {found:,} bytes instead of {listed:,}", file=file, remedy="prepare the data again"
+                )
+            if verify and file_sha256(file) != manifest.files[name].sha256:
+                raise DataError("its checksum is wrong", file=file, remedy="prepare the data again")
+        return cls(path, manifest)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    @property
+    def ids(self) -> Tensor:
+        """int32 ``[N, F]``, a view of the memory map."""
+        return self._ids.tensor
+
+    @property
+    def dense(self) -> Tensor:
+        """float32 ``[N, n_dense]``, a view of the memory map."""
+        return self._dense.tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """uint8 or float32 ``[N]``, a view of the memory map."""
+        return self._labels.tensor
+
+    @property
+    def time(self) -> Tensor | None:
+        """int64 ``[N]`` unix seconds, a view of the memory map; None when the data has no time."""
+        return None if self._time is None else self._time.tensor
+
+    @property
+    def bags(self) -> tuple[Bag, ...]:
+        """The multi-hot features over all samples, views of the memory map."""
+        return tuple(Bag(values.tensor, offsets.tensor) for values, offsets in self._bags)
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """The samples ``start`` to ``stop``; ids, dense values and bag values are views.
+
+        Raises:
+            ConfigError: The range is not within the store.
+        """
+        if not 0 <= start <= stop <= self.num_samples:
+            raise ConfigError(f"samples {start} to {stop} are not within the store's {self.num_samples}")
+        return Batch(
+            Inputs(self.dense[start:stop], self.ids[start:stop], tuple(bag.narrow(start, stop) for bag in self.bags)),
+            torch.from_numpy(self._labels.array[start:stop].astype(np.float32)),
+            torch.from_numpy(np.arange(start, stop, dtype=np.int64)),
+            torch.from_numpy(np.ones(stop - start, dtype=np.float32)),
+            None if self._time is None else self._time.tensor[start:stop],
+        )
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Batch:
+        """The samples ``rows`` (int64 ``[B]``, each within the store), copied on the calling thread alone."""
+        return Batch(
+            Inputs(
+                torch.from_numpy(_gather(self._dense.array, rows)),
+                torch.from_numpy(_gather(self._ids.array, rows)),
+                tuple(_gather_bags(values.array, offsets.array, rows) for values, offsets in self._bags),
+            ),
+            torch.from_numpy(_gather(self._labels.array, rows).astype(np.float32)),
+            torch.from_numpy(rows),
+            torch.from_numpy(np.ones(rows.size, dtype=np.float32)),
+            None if self._time is None else torch.from_numpy(_gather(self._time.array, rows)),
+        )
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        shuffle_seed: int | None = None,
+        drop_last: bool = False,
+        prefetch: int = 2,
+    ) -> Batches:
+        """The samples ``start`` to ``stop`` as batches.
+
+        Args:
+            batch_size: Samples a batch.
+            start: First sample.
+            stop: First sample that no longer belongs; None: the end.
+            shuffle_seed: None: in order. Else the seed of the order.
+            drop_last: Leave out a last batch that is not full.
+            prefetch: Pieces to prepare ahead of the training; 0 does everything in the calling thread.
+
+        Raises:
+            ConfigError: A number is out of range.
+        """
+        return Batches(
+            self, batch_size, start=start, stop=stop, shuffle_seed=shuffle_seed, drop_last=drop_last, prefetch=prefetch
+        )
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Asks the kernel to read the samples ``start`` to ``stop`` in the background."""
+        for column in (self._ids, self._dense, self._labels, self._time, *(offsets for _, offsets in self._bags)):
+            if column is not None:
+                column.read_ahead(start, stop)
+
+
+def _gather(source: npt.NDArray[np.generic], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.generic]:
+    # "clip" because the default mode checks and buffers, which is several times slower; the callers' rows are within
+    # range.
+    return np.take(source, rows, axis=0, mode="clip") if rows.size else source[:0].copy()
+
+
+def _gather_bags(values: npt.NDArray[np.generic], offsets: npt.NDArray[np.generic], rows: npt.NDArray[np.int64]) -> Bag:
+    first = _gather(offsets, rows).astype(np.int64)
+    lengths = _gather(offsets, rows + 1).astype(np.int64) - first
+    starts = np.zeros(rows.size + 1, dtype=np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    source = np.repeat(first - starts[:-1], lengths) + np.arange(starts[-1])
+    return Bag(torch.from_numpy(_gather(values, source)), torch.from_numpy(starts))

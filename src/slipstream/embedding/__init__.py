@@ -1,0 +1,25 @@
+"""Tables and the modules that look them up."""
+
+from slipstream.embedding.collection import EmbeddingCollection, PlainEmbeddingCollection, TableConfig
+from slipstream.embedding.convert import Finding, check, convert, tables
+from slipstream.embedding.memory import mapped_table
+from slipstream.embedding.modules import Embedding, EmbeddingBag
+from slipstream.embedding.row_gradient import RowGradient
+from slipstream.embedding.table import FROZEN, OPEN, Table
+
+__all__ = [
+    "FROZEN",
+    "OPEN",
+    "Embedding",
+    "EmbeddingBag",
+    "EmbeddingCollection",
+    "Finding",
+    "PlainEmbeddingCollection",
+    "RowGradient",
+    "Table",
+    "TableConfig",
+    "check",
+    "convert",
+    "mapped_table",
+    "tables",
+]

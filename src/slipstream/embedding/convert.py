@@ -1,0 +1,121 @@
+"""``convert``: swap the embedding modules of any model for ours; ``check``: what would not work, by module name."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from torch import nn
+
+from slipstream.embedding.collection import EmbeddingCollection
+from slipstream.embedding.memory import advise_huge_pages
+from slipstream.embedding.modules import Embedding, EmbeddingBag, _OneTable, refuse_unsupported
+from slipstream.embedding.table import Table
+from slipstream.errors import UnsupportedOption
+
+_REPLACEMENT: dict[type[nn.Module], type[Embedding | EmbeddingBag]] = {
+    nn.Embedding: Embedding,
+    nn.EmbeddingBag: EmbeddingBag,
+}
+
+_ITSELF = "(the model itself)"
+
+
+class Finding(NamedTuple):
+    """Something that ``check`` found.
+
+    Attributes:
+        module: The module's name in the model.
+        problem: What is the matter.
+        severity: ``error``: ``convert`` refuses; ``note``: the module stays as it is.
+    """
+
+    module: str
+    problem: str
+    severity: Literal["error", "note"]
+
+
+def check(model: nn.Module) -> list[Finding]:
+    """What ``convert`` would refuse or leave alone, one finding a module.
+
+    An empty list means that every embedding can be converted.
+    """
+    findings: list[Finding] = []
+    for name, module in model.named_modules():
+        if type(module) in _REPLACEMENT:
+            assert isinstance(module, nn.Embedding | nn.EmbeddingBag)
+            try:
+                refuse_unsupported(module)
+            except UnsupportedOption as error:
+                findings.append(Finding(name or _ITSELF, str(error), "error"))
+        elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and not isinstance(module, _OneTable):
+            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            findings.append(
+                Finding(name, f"{kind} is a subclass with a forward of its own; it is left as it is", "note")
+            )
+    return findings
+
+
+def convert(model: nn.Module, *, strict: bool = True) -> nn.Module:
+    """Swap every ``nn.Embedding`` and ``nn.EmbeddingBag`` for ours, in place.
+
+    Exactly these types, not subclasses; in nested containers, under several names and with tied weights too.
+    Parameters stay the same objects with the same ``state_dict`` keys, so an optimizer made before keeps them, though
+    only ``slipstream.optim`` can use their gradients.
+
+    Args:
+        model: Any module. If it is an embedding itself, the converted one is returned.
+        strict: Raise where a module cannot be converted; otherwise leave it as it is.
+
+    Returns:
+        The model.
+
+    Raises:
+        UnsupportedOption: Names the modules that cannot be converted.
+    """
+    errors = [finding for finding in check(model) if finding.severity == "error"]
+    if errors and strict:
+        listed = "; ".join(f"{finding.module}: {finding.problem}" for finding in errors)
+        raise UnsupportedOption(f"cannot convert {listed}", remedy="see slipstream.check(model), or pass strict=False")
+    refused_names = {finding.module for finding in errors}
+    refused = {id(module) for name, module in model.named_modules() if (name or _ITSELF) in refused_names}
+    by_weight = {id(table.weight): table for table in tables(model).values()}  # tied weights share one table
+    by_module: dict[int, nn.Module] = {}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    if type(model) in _REPLACEMENT and id(model) not in refused:
+        return _converted(model, by_weight, names)
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() leaves out a module's second name
+            if child is None:
+                continue
+            if type(child) in _REPLACEMENT and id(child) not in refused:
+                if id(child) not in by_module:
+                    by_module[id(child)] = _converted(child, by_weight, names)
+                setattr(parent, name, by_module[id(child)])
+    return model
+
+
+def _converted(module: nn.Module, by_weight: dict[int, Table], names: dict[int, str]) -> nn.Module:
+    new = _REPLACEMENT[type(module)].__new__(_REPLACEMENT[type(module)])
+    new.__dict__.update(module.__dict__)  # parameters, hooks and settings stay the same objects
+    weight = new.weight
+    table = by_weight.setdefault(id(weight), Table(weight, names.get(id(weight), "weight")))
+    advise_huge_pages(weight.data, collapse=True)
+    new._adopt(table)
+    return new
+
+
+def tables(model: nn.Module) -> dict[str, Table]:
+    """The tables of a model by parameter name; a tied one under its first name."""
+    found: dict[int, Table] = {}
+    for module in model.modules():
+        if isinstance(module, _OneTable):
+            found.setdefault(id(module.weight), module.table)
+        elif isinstance(module, EmbeddingCollection):
+            for table in module.table_of.values():
+                found.setdefault(id(table.weight), table)
+    result: dict[str, Table] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in found:
+            found[id(parameter)].name = name
+            result[name] = found[id(parameter)]
+    return result

@@ -1,0 +1,77 @@
+"""Memory of tables: huge pages where the system offers them, files for tables larger than memory."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slipstream.errors import ConfigError
+
+HUGE_FROM = 8 << 20
+"""Bytes from which huge pages are asked for."""
+_HUGE_PAGE = 2 << 20
+_COLLAPSE = 25  # MADV_COLLAPSE, Linux 6.1 and later; mmap has no name for it
+
+
+@cache
+def _madvise() -> Any:
+    function = getattr(ctypes.CDLL(None), "madvise", None)
+    if function is None or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function
+
+
+def advise_huge_pages(tensor: Tensor, *, collapse: bool = False) -> Tensor:
+    """Ask the system to back a large tensor by huge pages.
+
+    Every lookup in a large table of small pages misses the cache of page addresses. A hint: refusal changes nothing.
+
+    Args:
+        tensor: Any CPU tensor; small ones are left alone.
+        collapse: Also convert the pages already written (Linux 6.1 and later).
+    """
+    madvise = _madvise()
+    if madvise is not None and tensor.device.type == "cpu" and tensor.nbytes >= HUGE_FROM and tensor.is_contiguous():
+        start = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
+        length = (tensor.data_ptr() + tensor.nbytes - start) // _HUGE_PAGE * _HUGE_PAGE
+        if length > 0:
+            madvise(start, length, mmap.MADV_HUGEPAGE)
+            if collapse:
+                madvise(start, length, _COLLAPSE)
+    return tensor
+
+
+def empty_table(rows: int, dim: int, device: Any = None) -> Tensor:
+    """Uninitialised float32 [rows, dim] on huge pages."""
+    return advise_huge_pages(torch.empty(rows, dim, dtype=torch.float32, device=device))
+
+
+def zeros_like_table(weight: Tensor, *, rowwise: bool = False) -> Tensor:
+    """Optimizer state of a table: zeros [R, D], or [R] with ``rowwise``."""
+    shape = weight.shape[:1] if rowwise else weight.shape
+    return advise_huge_pages(torch.empty(shape, dtype=weight.dtype, device=weight.device)).zero_()
+
+
+def mapped_table(path: Path | str, rows: int, dim: int) -> Tensor:
+    """A table, float32 [rows, dim], that lives in a file, made (as zeros) if it is not there.
+
+    Writes go to the file; only pages in use take memory.
+
+    Raises:
+        ConfigError: The file has another size.
+    """
+    path = Path(path)
+    size = rows * dim * 4
+    if path.exists() and path.stat().st_size != size:
+        raise ConfigError(
+            f"{path} has {path.stat().st_size} bytes, a table of {rows} x {dim} float32 has {size}",
+            remedy="pass the sizes that the file was made with",
+        )
+    return torch.from_file(str(path), shared=True, size=rows * dim, dtype=torch.float32).view(rows, dim)

@@ -1,0 +1,180 @@
+"""A table: weights and what is kept per row beside them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from slipstream.embedding.row_gradient import RowGradient
+from slipstream.errors import ConfigError
+from slipstream.kernels.types import Lookups, RowGradients
+
+OPEN = 255
+"""Gate of a row that every step updates."""
+FROZEN = 0
+"""Gate of a row that no step updates."""
+
+
+class _Probe:
+    """Counts references as :meth:`Table.receive` does; the number differs between versions of Python."""
+
+    def __init__(self) -> None:
+        self._spare: object = object()
+
+    def count(self) -> int:
+        gradient = self._spare
+        return sys.getrefcount(gradient)
+
+
+_UNSHARED = _Probe().count()
+"""References to a spare gradient that nobody else holds."""
+
+Listener = Callable[["Table", Tensor], None]
+
+
+class Table:
+    """Weights [R, D] with a gate per row, and counts of the work done and skipped.
+
+    Attributes:
+        name: The weight's parameter name, for messages.
+        weight: The parameter.
+        gate: uint8 [R], or None while every row is open. 255: each step updates the row; 0: frozen; g between:
+            updated with probability g / 256 a step.
+        listeners: Called in every backward pass with (table, ids) of its lookups, those of gated rows included; ids
+            are integers of any shape.
+        lookups: Row lookups that optimizer steps consumed.
+        skipped: Those of them whose update the gate skipped.
+    """
+
+    def __init__(self, weight: nn.Parameter, name: str = "") -> None:
+        self.name = name
+        self.weight = weight
+        self.gate: Tensor | None = None
+        self.listeners: list[Listener] = []
+        self.lookups = 0
+        self.skipped = 0
+        self._spare: RowGradient | None = None  # used again from step to step
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return self.weight.shape[0]
+
+    def open_gate(self) -> Tensor:
+        """The gate, made (all rows open) if there is none yet."""
+        if self.gate is None:
+            self.gate = torch.full((self.num_rows,), OPEN, dtype=torch.uint8, device=self.weight.device)
+        return self.gate
+
+    def set_gate(self, gate: Tensor | None) -> None:
+        """Replace the gate.
+
+        Raises:
+            ConfigError: It is not uint8 [R].
+        """
+        if gate is not None and (gate.dtype != torch.uint8 or gate.shape != (self.num_rows,)):
+            raise ConfigError(
+                f"gate of table {self.name!r} is {gate.dtype} {tuple(gate.shape)}, must be uint8 ({self.num_rows},)"
+            )
+        self.gate = None if gate is None else gate.to(self.weight.device).contiguous()
+
+    def receive(self, block: RowGradients, features: tuple[int, ...]) -> None:
+        """Take the row gradients of one backward pass into ``weight.grad``."""
+        weight = self.weight
+        grad = weight.grad
+        if type(grad) is RowGradient:
+            grad.add_block(block, features)
+            return
+        gradient = self._spare
+        if (
+            gradient is None
+            or sys.getrefcount(gradient) > _UNSHARED
+            or gradient.dtype != weight.dtype
+            or gradient.device != weight.device
+            or gradient.size(0) != weight.size(0)
+        ):
+            gradient = self._spare = RowGradient(self)
+        gradient.start(block, features, grad)
+        weight.grad = gradient
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and saved models keep: not the listeners, which belong to a running policy."""
+        return self.__dict__ | {"listeners": [], "_spare": None}
+
+    def __repr__(self) -> str:
+        """Name and size."""
+        return f"Table({self.name!r}, rows={self.num_rows}, dim={self.weight.shape[1]})"
+
+
+class Site:
+    """A place in a model that looks tables up: what the backward operator hands its gradients to.
+
+    Compiled graphs can hold numbers but not objects, so a site has a handle by which the operator finds it.
+    """
+
+    _handles: ClassVar[itertools.count[int]] = itertools.count(1)
+    _alive: ClassVar[weakref.WeakValueDictionary[int, Site]] = weakref.WeakValueDictionary()
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self.tables = tuple(tables)
+        self._take_handle()
+
+    def _take_handle(self) -> None:
+        self.token = torch.zeros(1, requires_grad=True)
+        self.frozen_token = torch.zeros(1)
+        self.handle = next(self._handles)
+        self._alive[self.handle] = self
+        readers: dict[int, list[int]] = {}
+        for feature, table in enumerate(self.tables):
+            readers.setdefault(id(table), []).append(feature)
+        self._readers = [(self.tables[features[0]], tuple(features)) for features in readers.values()]
+
+    @classmethod
+    def of(cls, handle: int) -> Site:
+        """The site with a handle."""
+        return cls._alive[handle]
+
+    def with_weight(self, weight: nn.Parameter) -> Site:
+        """The one-table site of a module whose weight became another parameter; a tied table stays with the others."""
+        (table,) = self.tables
+        if sum(table in site.tables for site in list(self._alive.values())) == 1:
+            table.weight = weight
+            return self
+        own = copy.copy(table)
+        own.weight = weight
+        return Site([own])
+
+    def receive(self, lookups: Lookups, grad: Tensor) -> None:
+        """Hand the gradient [B, F, D] of the pooled output to the tables that are trained."""
+        block = RowGradients(lookups, grad.detach(), (), lookups.version())
+        for table, features in self._readers:
+            if table.weight.requires_grad:
+                table.receive(block, features)
+            for listener in table.listeners:
+                listener(table, _ids_of(lookups, features))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The tables: copies and loaded models get handles of their own."""
+        return {"tables": self.tables}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a new handle."""
+        self.tables = state["tables"]
+        self._take_handle()
+
+
+def _ids_of(lookups: Lookups, features: tuple[int, ...]) -> Tensor:
+    if lookups.offsets is None:
+        return lookups.ids[:, features[0]] if len(features) == 1 else lookups.ids[:, list(features)]
+    if lookups.num_features == 1:
+        return lookups.ids
+    size = lookups.batch_size
+    ends = lookups.offsets[:: max(size, 1)].tolist()
+    return torch.cat([lookups.ids[ends[f] : ends[f + 1]] for f in features])

@@ -1,0 +1,68 @@
+"""Typed errors: one line that says what is wrong, where, and what to do.
+
+Everything the library raises on bad input derives from :class:`SlipstreamError`; the command line prints it as one
+line and exits with code 2.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class SlipstreamError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: What is wrong.
+        remedy: What the user can do about it.
+    """
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        self.message = message
+        self.remedy = remedy
+        super().__init__(f"{message}; {remedy}" if remedy else message)
+
+
+class ConfigError(SlipstreamError, ValueError):
+    """A setting is out of range, or two settings make no sense together."""
+
+
+class UnsupportedOption(SlipstreamError, ValueError):
+    """An option of a PyTorch module or optimizer that row gradients cannot honour."""
+
+
+class DataError(SlipstreamError, ValueError):
+    """A data file cannot be used as it is.
+
+    Args:
+        message: What is wrong.
+        file: The file in which it was found.
+        line: The 1-based line (text formats) or row (binary formats).
+        column: The name of the column.
+        remedy: What the user can do about it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | Path | None = None,
+        line: int | None = None,
+        column: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.file = Path(file) if file is not None else None
+        self.line = line
+        self.column = column
+        where = ":".join(str(part) for part in (file, line) if part is not None)
+        if column is not None:
+            where = f"{where}, column {column!r}" if where else f"column {column!r}"
+        super().__init__(f"{where}: {message}" if where else message, remedy=remedy)
+
+
+class IndexOutOfRange(SlipstreamError, IndexError):
+    """An id is outside its table."""
+
+
+class NotPrepared(DataError):
+    """A folder is not a prepared data set, or was made by a newer version."""

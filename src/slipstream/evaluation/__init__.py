@@ -1,0 +1,29 @@
+"""How good predictions are: ranking of labels, log-loss, calibration, by popularity, and ranked lists."""
+
+from slipstream.evaluation.metrics import Scores, auc, calibration, log_loss, score
+from slipstream.evaluation.popularity import BUCKETS, access_counts, popularity_buckets, score_by_popularity
+from slipstream.evaluation.popularity_profile import popularity_profile
+from slipstream.evaluation.prequential import CurvePoint, learning_curve
+from slipstream.evaluation.ranking import RankingScores, coverage, gini, ndcg_at_k, rank_items, recall_at_k, score_lists
+
+__all__ = [
+    "BUCKETS",
+    "CurvePoint",
+    "RankingScores",
+    "Scores",
+    "access_counts",
+    "auc",
+    "calibration",
+    "coverage",
+    "gini",
+    "learning_curve",
+    "log_loss",
+    "ndcg_at_k",
+    "popularity_buckets",
+    "popularity_profile",
+    "rank_items",
+    "recall_at_k",
+    "score",
+    "score_by_popularity",
+    "score_lists",
+]

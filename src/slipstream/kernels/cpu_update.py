@@ -1,0 +1,326 @@
+"""The fused row update on the CPU: gate, de-duplicate, reduce, apply the optimizer, write, in one pass.
+
+Work is shared out as items (table, part): an item owns the rows of its table whose hash falls into its part, so each
+row belongs to exactly one thread. An item
+
+1. scans its table's lookups in sample order, keeps those whose row is its own and whose gate is open, and finds
+   duplicates by a hash table of the batch's size (it stays in cache; nothing is kept per row);
+2. sums the gradients of each row in sample order, while the gradients to come are prefetched;
+3. updates each row, while the rows to come are prefetched.
+
+The order of every sum is that of the samples, so results are bit-identical for any number of threads and parts.
+"""
+
+# Numba compiles what pyright cannot follow: intrinsics take fewer arguments than their definitions show.
+# pyright: basic, reportCallIssue=false, reportPrivateImportUsage=false, reportReturnType=false
+# pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false, reportArgumentType=false
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numba import carray, types
+
+from slipstream.kernels.hashing import KEY_FACTOR, MIX_1, MIX_2
+from slipstream.kernels.intrinsics import (
+    address_of,
+    fetch_add,
+    load_f32,
+    load_i32,
+    load_i64,
+    load_u8,
+    pointer_f64,
+    pointer_i64,
+    prefetch_read,
+    prefetch_write,
+    store_f32,
+    store_i32,
+)
+from slipstream.kernels.row_ops import (
+    adagrad_row,
+    adam_row,
+    add_row,
+    momentum_row,
+    scale_row,
+    sgd_row,
+    squared_norm,
+)
+from slipstream.kernels.sources import digest
+from slipstream.kernels.types import Rule
+
+AHEAD = 8
+"""Rows by which prefetching runs ahead of the update."""
+GATE_AHEAD = 16
+"""Samples by which prefetching of gates runs ahead."""
+GRAD_AHEAD = 16
+"""Lookups by which prefetching of gradients runs ahead of their sum."""
+
+ARGUMENTS = np.dtype(
+    [
+        ("counter", "i8"),  # address of the int64 that hands out items
+        ("num_items", "i8"),
+        ("parts", "i8"),  # of each table; a power of two
+        ("tables", "i8"),  # address of int64 [T, 10], see TABLE_FIELDS
+        ("scales", "i8"),  # address of float32 [T]
+        ("blocks", "i8"),  # address of int64 [S, 12], see BLOCK_FIELDS: S features of forward passes, sorted by table
+        ("max_lookups", "i8"),  # of a table
+        ("counts", "i8"),  # address of int64 [num_items, 4]: lookups, skipped, rows, lookups outside the table
+        ("norms", "i8"),  # address of float64 [num_items]: sum of squares (rule NORM)
+        ("dim", "i8"),
+        ("step", "i8"),
+        ("step_hash", "u8"),  # the part of the gate's hash that all rows share, before the table's seed
+        ("decoupled", "i8"),
+        ("lr", "f4"),
+        ("eps", "f4"),
+        ("beta1", "f4"),
+        ("beta2", "f4"),
+        ("one_minus_beta1", "f4"),  # rounded from float64, as torch does
+        ("one_minus_beta2", "f4"),
+        ("weight_decay", "f4"),
+        ("shrink", "f4"),  # 1 - lr * weight_decay
+        ("step_size", "f4"),  # Adam: lr * sqrt(1 - beta2^step) / (1 - beta1^step)
+    ],
+    align=True,
+)
+_RECORD = numba.from_dtype(ARGUMENTS)
+
+TABLE_FIELDS = ("weight", "rows", "first", "second", "gate", "last_step", "seed_hash", "first_block", "end_block", "_")
+"""Addresses (0 for none), number of rows, hash of the seed, and the table's range of blocks."""
+BLOCK_FIELDS = (
+    "ids", "wide", "id_stride", "offsets", "batch_size", "grad", "grad_stride", "sample_weights", "mean", "padding",
+    "lookups", "table",
+)  # fmt: skip
+"""Lookups of one feature in one forward pass.
+
+Without offsets one a sample; strides in elements; with offsets ``offsets`` is the address of the feature's B + 1.
+"""
+_TABLE, _BLOCK = len(TABLE_FIELDS), len(BLOCK_FIELDS)
+
+
+@numba.njit(inline="always")
+def _mix(row: int, salt: int) -> int:
+    x = np.uint64(row) * np.uint64(KEY_FACTOR) + np.uint64(salt)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX_1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX_2)
+    return x ^ (x >> np.uint64(31))
+
+
+@numba.njit(inline="always")
+def _spread(row: int) -> int:
+    """32 well-mixed bits of a row, for parts and the hash table (cheaper than the gate's hash)."""
+    return (np.uint64(row) * np.uint64(KEY_FACTOR)) >> np.uint64(32)
+
+
+@numba.njit(inline="always")
+def _load_id(base: int, wide: int, index: int) -> int:
+    return load_i64(base, index) if wide else np.int64(load_i32(base, index))
+
+
+@numba.njit(cache=True)
+def _gate_is_open(gate: int, row: int, salt: int) -> bool:
+    value = load_u8(gate, row)
+    if value == 255 or value == 0:
+        return value == 255
+    return (_mix(row, salt) >> np.uint64(56)) < np.uint64(value)
+
+
+@numba.njit(inline="always")
+def _collect(
+    blocks: int,
+    table: Any,
+    part: int,
+    part_shift: int,
+    salt: int,
+    rows: Any,
+    owners: Any,
+    sources: Any,
+    factors: Any,
+    slots: Any,
+    counts: Any,
+) -> Any:
+    """Step 1: the lookups of an item that update a row, and their distinct ``rows``.
+
+    For each lookup, in sample order, ``owners`` holds the position of its row, ``sources`` the address of its gradient
+    and ``factors`` its factor. Returns the number of lookups and of rows.
+    """
+    num_rows, gate = table[1], table[4]
+    lookups, skipped, bad, used, unique = 0, 0, 0, 0, 0
+    one_part = part_shift >= 32
+    total = 0
+    for s in range(table[7], table[8]):
+        total += load_i64(blocks + s * _BLOCK * 8, 10)
+    bits = 1
+    while (1 << bits) < 2 * total:
+        bits += 1
+    mask = np.uint64((1 << bits) - 1)
+    direct = num_rows <= (1 << bits)  # the ids of a small table need no hash
+    slots[: 1 << bits] = -1
+    for s in range(table[7], table[8]):
+        base = blocks + s * _BLOCK * 8
+        ids, wide, id_stride, offsets = load_i64(base, 0), load_i64(base, 1), load_i64(base, 2), load_i64(base, 3)
+        batch, grad, grad_bytes = load_i64(base, 4), load_i64(base, 5), load_i64(base, 6) * 4
+        sample_weights, mean, padding = load_i64(base, 7), load_i64(base, 8), load_i64(base, 9)
+        for b in range(batch):
+            begin, end = b, b + 1
+            share = np.float32(1.0)
+            if offsets != 0:
+                begin, end = load_i64(offsets, b), load_i64(offsets, b + 1)
+                if mean != 0 and end - begin > 1:
+                    in_bag = 0
+                    for j in range(begin, end):
+                        in_bag += _load_id(ids, wide, j * id_stride) != padding
+                    share = np.float32(1.0) / np.float32(max(in_bag, 1))
+            if gate != 0 and offsets == 0 and b + GATE_AHEAD < batch:
+                soon = _load_id(ids, wide, (b + GATE_AHEAD) * id_stride)
+                if 0 <= soon < num_rows:
+                    prefetch_read(gate + soon)
+            for j in range(begin, end):
+                row = _load_id(ids, wide, j * id_stride)
+                if row == padding:
+                    continue
+                if row < 0 or row >= num_rows:
+                    bad += 1
+                    continue
+                spread = _spread(row)
+                if not one_part and spread >> np.uint64(part_shift) != np.uint64(part):
+                    continue
+                lookups += 1
+                if gate != 0 and not _gate_is_open(gate, row, salt):
+                    skipped += 1
+                    continue
+                slot = np.uint64(row) if direct else spread & mask
+                while True:
+                    u = slots[slot]
+                    if u < 0:
+                        u = unique
+                        slots[slot] = u
+                        rows[u] = row
+                        unique += 1
+                        break
+                    if rows[u] == row:
+                        break
+                    slot = (slot + np.uint64(1)) & mask
+                owners[used] = u
+                sources[used] = grad + b * grad_bytes
+                factors[used] = share if sample_weights == 0 else share * load_f32(sample_weights, j)
+                used += 1
+    counts[0], counts[1], counts[2], counts[3] = lookups, skipped, unique, bad
+    return used, unique
+
+
+@cache
+def update_worker(rule: int, dim: int) -> Any:
+    """The worker for one rule and rows of ``dim`` elements, compiled once (and kept on disk).
+
+    ``dim`` 0 reads it from the arguments.
+    """
+    fixed_dim = np.int64(dim)
+    source_digest = digest()
+    norm, sgd, adagrad = rule == Rule.NORM, rule == Rule.SGD, rule == Rule.ADAGRAD
+    rowwise, adam = rule == Rule.ROWWISE_ADAGRAD, rule == Rule.ADAM
+
+    def worker(pointer: Any) -> None:
+        _ = source_digest  # part of the cache's key
+        a = carray(pointer, 1)[0]
+        # Local copies: what is read through the record might alias what is written, and would keep loops from
+        # being vectorised.
+        width = fixed_dim if fixed_dim > 0 else np.int64(a.dim)
+        row_bytes = width * 4
+        counter, num_items, parts, tables, scales, blocks = (
+            a.counter,
+            a.num_items,
+            a.parts,
+            a.tables,
+            a.scales,
+            a.blocks,
+        )
+        lr, eps, beta1, beta2, decay, step = a.lr, a.eps, a.beta1, a.beta2, a.weight_decay, a.step
+        fresh1, fresh2, shrink, step_size = a.one_minus_beta1, a.one_minus_beta2, a.shrink, a.step_size
+        decoupled = a.decoupled != 0
+        counts = carray(pointer_i64(a.counts), (num_items, 4))
+        norms = carray(pointer_f64(a.norms), num_items)
+        part_shift = 32
+        while (1 << (32 - part_shift)) < parts:
+            part_shift -= 1
+        size = a.max_lookups
+        rows, owners = np.empty(size, np.int64), np.empty(size, np.int32)
+        sources, factors = np.empty(size, np.int64), np.empty(size, np.float32)
+        sums = np.empty(size * width, np.float32)
+        sums_address = address_of(sums)
+        slots = np.empty(4 * size + 4, np.int32)
+        while True:
+            item = fetch_add(counter, 1)
+            if item >= num_items:
+                break
+            t = item // parts
+            table = carray(pointer_i64(tables + t * _TABLE * 8), _TABLE)
+            salt = np.uint64(a.step_hash) + np.uint64(table[6])
+            used, unique = _collect(
+                blocks, table, item % parts, part_shift, salt, rows, owners, sources, factors, slots, counts[item]
+            )
+            sums[: unique * width] = 0
+            for e in range(used):
+                if e + GRAD_AHEAD < used:
+                    for line in range(0, row_bytes, 64):
+                        prefetch_read(sources[e + GRAD_AHEAD] + line)
+                add_row(width, (sums_address + owners[e] * row_bytes, sources[e], factors[e]))
+            scale = load_f32(scales, t)
+            weight, first, second, last_step = table[0], table[2], table[3], table[5]
+            for u in range(unique):
+                if u + AHEAD < unique and not norm:
+                    soon = rows[u + AHEAD] * row_bytes
+                    for line in range(0, row_bytes, 64):
+                        prefetch_write(weight + soon + line)
+                    if rowwise:
+                        prefetch_write(first + rows[u + AHEAD] * 4)
+                    if (sgd and first != 0) or adagrad or adam:
+                        for line in range(0, row_bytes, 64):
+                            prefetch_write(first + soon + line)
+                    if adam:
+                        for line in range(0, row_bytes, 64):
+                            prefetch_write(second + soon + line)
+                g = sums_address + u * row_bytes
+                if scale != np.float32(1.0):
+                    scale_row(width, (g, scale))
+                if norm:
+                    norms[item] += squared_norm(width, (g,))
+                    continue
+                row = rows[u]
+                w = weight + row * row_bytes
+                waited = np.float64(0.0)
+                if last_step != 0:
+                    waited = np.float64(max(step - 1 - np.int64(load_i32(last_step, row)), 0))
+                    store_i32(last_step, row, np.int32(step))
+                if decoupled:
+                    keep = shrink
+                    if waited > 0:
+                        keep = np.float32(math.pow(np.float64(shrink), waited + 1.0))
+                    scale_row(width, (w, keep))
+                elif decay != np.float32(0.0):
+                    add_row(width, (g, w, decay))
+                if sgd:
+                    if first != 0:
+                        keep = beta1
+                        if waited > 0:
+                            keep = np.float32(math.pow(np.float64(beta1), waited + 1.0))
+                        momentum_row(width, (first + row * row_bytes, g, keep))
+                    sgd_row(width, (w, g, lr))
+                if adagrad:
+                    adagrad_row(width, (w, first + row * row_bytes, g, lr, eps))
+                if rowwise:
+                    total = load_f32(first, row) + np.float32(squared_norm(width, (g,)) / width)
+                    store_f32(first, row, total)
+                    sgd_row(width, (w, g, lr / (np.sqrt(total) + eps)))
+                if adam:
+                    m = first + row * row_bytes
+                    v = second + row * row_bytes
+                    if waited > 0:
+                        scale_row(width, (m, np.float32(math.pow(np.float64(beta1), waited))))
+                        scale_row(width, (v, np.float32(math.pow(np.float64(beta2), waited))))
+                    adam_row(width, (w, m, v, g, fresh1, fresh2, step_size, eps))
+
+    # numpy's error model: a division needs no check for zero.
+    return numba.cfunc(types.void(types.CPointer(_RECORD)), cache=True, error_model="numpy")(worker)

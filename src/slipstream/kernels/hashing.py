@@ -1,0 +1,51 @@
+"""A counter-based hash: the same (key, step, seed) draws the same number on every machine, thread and back end.
+
+The mixer is SplitMix64's finaliser (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+KEY_FACTOR = 0x9E3779B97F4A7C15
+STEP_FACTOR = 0xD1B54A32D192ED03
+SEED_FACTOR = 0x8CB92BA72F3D8DD7
+MIX_1 = 0xBF58476D1CE4E5B9
+MIX_2 = 0x94D049BB133111EB
+
+
+def signed(value: int) -> int:
+    """The int64 with the same 64 bits as an unsigned value."""
+    value &= 0xFFFFFFFFFFFFFFFF
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def stream(step: int, seed: int) -> int:
+    """The part of the hash that is the same for all keys of a step (unsigned 64 bits)."""
+    return (step * STEP_FACTOR + seed * SEED_FACTOR) & 0xFFFFFFFFFFFFFFFF
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch's shift keeps the sign
+
+
+def mix(keys: Tensor, step: int, seed: int) -> Tensor:
+    """Hash of each key: int64 bits, same shape as ``keys`` (integers)."""
+    x = keys.to(torch.int64) * signed(KEY_FACTOR) + signed(stream(step, seed))
+    x = (x ^ _shift_right(x, 30)) * signed(MIX_1)
+    x = (x ^ _shift_right(x, 27)) * signed(MIX_2)
+    return x ^ _shift_right(x, 31)
+
+
+def hash_uniform(keys: Tensor, seed: int, step: int = 0) -> Tensor:
+    """A number in [0, 1) for each key, float32 with 24 random bits; same shape as ``keys``."""
+    return _shift_right(mix(keys, step, seed), 40).to(torch.float32) * (1.0 / (1 << 24))
+
+
+def gate_draw(rows: Tensor, step: int, seed: int) -> Tensor:
+    """The byte (0-255, int64) that a row's gate is compared with.
+
+    The row is updated when it is below the gate, or the gate is 255.
+    """
+    return _shift_right(mix(rows, step, seed), 56)

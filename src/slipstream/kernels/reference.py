@@ -1,0 +1,183 @@
+"""Every kernel in plain PyTorch: slow, short, and the truth that the others are tested against.
+
+Works for any device and any floating dtype.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from slipstream.errors import IndexOutOfRange
+from slipstream.kernels.hashing import gate_draw
+from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
+
+
+def _check_range(ids: Tensor, num_rows: int, feature: int) -> None:
+    bad = (ids < 0) | (ids >= num_rows)
+    if bool(bad.any()):
+        position = int(bad.nonzero()[0])
+        raise IndexOutOfRange(
+            f"feature {feature}: lookup {position} has id {int(ids[position])}, the table has {num_rows} rows",
+            remedy="use ids from 0 to num_embeddings - 1",
+        )
+
+
+def feature_lookups(lookups: Lookups, feature: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One feature's lookups.
+
+    Rows int64 [N], bag of each int64 [N], factor of each float64 [N]; padding is left out when there are offsets.
+    """
+    ids = lookups.ids
+    if lookups.offsets is None:
+        rows = ids[:, feature].to(torch.int64)
+        return (
+            rows,
+            torch.arange(len(rows), device=ids.device),
+            torch.ones(len(rows), dtype=torch.float64, device=ids.device),
+        )
+    size = lookups.batch_size
+    offsets = lookups.offsets.to(torch.int64)[feature * size : (feature + 1) * size + 1]
+    first, last = int(offsets[0]), int(offsets[-1])
+    rows = ids[first:last].to(torch.int64)
+    bags = torch.repeat_interleave(torch.arange(size, device=ids.device), offsets.diff())
+    factor = torch.ones(len(rows), dtype=torch.float64, device=ids.device)
+    if lookups.sample_weights is not None:
+        factor = lookups.sample_weights[first:last].double()
+    used = rows != lookups.padding_of(feature)
+    rows, bags, factor = rows[used], bags[used], factor[used]
+    if lookups.mean:
+        factor = factor / torch.bincount(bags, minlength=size).clamp(min=1)[bags]
+    return rows, bags, factor
+
+
+def pool(weights: Sequence[Tensor], lookups: Lookups, out_dtype: torch.dtype = torch.float32) -> Tensor:
+    """Gather rows and sum them by bag: [B, F, D] in ``out_dtype``; empty bags are zero.
+
+    Args:
+        weights: For each feature its table [R_f, D].
+        lookups: The lookups.
+        out_dtype: dtype of the result.
+
+    Raises:
+        IndexOutOfRange: An id is negative or not below its table's number of rows.
+    """
+    size, dim = lookups.batch_size, weights[0].shape[1]
+    out = torch.zeros(size, lookups.num_features, dim, dtype=weights[0].dtype, device=weights[0].device)
+    for feature, weight in enumerate(weights):
+        rows, bags, factor = feature_lookups(lookups, feature)
+        _check_range(rows, weight.shape[0], feature)
+        out[:, feature].index_add_(0, bags, weight.detach()[rows] * factor.unsqueeze(1).to(weight.dtype))
+    return out.to(out_dtype)
+
+
+def row_update(
+    tables: Sequence[TableState], gradients: Sequence[RowGradients], settings: UpdateSettings
+) -> UpdateCounts:
+    """Gate, de-duplicate, reduce, apply the optimizer, write: in place on ``tables``.
+
+    Every row's gradients are summed in the order of ``gradients``, then of samples.
+
+    Raises:
+        IndexOutOfRange: An id is outside its table; nothing has been written then.
+    """
+    counts = UpdateCounts([0] * len(tables), [0] * len(tables), [0] * len(tables), [0.0] * len(tables))
+    work: list[tuple[int, Tensor, Tensor]] = []
+    for position, table in enumerate(tables):
+        rows_of, grads_of = [], []
+        for block in gradients:
+            for feature, target in enumerate(block.tables):
+                if target != position:
+                    continue
+                rows, bags, factor = feature_lookups(block.lookups, feature)
+                _check_range(rows, table.weight.shape[0], feature)
+                used = rows != block.lookups.padding_of(feature)
+                rows, bags, factor = rows[used], bags[used], factor[used]
+                rows_of.append(rows)
+                grad = block.grad[:, feature][bags].to(table.weight.dtype)
+                grads_of.append(grad * factor.unsqueeze(1).to(table.weight.dtype))
+        if not rows_of:
+            continue
+        rows, grads = torch.cat(rows_of), torch.cat(grads_of)
+        counts.lookups[position] = len(rows)
+        if table.gate is not None:
+            gate = table.gate[rows].to(torch.int64)
+            is_open = (gate == 255) | (gate_draw(rows, settings.step, table.seed) < gate)
+            rows, grads = rows[is_open], grads[is_open]
+            counts.skipped[position] = counts.lookups[position] - len(rows)
+        work.append((position, rows, grads))
+    for position, rows, grads in work:
+        unique, inverse = torch.unique(rows, return_inverse=True)
+        total = torch.zeros(len(unique), grads.shape[1], dtype=grads.dtype, device=grads.device)
+        total.index_add_(0, inverse, grads)
+        total *= tables[position].scale
+        counts.rows[position] = len(unique)
+        if settings.rule == Rule.NORM:
+            counts.squared_norm[position] = float(total.double().square().sum())
+        elif len(unique):
+            _apply(tables[position], unique, total, settings)
+    return counts
+
+
+def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> None:
+    weight = table.weight.data[rows]
+    waited = torch.zeros(len(rows), 1, dtype=weight.dtype, device=rows.device)
+    if table.last_step is not None:
+        waited = (s.step - 1 - table.last_step[rows]).clamp(min=0).unsqueeze(1).to(weight.dtype)
+        table.last_step[rows] = s.step
+    if s.decoupled:
+        weight = weight * (1 - s.lr * s.weight_decay) ** (waited + 1)
+    elif s.weight_decay:
+        grad = grad + s.weight_decay * weight
+    if s.rule == Rule.SGD:
+        if table.first is not None:
+            grad = table.first[rows] * s.beta1 ** (waited + 1) + grad
+            table.first[rows] = grad.to(table.first.dtype)
+        weight = weight - s.lr * grad
+    elif s.rule == Rule.ADAGRAD:
+        assert table.first is not None
+        total = table.first[rows] + grad.square()
+        table.first[rows] = total.to(table.first.dtype)
+        weight = weight - s.lr * grad / (total.sqrt() + s.eps)
+    elif s.rule == Rule.ROWWISE_ADAGRAD:
+        assert table.first is not None
+        total = table.first[rows] + grad.square().mean(dim=1)
+        table.first[rows] = total.to(table.first.dtype)
+        weight = weight - s.lr * grad / (total.sqrt().unsqueeze(1) + s.eps)
+    else:
+        assert table.first is not None and table.second is not None
+        first = table.first[rows] * s.beta1**waited
+        second = table.second[rows] * s.beta2**waited
+        first = first + (grad - first) * (1 - s.beta1)
+        second = second + (grad.square() - second) * (1 - s.beta2)
+        table.first[rows] = first.to(table.first.dtype)
+        table.second[rows] = second.to(table.second.dtype)
+        size = s.lr * (1 - s.beta2**s.step) ** 0.5 / (1 - s.beta1**s.step)
+        weight = weight - size * first / (second.sqrt() + s.eps)
+    table.weight.data[rows] = weight.to(table.weight.dtype)  # tables below float32 are computed in float32
+
+
+def row_gradient_dense(gradients: Sequence[RowGradients], target: int, weight: Tensor, scale: float) -> Tensor:
+    """The gradient of one table as a dense tensor [R, D], as torch would have made it."""
+    dense = torch.zeros_like(weight)
+    for block in gradients:
+        for feature, table in enumerate(block.tables):
+            if table == target:
+                rows, bags, factor = feature_lookups(block.lookups, feature)
+                used = rows != block.lookups.padding_of(feature)
+                grad = block.grad[:, feature][bags].to(weight.dtype) * factor.unsqueeze(1).to(weight.dtype)
+                dense.index_add_(0, rows[used], grad[used])
+    return dense if scale == 1.0 else dense.mul_(scale)
+
+
+def count(counts: Tensor, ids: Tensor, amount: float) -> None:
+    """Add ``amount`` to ``counts[id]`` (float32 [R]) for each id, in place.
+
+    Ids outside the table raise IndexOutOfRange.
+    """
+    ids = ids.reshape(-1).to(torch.int64)
+    _check_range(ids, counts.shape[0], 0)
+    counts.index_add_(0, ids, torch.full((len(ids),), amount, dtype=counts.dtype, device=counts.device))

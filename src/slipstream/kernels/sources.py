@@ -1,0 +1,21 @@
+"""A number that changes with the sources of the kernels.
+
+Numba stamps its cache with the file that defines a function alone; workers take this number into their closures, which
+are part of the cache's key, so that a change in a file they inline is not missed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+_INLINED = ("hashing.py", "intrinsics.py", "row_ops.py", "types.py", "cpu_pool.py", "cpu_update.py")
+
+
+@cache
+def digest() -> int:
+    """63 bits of a hash over the files that end up in workers."""
+    here = Path(__file__).parent
+    sources = b"".join((here / name).read_bytes() for name in _INLINED)
+    return int.from_bytes(hashlib.sha256(sources).digest()[:8], "big") >> 1

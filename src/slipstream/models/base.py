@@ -1,0 +1,125 @@
+"""What all models share: the tables they make, and the loss they are trained with.
+
+Letters of the shapes: ``B`` samples, ``N`` sparse features (one-hot first, then multi-hot), ``D`` elements of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slipstream.data.batch import Batch, Inputs
+from slipstream.data.schema import FeatureInfo
+from slipstream.embedding import EmbeddingCollection, PlainEmbeddingCollection, TableConfig
+from slipstream.errors import ConfigError
+
+Engine = Literal["slipstream", "torch"]
+"""Whose tables: ours, or ``nn.EmbeddingBag(sparse=True)`` as the reference."""
+
+
+class ModelConfigBase(BaseModel):
+    """Settings of every model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    embedding_dim: int = Field(default=16, ge=1, le=4096)
+    """Elements of a row, D."""
+    init: Literal["uniform", "normal"] = "uniform"
+    """How rows begin: uniform in ±1/sqrt(rows), as DLRM does, or normal."""
+    init_std: float = Field(default=0.01, ge=0.0, allow_inf_nan=False)
+    """Standard deviation of ``normal``."""
+    pooling: Literal["sum", "mean"] = "mean"
+    """How the rows of a multi-hot feature become one."""
+
+
+def make_embeddings(
+    features: Sequence[FeatureInfo], config: ModelConfigBase, engine: Engine = "slipstream"
+) -> EmbeddingCollection | PlainEmbeddingCollection:
+    """One table for each feature.
+
+    Args:
+        features: The features, one-hot ones first.
+        config: Row size and initialisation.
+        engine: Whose tables.
+
+    Raises:
+        ConfigError: There is no feature.
+    """
+    if not features:
+        raise ConfigError("a model needs at least one sparse feature")
+    tables = [
+        TableConfig(name, feature.num_rows, config.embedding_dim, config.init, config.init_std)
+        for name, feature in zip(_table_names(features), features, strict=True)
+    ]
+    multi_hot = [table.name for table, feature in zip(tables, features, strict=True) if feature.multi_hot]
+    kind = EmbeddingCollection if engine == "slipstream" else PlainEmbeddingCollection
+    return kind(tables, multi_hot=multi_hot, pooling=config.pooling)
+
+
+def _table_names(features: Sequence[FeatureInfo]) -> list[str]:
+    """Names without dots, which ``state_dict`` keys cannot hold: ``a_b`` for ``a.b``, ``a_b_`` if that is taken."""
+    taken = {feature.name for feature in features}
+    names: list[str] = []
+    for feature in features:
+        name = feature.name
+        if "." in name:
+            name = name.replace(".", "_")
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+class Recommender(nn.Module):
+    """A model that scores samples: ``forward(inputs) -> logits``, float32 ``[B]``.
+
+    Args:
+        features: The sparse features, one-hot ones first.
+        num_dense: Dense columns.
+        config: Settings.
+        embeddings: Tables to use instead of an :class:`EmbeddingCollection` of its own; anything with its ``forward``.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[FeatureInfo],
+        num_dense: int,
+        config: ModelConfigBase,
+        embeddings: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.feature_names = tuple(feature.name for feature in features)
+        self.num_dense = num_dense
+        self.embeddings = make_embeddings(features, config) if embeddings is None else embeddings
+
+    def look_up(self, inputs: Inputs) -> Tensor:
+        """The rows of all features, ``[B, N, D]``."""
+        return self.embeddings(inputs.ids, inputs.bags)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Weighted binary cross-entropy, a scalar.
+
+        The mean is over the samples, not over the weights: weights already average about 1.
+        """
+        logits = self(batch.inputs).float()
+        return functional.binary_cross_entropy_with_logits(logits, batch.labels, batch.weights)
+
+
+def position_of(names: Sequence[str], name: str | None, default: int) -> int:
+    """Where the feature ``name`` stands; ``default`` when no name is given.
+
+    Raises:
+        ConfigError: There is no such feature.
+    """
+    if name is None:
+        if default >= len(names):
+            raise ConfigError(f"the model needs {default + 1} features, the data has {list(names)}")
+        return default
+    if name not in names:
+        raise ConfigError(f"no feature {name!r}", remedy=f"choose of {', '.join(names)}")
+    return list(names).index(name)

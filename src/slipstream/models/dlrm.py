@@ -1,0 +1,64 @@
+"""DLRM: deep learning recommendation model (Naumov et al., arXiv 1906.00091)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from slipstream.data.batch import Inputs
+from slipstream.data.schema import FeatureInfo
+from slipstream.models.base import ModelConfigBase, Recommender
+from slipstream.models.layers import DotInteraction, head, mlp
+
+
+class DLRMConfig(ModelConfigBase):
+    """DLRM; the defaults are the Criteo Kaggle configuration of facebookresearch/dlrm."""
+
+    name: Literal["dlrm"] = "dlrm"
+    bottom: tuple[int, ...] = (512, 256, 64)
+    """Hidden widths of the MLP over the dense columns; a layer of ``embedding_dim`` follows."""
+    top: tuple[int, ...] = (512, 256)
+    """Hidden widths of the MLP over the interactions; a layer of 1 follows."""
+    first_order: bool = False
+    """[ours] Add the last element of every row to the logit as the feature's own effect, and interact the others."""
+    embedding_dim: int = Field(default=16, ge=2, le=4096)
+    """Elements of a row, D."""
+
+
+class DLRM(Recommender):
+    """Bottom MLP over dense columns, dot products of all pairs of vectors, top MLP.
+
+    Without dense columns there is no bottom MLP, and the top sees the dot products alone.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[FeatureInfo],
+        num_dense: int,
+        config: DLRMConfig,
+        embeddings: nn.Module | None = None,
+    ) -> None:
+        super().__init__(features, num_dense, config, embeddings)
+        self.first_order = config.first_order
+        width = config.embedding_dim - config.first_order
+        self.bottom = mlp([num_dense, *config.bottom, width]) if num_dense else None
+        self.interaction = DotInteraction(len(features) + (num_dense > 0))
+        self.top = head(self.interaction.out_features + (width if num_dense else 0), config.top)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Logits ``[B]``."""
+        rows = self.look_up(inputs)
+        effects = None
+        if self.first_order:
+            effects, rows = rows[..., -1].sum(1), rows[..., :-1]
+        if self.bottom is None:
+            logits = self.top(self.interaction(rows)).squeeze(1)
+        else:
+            dense = self.bottom(inputs.dense)
+            dots = self.interaction(torch.cat([dense.unsqueeze(1), rows.to(dense.dtype)], dim=1))
+            logits = self.top(torch.cat([dense, dots], dim=1)).squeeze(1)
+        return logits.float() if effects is None else logits.float() + effects.float()

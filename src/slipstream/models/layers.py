@@ -1,0 +1,118 @@
+"""Parts that several models use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def mlp(sizes: Sequence[int], *, last_relu: bool = True) -> nn.Sequential:
+    """Linear layers with ReLU between them, initialised as in facebookresearch/dlrm.
+
+    Weights are normal with variance 2 / (in + out), biases with variance 1 / out.
+
+    Args:
+        sizes: Width of the input, then of each layer.
+        last_relu: Whether a ReLU follows the last layer too.
+    """
+    layers: list[nn.Module] = []
+    for position, (before, after) in enumerate(pairwise(sizes)):
+        linear = nn.Linear(before, after)
+        nn.init.normal_(linear.weight, 0.0, math.sqrt(2.0 / (before + after)))
+        nn.init.normal_(linear.bias, 0.0, math.sqrt(1.0 / after))
+        layers.append(linear)
+        if last_relu or position < len(sizes) - 2:
+            layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+def head(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
+    """An MLP that ends in one logit."""
+    return mlp([inputs, *hidden, 1], last_relu=False)
+
+
+class _Dots(torch.autograd.Function):
+    """Dot products of all pairs of vectors, with one ``bmm`` each way.
+
+    The gradient of pair (i, j) goes to both vectors. Autograd would multiply by the lower triangle and by its
+    transpose; here the symmetric matrix is laid out
+    at once, so a single product does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, pairs: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(vectors, places)
+        products = torch.bmm(vectors, vectors.transpose(1, 2))
+        return products.flatten(1).index_select(1, pairs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        vectors, places = ctx.saved_tensors
+        batch, count, _ = vectors.shape
+        # The column of zeros is what the diagonal reads: a vector's product with itself is no feature.
+        padded = torch.cat([gradients[0], gradients[0].new_zeros(batch, 1)], dim=1)
+        symmetric = padded.index_select(1, places).view(batch, count, count)
+        return torch.bmm(symmetric.to(vectors.dtype), vectors), None, None
+
+
+class DotInteraction(nn.Module):
+    """Dot products of all pairs of V vectors, ``[B, V, D]`` → ``[B, V (V - 1) / 2]``.
+
+    The order is (1, 0), (2, 0), (2, 1), and so on, a row of the lower triangle after the other.
+
+    Args:
+        count: V.
+    """
+
+    pairs: Tensor
+    places: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        rows, columns = torch.tril_indices(count, count, -1)
+        places = torch.full((count, count), rows.numel())
+        places[rows, columns] = torch.arange(rows.numel())
+        places[columns, rows] = torch.arange(rows.numel())
+        # int32: half the traffic of index_select.
+        self.register_buffer("pairs", (rows * count + columns).int(), persistent=False)
+        self.register_buffer("places", places.flatten().int(), persistent=False)
+        self.out_features = rows.numel()
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """See the class."""
+        if torch.is_autocast_enabled(vectors.device.type):
+            vectors = vectors.to(torch.get_autocast_dtype(vectors.device.type))
+        return _Dots.apply(vectors, self.pairs, self.places)
+
+
+class CrossNetwork(nn.Module):
+    """Cross layers of DCN-V2: x ← x0 ⊙ (W x + b) + x.
+
+    Wang et al., WWW 2021, equation 1; with a rank equation 2.
+
+    Args:
+        width: Elements of x.
+        depth: Layers.
+        rank: Rank of W as U Vᵀ; None: full.
+    """
+
+    def __init__(self, width: int, depth: int, rank: int | None = None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(width, width)
+            if rank is None
+            else nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
+            for _ in range(depth)
+        )
+
+    def forward(self, x0: Tensor) -> Tensor:
+        """``[B, width]`` to the same."""
+        x = x0
+        for layer in self.layers:
+            x = torch.addcmul(x, x0, layer(x).to(x0.dtype))
+        return x

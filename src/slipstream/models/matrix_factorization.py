@@ -1,0 +1,92 @@
+"""Matrix factorization of users and items, trained on labels (logistic) or on pairs (BPR, Rendle et al., UAI 2009)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slipstream.data.batch import Batch, Inputs
+from slipstream.data.schema import FeatureInfo
+from slipstream.errors import ConfigError
+from slipstream.kernels import registry
+from slipstream.models.base import Engine, ModelConfigBase, Recommender, make_embeddings, position_of
+
+
+class MatrixFactorizationConfig(ModelConfigBase):
+    """Matrix factorization."""
+
+    name: Literal["mf"] = "mf"
+    embedding_dim: int = Field(default=64, ge=2, le=4096)
+    """Elements of a row, D: D - 1 factors, and last the bias of the user or item."""
+    init: Literal["uniform", "normal"] = "normal"
+    """How rows begin."""
+    init_std: float = Field(default=0.1, ge=0.0, allow_inf_nan=False)
+    """Standard deviation of ``normal``."""
+    user: str | None = None
+    """Feature that names the user; None: the first."""
+    item: str | None = None
+    """Feature that names the item; None: the second."""
+    objective: Literal["logistic", "bpr"] = "logistic"
+    """Cross-entropy on the labels, or each positive ranked above an item drawn at random."""
+    negative_seed: int = Field(default=0, ge=0)
+    """Seed of BPR's items."""
+
+
+class MatrixFactorization(Recommender):
+    """Logit = global bias + item bias + user bias + user · item; other features of the data are not used.
+
+    With ``bpr`` samples labelled 0 are left out, and every positive of the batch gets one item drawn uniformly (row
+    0, which stands for unknown items, is not
+    drawn). The draw hashes the sample's index and the number of the training step, so a run can be repeated.
+    """
+
+    steps: Tensor
+
+    def __init__(
+        self,
+        features: Sequence[FeatureInfo],
+        num_dense: int,
+        config: MatrixFactorizationConfig,
+        embeddings: nn.Module | None = None,
+        *,
+        engine: Engine = "slipstream",
+    ) -> None:
+        names = [feature.name for feature in features]
+        user, item = position_of(names, config.user, 0), position_of(names, config.item, 1)
+        chosen = [features[user], features[item]]
+        if user == item or any(feature.multi_hot for feature in chosen):
+            raise ConfigError("matrix factorization needs two different one-hot features, a user and an item")
+        super().__init__(features, 0, config, embeddings or make_embeddings(chosen, config, engine))
+        self.user, self.item = user, item
+        self.num_items = features[item].num_rows
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.objective = config.objective
+        self.negative_seed = config.negative_seed
+        # Part of the state, so that a resumed training goes on with other items.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64), persistent=config.objective == "bpr")
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Logits ``[B]``."""
+        rows = self.embeddings(inputs.ids[:, [self.user, self.item]]).float()
+        factors = rows[..., :-1]
+        return self.bias + rows[..., -1].sum(1) + (factors[:, 0] * factors[:, 1]).sum(1)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Weighted cross-entropy, or BPR's −log σ(score of the positive − score of the drawn item)."""
+        if self.objective == "logistic":
+            return super().loss(batch)
+        rows = (batch.labels > 0).nonzero().squeeze(1)
+        ids = batch.inputs.ids.index_select(0, rows)
+        drawn = registry.hash_uniform(batch.index.index_select(0, rows), self.negative_seed, int(self.steps))
+        self.steps += 1
+        other = ids.clone()
+        other[:, self.item] = (1 + (drawn * (self.num_items - 1))).to(ids.dtype).clamp_max(self.num_items - 1)
+        scores = self(Inputs(batch.inputs.dense[:0], torch.cat([ids, other])))
+        better, worse = scores.float().chunk(2)
+        weights = batch.weights.index_select(0, rows)
+        return (functional.softplus(worse - better) * weights).sum() / max(rows.numel(), 1)

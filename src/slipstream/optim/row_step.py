@@ -1,0 +1,308 @@
+"""What our optimizers share.
+
+Dense parameters go to torch's optimizer, row gradients to one fused kernel call for all tables.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from slipstream.embedding.memory import zeros_like_table
+from slipstream.embedding.row_gradient import RowGradient
+from slipstream.embedding.table import Table
+from slipstream.errors import ConfigError, UnsupportedOption
+from slipstream.kernels import registry
+from slipstream.kernels.parallel import SlowPathWarning
+from slipstream.kernels.types import RowGradients, TableSet, TableState, UpdateSettings
+
+Untouched = Literal["lazy", "dense"]
+"""What happens to rows that a step does not touch.
+
+``lazy``: nothing, moments and decay wait (torch.optim.SparseAdam's semantics). ``dense``: what torch.optim does, by a
+pass over the whole table (slow).
+"""
+OnSkip = Literal["freeze", "catch_up"]
+"""What steps in which a row was skipped or untouched mean for its moments and decoupled decay.
+
+``freeze``: nothing. ``catch_up``: the next update first decays them for all those steps.
+"""
+
+Group = dict[str, Any]
+
+_MOST_PLANS = 16
+"""Combinations of tables that an optimizer keeps prepared."""
+
+
+@cache
+def _say_dense() -> None:
+    warnings.warn(
+        'untouched="dense" passes over whole tables in every step, as torch.optim does; '
+        'untouched="lazy" touches only the rows of the batch',
+        SlowPathWarning,
+        stacklevel=4,
+    )
+
+
+class RowStep(torch.optim.Optimizer):
+    """Mixin in front of a ``torch.optim`` class.
+
+    Takes the row gradients out, lets torch step the dense parameters, then updates the rows.
+    """
+
+    row_state: ClassVar[tuple[str, ...]] = ()
+    """Names of the [R, D] states of a table, in the kernel's order."""
+    dense_optimizer: ClassVar[type[torch.optim.Optimizer]]
+    """torch's optimizer for the dense parameters."""
+    gate_seed: int = 0
+    """Key of the random draws of gates between 0 and 255."""
+
+    def _settings(self, group: Group, step: int) -> UpdateSettings:
+        raise NotImplementedError
+
+    def _init_rows(self, untouched: Untouched, on_skip: OnSkip) -> None:
+        """Check the options and add them to the groups (call after torch's ``__init__``)."""
+        self.defaults |= {"untouched": untouched, "on_skip": on_skip}
+        for group in self.param_groups:
+            group.setdefault("untouched", untouched)
+            group.setdefault("on_skip", on_skip)
+            _check_group(group)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters; see torch."""
+        super().add_param_group(param_group)
+        _check_group(self.param_groups[-1])
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of all parameters.
+
+        Args:
+            closure: Recomputes the loss (with backward) and returns it.
+
+        Raises:
+            UnsupportedOption: A setting of a group cannot be honoured for its tables.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work: list[tuple[Group, list[RowGradient]]] = []
+        densified: list[tuple[nn.Parameter, RowGradient]] = []
+        everything = [group["params"] for group in self.param_groups]
+        try:
+            for group in self.param_groups:
+                dense, rows = self._sorted_out(group, densified)
+                if rows:
+                    _refuse(self, group)
+                    work.append((group, rows))
+                group["params"] = dense
+            with torch.no_grad():
+                self._dense_step()
+        finally:
+            for group, params in zip(self.param_groups, everything, strict=True):
+                group["params"] = params
+            for parameter, grad in densified:
+                parameter.grad = grad
+        if not self._overflowed():
+            with torch.no_grad():
+                for group, rows in work:
+                    self._row_step(group, rows)
+        return loss
+
+    def _sorted_out(
+        self, group: Group, densified: list[tuple[nn.Parameter, RowGradient]]
+    ) -> tuple[list[nn.Parameter], list[RowGradient]]:
+        """The parameters that torch's optimizer steps, and the row gradients that a kernel takes."""
+        dense: list[nn.Parameter] = []
+        rows: list[RowGradient] = []
+        for parameter in group["params"]:
+            grad = parameter.grad
+            if type(grad) is not RowGradient:
+                dense.append(parameter)
+            elif group["untouched"] == "lazy" and grad.dense is None:
+                rows.append(grad)
+            else:
+                densified.append((parameter, grad))
+                parameter.grad = _dense(grad)
+                dense.append(parameter)
+                state = self.state[parameter]
+                if "step" in state:
+                    state["step"] = torch.as_tensor(float(state["step"]))
+        return dense, rows
+
+    def _dense_step(self) -> None:
+        # Without torch's wrapper, which would run the hooks of this optimizer a second time.
+        inspect.unwrap(self.dense_optimizer.step)(cast(Any, self))
+
+    def _overflowed(self) -> bool:
+        """GradScaler hands optimizers that unscale by themselves (``fused=True``) what it found."""
+        found = getattr(self, "found_inf", None)
+        return found is not None and bool(found.item())
+
+    def _row_step(self, group: Group, gradients: list[RowGradient]) -> None:
+        grad_scale = getattr(self, "grad_scale", None)
+        unscale = 1.0 if grad_scale is None else 1.0 / float(grad_scale.item())
+        plan = self._plan(group, gradients)
+        for part in plan:
+            part.refresh(gradients, unscale)
+            batch = [gradients[i] for i in part.positions]
+            for state in part.optimizer_states:
+                state["step"] += 1
+            steps = [int(state["step"]) for state in part.optimizer_states]
+            if len(set(steps)) == 1:
+                self._update(part.tables, batch, self._settings(group, steps[0]))
+                continue
+            for step in sorted(set(steps)):  # some tables have missed steps: they had no lookups then
+                at = [i for i, own in enumerate(steps) if own == step]
+                tables = TableSet(part.tables[i] for i in at)
+                self._update(tables, [batch[i] for i in at], self._settings(group, step))
+
+    @staticmethod
+    def _update(tables: TableSet, gradients: list[RowGradient], settings: UpdateSettings) -> None:
+        counts = registry.row_update(tables, joined(gradients), settings)
+        for gradient, lookups, skipped in zip(gradients, counts.lookups, counts.skipped, strict=True):
+            gradient.table.lookups += lookups
+            gradient.table.skipped += skipped
+
+    def _plan(self, group: Group, gradients: list[RowGradient]) -> list[_Part]:
+        """The group's tables, prepared for the kernel: made once, and again when other tables have gradients."""
+        plans: dict[Any, list[_Part]] = self.__dict__.setdefault("_plans", {})
+        options = (self._row_state_of(group), group["on_skip"], self.gate_seed)
+        key = (options, *[id(gradient.table) for gradient in gradients])
+        plan = plans.get(key)
+        if plan is None or self.state.get(plan[0].owners[0].weight) is not plan[0].optimizer_states[0]:
+            kinds: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
+            for position, gradient in enumerate(gradients):
+                weight = gradient.table.weight
+                kinds.setdefault((weight.shape[1], weight.dtype, weight.device), []).append(position)
+                state = self.state[weight]
+                needed = (
+                    "step",
+                    *self._row_state_of(group),
+                    *(["last_step"] if group["on_skip"] == "catch_up" else []),
+                )
+                if any(name not in state for name in needed):
+                    self._new_state(weight, group, state)
+            plan = [self._part(positions, gradients) for positions in kinds.values()]
+            if len(plans) > _MOST_PLANS:
+                plans.clear()
+            plans[key] = plan
+        return plan
+
+    def _part(self, positions: list[int], gradients: list[RowGradient]) -> _Part:
+        owners = [gradients[i].table for i in positions]
+        states = [self.state[table.weight] for table in owners]
+        order = {id(p): i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        tables = TableSet()
+        for table, state in zip(owners, states, strict=True):
+            first, second = (*(state.get(name) for name in self.row_state), None, None)[:2]
+            # Else equal ids of all tables would draw alike.
+            seed = (self.gate_seed << 20) + order.get(id(table.weight), 0)
+            tables.append(TableState(table.weight, first, second, table.gate, state.get("last_step"), seed=seed))
+        return _Part(positions, owners, tables, states, [])
+
+    def _new_state(self, weight: Tensor, group: Group, state: dict[str, Any]) -> None:
+        state.setdefault("step", 0)  # a number: a tensor for each table would cost more than the kernel
+        for name in self._row_state_of(group):
+            if name not in state:  # options may change in the middle of a run: what is there stays
+                state[name] = self._fresh(weight.detach(), group)
+        if group["on_skip"] == "catch_up" and "last_step" not in state:
+            now = int(state["step"])  # nothing before counts as missed
+            state["last_step"] = torch.full((weight.shape[0],), now, dtype=torch.int32, device=weight.device)
+
+    def _fresh(self, weight: Tensor, group: Group) -> Tensor:
+        """The start of a table's state."""
+        return zeros_like_table(weight)
+
+    def _row_state_of(self, group: Group) -> tuple[str, ...]:
+        return self.row_state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See torch; row-wise and integer states keep their shape and dtype."""
+        super().load_state_dict(state_dict)
+        self.__dict__["_plans"] = {}
+        saved = {i: s for i, s in state_dict["state"].items() if "last_step" in s}
+        flat = [p for group in self.param_groups for p in group["params"]]
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for position, parameter in zip(ids, flat, strict=True):
+            if position in saved:  # torch casts every state to the parameter's dtype
+                self.state[parameter]["last_step"] = saved[position]["last_step"].to(parameter.device, copy=True)
+
+
+@dataclass(slots=True)
+class _Part:
+    """Tables of one row size and device, ready for the kernel."""
+
+    positions: list[int]
+    owners: list[Table]
+    tables: TableSet
+    optimizer_states: list[dict[str, Any]]
+    addresses: list[int]
+
+    def refresh(self, gradients: list[RowGradient], unscale: float) -> None:
+        """Take over what may have changed since the last step: gates, moved weights, scales."""
+        addresses = [table.weight.data_ptr() for table in self.owners]
+        if addresses != self.addresses:
+            self.addresses = addresses
+            self.tables.prepared = None
+            for table, state in zip(self.owners, self.tables, strict=True):
+                state.weight = table.weight
+        for position, table, state in zip(self.positions, self.owners, self.tables, strict=True):
+            state.scale = gradients[position].scale * unscale
+            if state.gate is not table.gate:
+                state.gate = table.gate
+                self.tables.prepared = None
+
+
+def _refuse(optimizer: RowStep, group: Group) -> None:
+    for name in ("amsgrad", "maximize", "nesterov", "dampening", "differentiable", "capturable"):
+        if group.get(name):
+            raise UnsupportedOption(
+                f"{type(optimizer).__name__}: {name}={group[name]!r} is not supported for tables",
+                remedy='put the tables in a parameter group without it, or use untouched="dense"',
+            )
+
+
+def _check_group(group: Group) -> None:
+    for name, allowed in (("untouched", ("lazy", "dense")), ("on_skip", ("freeze", "catch_up"))):
+        if group.get(name, allowed[0]) not in allowed:
+            raise ConfigError(f"{name}={group[name]!r} is not an option", remedy=f"use one of {allowed}")
+
+
+def _dense(gradient: RowGradient) -> Tensor:
+    if gradient.table.gate is not None and bool((gradient.table.gate != 255).any()):
+        raise UnsupportedOption(
+            f"table {gradient.table.name!r} has gates, and its gradient is dense",
+            remedy='gates need untouched="lazy" and a weight that is used only for lookups',
+        )
+    _say_dense()
+    return gradient.to_dense()
+
+
+def joined(gradients: Sequence[RowGradient]) -> list[RowGradients]:
+    """The backward passes of several tables, each once, with the position of every feature's table."""
+    merged: dict[int, tuple[RowGradients, list[int]]] = {}
+    for position, gradient in enumerate(gradients):
+        for block, features in gradient.blocks:
+            # The object is the identity of a backward pass: blocks are copied when their scale differs.
+            entry = merged.get(id(block))
+            if entry is None:
+                if block.version not in (-1, block.lookups.version()):
+                    raise UnsupportedOption(
+                        f"the ids looked up in table {gradient.table.name!r} were changed in place since backward",
+                        remedy="give each forward pass ids of its own (ids.clone()): the step still reads them",
+                    )
+                entry = merged[id(block)] = (block, [-1] * block.lookups.num_features)
+            for feature in features:
+                entry[1][feature] = position
+    return [RowGradients(block.lookups, block.grad, tuple(positions)) for block, positions in merged.values()]
+
+
+__all__ = ["OnSkip", "RowStep", "Untouched", "joined"]

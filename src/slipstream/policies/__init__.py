@@ -1,0 +1,26 @@
+"""Decisions about what to skip, one file each, and the :class:`Skipper` that carries them out.
+
+A policy reads signals and says how likely each input is kept, or sets the rows' gates; it never touches a kernel.
+"""
+
+from slipstream.policies.base import Policy, Progress
+from slipstream.policies.configs import PolicyConfig, build_policy
+from slipstream.policies.none import NoneConfig, NoSkipping
+from slipstream.policies.psse import PSSE, PsseConfig
+from slipstream.policies.random import Random, RandomConfig
+from slipstream.policies.skipper import Skipper, SkipReport
+
+__all__ = [
+    "PSSE",
+    "NoSkipping",
+    "NoneConfig",
+    "Policy",
+    "PolicyConfig",
+    "Progress",
+    "PsseConfig",
+    "Random",
+    "RandomConfig",
+    "SkipReport",
+    "Skipper",
+    "build_policy",
+]

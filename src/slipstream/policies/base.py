@@ -1,0 +1,164 @@
+"""What a policy is: a base class whose methods do nothing, so that each policy writes only what it decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from slipstream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from slipstream.data.batch import Batch
+
+OPEN, FROZEN = 255, 0
+"""Gate values: a row that every step updates, and one that none does. Between them g: with probability g / 256 a
+step."""
+
+
+class Gated(Protocol):
+    """What policies use of an ``embedding.Table``."""
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        ...
+
+    @property
+    def gate(self) -> Tensor | None:
+        """uint8 [R], or None while every row is open."""
+        ...
+
+    @property
+    def lookups(self) -> int:
+        """Row lookups that optimizer steps consumed."""
+        ...
+
+    @property
+    def skipped(self) -> int:
+        """Those of them whose update the gate skipped."""
+        ...
+
+    @property
+    def listeners(self) -> list[Callable[[Any, Tensor], None]]:
+        """Called in every backward pass with (table, ids), gated rows included."""
+        ...
+
+    def open_gate(self) -> Tensor:
+        """The gate, made (all rows open) if there is none yet."""
+        ...
+
+
+class Progress(NamedTuple):
+    """How far a training has come when a batch is about to be handed out."""
+
+    step: int
+    """Batches handed out before this one."""
+    samples: int
+    """Samples in those batches."""
+    time: int | None
+    """Unix seconds of this batch's last sample, or None when the data has no time."""
+
+
+class PolicyBaseConfig(BaseModel):
+    """Base of the policies' configurations; ``name`` tells them apart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+ConfigT = TypeVar("ConfigT", bound=PolicyBaseConfig)
+
+
+def validated(config: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """A configuration from plain values.
+
+    Raises:
+        ConfigError: A value is out of range or unknown; says which, and the range that is allowed.
+    """
+    try:
+        return config.model_validate(dict(values))
+    except ValidationError as error:
+        name = str(config.model_fields["name"].default)
+        raise ConfigError(f"policy {name!r}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first complaint of a pydantic error as one line, field first."""
+    problem = error.errors(include_url=False)[0]
+    text = problem["msg"].removeprefix("Value error, ")
+    # The location begins with the tag of the union where the value came through one.
+    where = str(problem["loc"][-1]) if problem["loc"] else ""
+    return text if not where or text.startswith(where) else f"{where}: {text}"
+
+
+def share_in_range(name: str) -> Callable[[float], float]:
+    """A check that a share is in (0, 1]."""
+
+    def check(value: float) -> float:
+        if not 0.0 < value <= 1.0:
+            raise ValueError(f"{name} must be in (0, 1], got {value}")
+        return value
+
+    return check
+
+
+class Policy:
+    """Decides which inputs and which row updates a training skips.
+
+    Subclasses say by ``skips_inputs`` and ``skips_rows`` what they do and override the methods they need: input
+    policies :meth:`keep_probability`, row policies :meth:`update_gates` and, if they watch the lookups,
+    :meth:`observe_lookups`. A policy serves one training.
+    """
+
+    name: ClassVar[str] = ""
+    """Its name in configurations and reports."""
+    skips_inputs: bool = False
+    """Whether ``keep_probability`` may leave inputs out."""
+    skips_rows: bool = False
+    """Whether it sets gates."""
+
+    def attach(self, tables: Mapping[str, Gated], *, seed: int) -> None:
+        """Called once, before the first batch.
+
+        Args:
+            tables: The model's tables by parameter name; empty when the model has none of ours.
+            seed: Seed of everything the policy draws.
+        """
+
+    def keep_probability(self, batch: Batch) -> Tensor | None:
+        """The probability with which each input is kept.
+
+        Called once for each batch of the full data, in order, so that a policy may learn from what passes.
+
+        Args:
+            batch: B inputs.
+
+        Returns:
+            float32 [B] in [0, 1], or None to keep all. Kept inputs weigh 1/p, times one factor that keeps the
+            mean weight at about 1; p = 0 drops an input for good, and no other input weighs more for it.
+        """
+        return None
+
+    def observe_lookups(self, table: Gated, ids: Tensor) -> None:
+        """Called in each backward pass, for each table.
+
+        Args:
+            table: The table.
+            ids: int32 or int64, any shape: rows looked up, gated ones included, repeats included.
+        """
+
+    def update_gates(self, progress: Progress) -> None:
+        """Called before each batch is handed out; the place to re-decide gates."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on, the gates that the policy decided included: tensors, numbers, dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state, after :meth:`attach`."""
+
+    def report(self) -> dict[str, Any]:
+        """Plain numbers that tell what the policy did."""
+        return {}

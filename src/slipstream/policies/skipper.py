@@ -1,0 +1,231 @@
+"""The Skipper stands between the loader and the training loop and carries out what a policy decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from slipstream.data.batch import Batch
+from slipstream.embedding import tables as tables_of
+from slipstream.errors import ConfigError
+from slipstream.kernels import registry
+from slipstream.policies.base import Gated, Policy, Progress
+from slipstream.policies.packing import Packer
+from slipstream.policies.report import SkipReport
+
+_INPUT_STREAM = 0x51D5
+"""Mixed into the seed, so that inputs and gates (which hash rows and steps) never share draws."""
+
+
+class Skipper:
+    """Drops inputs, repacks the kept ones into full batches with weights, and has the policy set the rows' gates.
+
+    ::
+
+        skipper = Skipper(model, Random(budget=0.5), batch_size=2048)
+        for batch in skipper(loader):                 # one call is one epoch
+            loss = (criterion(model(batch.inputs), batch.labels) * batch.weights).mean()
+            ...
+
+    Training that is not a loop over a loader (prequential, say) pushes batches itself:
+    ``for batch in skipper.push(chunk)``, and :meth:`flush` at the end.
+
+    An input is kept when the hash of (its index, seed, epoch) is below its probability p: a decision never depends on
+    how inputs are batched. A kept input weighs (1/p) · (kept so far / decided so far), the expected gradient's
+    direction being that of the full data and the mean weight about 1, so a learning rate keeps its meaning.
+    Inputs that a policy drops for good (p = 0) count in neither number.
+
+    A policy that skips no inputs, without a ``batch_size``, costs nothing: batches pass as they are.
+
+    Args:
+        model: The model; its tables are found by ``slipstream.embedding.tables``.
+        policy: What to skip; serves this Skipper only.
+        batch_size: Inputs in each batch handed out (the last of an epoch may have fewer). None: that of the first
+            batch pushed, if the policy skips inputs; else batches keep their sizes.
+        seed: Seed of all draws.
+        to_batch: Makes a :class:`~slipstream.data.batch.Batch` of what the loader yields, if it yields something else.
+
+    Raises:
+        ConfigError: ``batch_size`` is below 1, or the policy skips rows and the model has no table of ours.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: Policy,
+        *,
+        batch_size: int | None = None,
+        seed: int = 0,
+        to_batch: Callable[[Any], Batch] | None = None,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
+        self.policy = policy
+        self.tables: Mapping[str, Gated] = tables_of(model)
+        if policy.skips_rows and not self.tables:
+            raise ConfigError(
+                f"policy {policy.name!r} skips row updates, and the model has no tables that can",
+                remedy="swap its embeddings with slipstream.convert(model)",
+            )
+        self.seed = seed
+        self.batch_size = batch_size
+        self.to_batch = to_batch
+        self.inputs_seen = 0
+        """Inputs pushed."""
+        self.inputs_kept = 0
+        """Inputs kept, those still waiting for a full batch included."""
+        self.steps = 0
+        """Batches handed out."""
+        self.epoch = 0
+        """Epochs finished; each draws anew which inputs are kept."""
+        self._samples = 0
+        self._dropped = 0
+        self._packer = Packer()
+        # Tables count over their whole life; the Skipper reports what happened since it came.
+        self._before = {name: (table.lookups, table.skipped) for name, table in self.tables.items()}
+        policy.attach(self.tables, seed=seed)
+        self._listens = type(policy).observe_lookups is not Policy.observe_lookups
+        if self._listens:
+            for table in self.tables.values():
+                table.listeners.append(policy.observe_lookups)
+
+    def __call__(self, loader: Iterable[Any]) -> Iterator[Batch]:
+        """One epoch: the batches to train on.
+
+        Args:
+            loader: Batches, or whatever ``to_batch`` makes batches of.
+        """
+        for batch in loader:
+            yield from self.push(batch)
+        yield from self.flush()
+
+    def push(self, batch: Any) -> Iterator[Batch]:
+        """Decides on a batch of the full data, and hands out the full batches that there are now: none, one or several.
+
+        Exhaust the iterator; gates are updated between the batches that it yields.
+        """
+        yield from self._take(self._decide(batch if self.to_batch is None else self.to_batch(batch)))
+
+    def flush(self) -> Iterator[Batch]:
+        """Hands out the inputs that wait for a full batch, if any, and ends the epoch."""
+        rest = self._packer.rest()
+        self.epoch += 1
+        if rest is not None:
+            yield self._hand_out(rest)
+
+    def _decide(self, batch: Batch) -> Batch:
+        """The kept inputs, weighted."""
+        size = len(batch)
+        self.inputs_seen += size
+        if self.batch_size is None and self.policy.skips_inputs:
+            self.batch_size = size
+        probability = self.policy.keep_probability(batch) if self.policy.skips_inputs else None
+        if probability is None:
+            self.inputs_kept += size
+            return batch
+        draws = registry.hash_uniform(batch.index, self.seed ^ _INPUT_STREAM, self.epoch)
+        rows = (draws < probability).nonzero().squeeze(1)
+        self.inputs_kept += rows.numel()
+        self._dropped += size - int(torch.count_nonzero(probability))
+        kept = batch.select(rows)
+        decided = self.inputs_seen - self._dropped
+        if decided:
+            kept.weights = kept.weights * (self.inputs_kept / decided) / probability.index_select(0, rows)
+        return kept
+
+    def _take(self, batch: Batch) -> Iterator[Batch]:
+        if self.batch_size is None or (len(batch) == self.batch_size and not self._packer.waiting):
+            yield self._hand_out(batch)
+            return
+        self._packer.add(batch)
+        while self._packer.waiting >= self.batch_size:
+            yield self._hand_out(self._packer.take(self.batch_size))
+
+    def _hand_out(self, batch: Batch) -> Batch:
+        time = int(batch.time[-1]) if batch.time is not None and self.policy.skips_rows and len(batch) else None
+        self.policy.update_gates(Progress(self.steps, self._samples, time))
+        self.steps += 1
+        self._samples += len(batch)
+        return batch
+
+    def detach(self) -> None:
+        """Stops watching the tables. Gates stay as they are."""
+        if self._listens:
+            for table in self.tables.values():
+                table.listeners.remove(self.policy.observe_lookups)
+            self._listens = False
+
+    @property
+    def share_of_inputs_trained(self) -> float:
+        """Inputs kept ÷ inputs pushed; 1 before the first."""
+        return self.inputs_kept / self.inputs_seen if self.inputs_seen else 1.0
+
+    @property
+    def share_of_row_updates_skipped(self) -> float:
+        """Row lookups of trained inputs whose update a gate skipped ÷ all of them, since the Skipper came."""
+        lookups, skipped = self._row_updates()
+        return skipped / lookups if lookups else 0.0
+
+    def _row_updates(self) -> tuple[int, int]:
+        lookups = sum(table.lookups - self._before[name][0] for name, table in self.tables.items())
+        skipped = sum(table.skipped - self._before[name][1] for name, table in self.tables.items())
+        return lookups, skipped
+
+    def report(self) -> SkipReport:
+        """What was skipped so far."""
+        return SkipReport(
+            policy=self.policy.name,
+            inputs_seen=self.inputs_seen,
+            inputs_kept=self.inputs_kept,
+            steps=self.steps,
+            share_of_inputs_trained=self.share_of_inputs_trained,
+            share_of_row_updates_skipped=self.share_of_row_updates_skipped,
+            details=self.policy.report(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, inputs that wait for a full batch, and the policy's state: tensors, numbers, dicts and lists."""
+        lookups, skipped = self._row_updates()
+        return {
+            "policy": self.policy.name,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "inputs_seen": self.inputs_seen,
+            "inputs_kept": self.inputs_kept,
+            "steps": self.steps,
+            "epoch": self.epoch,
+            "samples": self._samples,
+            "dropped": self._dropped,
+            "lookups": lookups,
+            "skipped": skipped,
+            "waiting": self._packer.state_dict(),
+            "policy_state": self.policy.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where ``state`` was taken, in a Skipper of the same policy, seed and model.
+
+        Raises:
+            ConfigError: The state is of another policy, seed, batch size or model.
+        """
+        for name, mine in (("policy", self.policy.name), ("seed", self.seed)):
+            if state[name] != mine:
+                raise ConfigError(f"the Skipper's state is of {name} {state[name]!r}, not {mine!r}")
+        if self.batch_size is not None and state["batch_size"] not in (None, self.batch_size):
+            raise ConfigError(f"the Skipper's state is of batch_size {state['batch_size']}, not {self.batch_size}")
+        self.policy.load_state_dict(state["policy_state"])
+        self.batch_size = state["batch_size"]
+        self.inputs_seen, self.inputs_kept = int(state["inputs_seen"]), int(state["inputs_kept"])
+        self.steps, self.epoch = int(state["steps"]), int(state["epoch"])
+        self._samples, self._dropped = int(state["samples"]), int(state["dropped"])
+        self._packer.load_state_dict(state["waiting"])
+        # The tables' own counters may or may not have been restored: set the zero point so that the share goes on
+        # from the state's.
+        self._before = {name: (table.lookups, table.skipped) for name, table in self.tables.items()}
+        if self.tables:
+            first = next(iter(self._before))
+            lookups, skipped = self._before[first]
+            self._before[first] = (lookups - int(state["lookups"]), skipped - int(state["skipped"]))

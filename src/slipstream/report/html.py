@@ -1,0 +1,165 @@
+"""The comparison page: one file, no scripts, nothing loaded from elsewhere, every text from a run escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from typing import Any
+
+from slipstream.report import plots
+from slipstream.report.runs import Run, baseline, differing_settings
+from slipstream.report.table import COLUMNS, comparison
+
+
+def compare_page(runs: Sequence[Run], *, title: str = "Slipstream: runs compared") -> str:
+    """A page that sets runs side by side: figures, plots, settings that differ, where it was measured.
+
+    Args:
+        runs: At least one run, the first without skipping being what the others are measured against.
+        title: Heading of the page.
+
+    Returns:
+        A complete HTML document.
+    """
+    base = baseline(runs)
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{escape(_origin(base))}</p>',
+        f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in findings(runs))}</ul>",
+        "<h2>Figures</h2>",
+        f'<p class="soft">Speed-up and differences (Δ) are against {escape(base.name)}. '
+        "One run of each: differences of the size of run-to-run spread mean nothing; repeat with other seeds.</p>",
+        _table([column.title for column in COLUMNS], comparison(runs), [column.numeric for column in COLUMNS]),
+        f'<div class="plots">{"".join(_figures(runs))}</div>',
+        *_settings(runs),
+        *_environment(runs),
+    ]
+    style = resources.files("slipstream.report").joinpath("page.css").read_text(encoding="utf-8")
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,"><title>{escape(title)}</title><style>
+{style}</style></head>
+<body>
+{chr(10).join(parts)}
+</body></html>
+"""
+
+
+def findings(runs: Sequence[Run]) -> list[str]:
+    """What the figures say, one sentence per run that skips, and whether random skipping did as well."""
+    base = baseline(runs)
+    random_runs = [run for run in runs if run.policy == "random"]
+    sentences = []
+    for run in runs:
+        if run is base or run.policy == "none":
+            continue
+        seconds = run.number("seconds") or 0.0
+        speed = f"{(base.number('seconds') or 0.0) / seconds:.2f}x" if seconds else "an unknown multiple of"
+        sentence = f"{run.name} ({run.policy}): {speed} the speed of {base.name}, AUC {_difference(run, base)}"
+        if run.policy != "random" and random_runs:
+            control = min(random_runs, key=lambda other: abs((other.number("seconds") or 0.0) - seconds))
+            against = f"{control.name}, {control.number('seconds') or 0.0:.1f} s"
+            sentence += f"; against random skipping ({against}) AUC {_difference(run, control)}"
+        sentences.append(sentence + ".")
+    return sentences
+
+
+def _difference(run: Run, other: Run) -> str:
+    ours, theirs = run.number("auc"), other.number("auc")
+    return "unknown" if ours is None or theirs is None else f"{ours - theirs:+.4f}"
+
+
+def _figures(runs: Sequence[Run]) -> list[str]:
+    figures = []
+    numbers = [(run.name, run.number("seconds"), run.number("auc")) for run in runs]
+    points = [(name, seconds, auc) for name, seconds, auc in numbers if seconds is not None and auc is not None]
+    if points:
+        name = "AUC against training time"
+        figures.append(_figure(name, plots.scatter(points, x="training time (s)", y="AUC", name=name)))
+    curves = {run.name: curve for run in runs if (curve := learning_curve(run.result))}
+    if curves:
+        drawn = plots.lines(curves, x="samples seen", y="AUC of the chunk", name="learning curve")
+        figures.append(_figure("Learning curve", drawn))
+    buckets = {run.name: by_bucket(run.result) for run in runs}
+    groups = list(dict.fromkeys(group for values in buckets.values() for group in values))
+    if groups:
+        series = {name: [values.get(group) for group in groups] for name, values in buckets.items()}
+        drawn = plots.dots(groups, series, x="popularity of the rows touched", y="AUC", name="AUC by popularity")
+        figures.append(_figure("AUC by popularity", drawn))
+    return figures
+
+
+def learning_curve(result: Mapping[str, Any]) -> tuple[list[float], list[float]] | None:
+    """Samples seen and AUC of each scored chunk, None without at least two."""
+    points = [
+        (float(point["samples"]), float(point["auc"]))
+        for point in result.get("learning_curve") or ()
+        if point.get("auc") is not None
+    ]
+    return ([samples for samples, _ in points], [auc for _, auc in points]) if len(points) > 1 else None
+
+
+def by_bucket(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """AUC by popularity bucket."""
+    return {str(name): figures.get("auc") for name, figures in (result.get("by_popularity") or {}).items()}
+
+
+def _figure(caption: str, svg: str) -> str:
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
+    def cell(text: str, number: bool, *, head: bool = False) -> str:
+        tag = "th" if head else "td"
+        shape = ' class="number"' if number else ' class="wrap"' if len(text) > 40 else ""
+        return f"<{tag}{shape}>{escape(text)}</{tag}>"
+
+    heads = "".join(cell(text, number, head=True) for text, number in zip(titles, numeric, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(
+            cell(text, number, head=place == 0) for place, (text, number) in enumerate(zip(row, numeric, strict=True))
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _settings(runs: Sequence[Run]) -> list[str]:
+    differing = differing_settings(runs)
+    if not differing:
+        return []
+    rows = [[key, *values] for key, values in differing]
+    titles = ["setting", *(run.name for run in runs)]
+    return ["<h2>Settings that differ</h2>", _table(titles, rows, [False] * len(titles))]
+
+
+def _environment(runs: Sequence[Run]) -> list[str]:
+    rows = [
+        [
+            run.name,
+            _words(run.result.get("machine")),
+            _words(run.result.get("versions")),
+            str(run.result.get("commit") or "–"),
+        ]
+        for run in runs
+    ]
+    return ["<h2>Measured on</h2>", _table(["run", "machine", "versions", "commit"], rows, [False] * 4)]
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
+    return "–" if value is None else str(value)
+
+
+def _origin(run: Run) -> str:
+    data = run.config.get("data") if isinstance(run.config, Mapping) else None
+    fingerprint = run.result.get("dataset")
+    said = [
+        f"data {data['path'] if isinstance(data, Mapping) and 'path' in data else data}" if data else None,
+        f"fingerprint {str(fingerprint)[:12]}" if fingerprint else None,
+    ]
+    return ", ".join(word for word in said if word)

@@ -1,0 +1,100 @@
+"""Where a figure was measured: machine, versions, commit. Names no host, user or path."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel
+
+PACKAGES = ("slipstream-rec", "torch", "numba", "numpy", "polars", "pyarrow")
+
+
+class Machine(BaseModel):
+    """The machine on which something was measured."""
+
+    processor: str
+    """Name of the processor's model."""
+    cores: int
+    """Logical cores this process may run on."""
+    memory_gib: float
+    """Installed memory, GiB."""
+    system: str
+    """Operating system and architecture, such as ``Linux x86_64``."""
+    threads: int | None = None
+    """Threads torch computes with; None where torch is not loaded."""
+    spin_count: str | None = None
+    """GOMP_SPINCOUNT, or OMP_WAIT_POLICY where that decides; None where neither is set."""
+
+
+def describe_machine() -> Machine:
+    """Describe the machine this process runs on."""
+    torch = sys.modules.get("torch")
+    return Machine(
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_gib=round(_memory_bytes() / 2**30, 1),
+        system=f"{platform.system()} {platform.machine()}",
+        threads=torch.get_num_threads() if torch is not None else None,
+        spin_count=spin_setting(),
+    )
+
+
+def spin_setting() -> str | None:
+    """How long idle OpenMP threads spin: ``GOMP_SPINCOUNT=…`` or ``OMP_WAIT_POLICY=…``, None where libgomp decides."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        if value := os.environ.get(name):
+            return f"{name}={value}"
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that do the work, by distribution name."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # run from a source tree that is not installed
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the source tree this package runs from, ``-dirty`` if tracked files differ; None if installed."""
+    here = Path(__file__).resolve().parent
+    identity = _git(here, "rev-parse", "--short=12", "HEAD")
+    # A package installed inside some other repository (a virtual environment there) is not that repository's commit.
+    if identity is None or not _git(here, "ls-files", "machine.py"):
+        return None
+    return f"{identity}-dirty" if _git(here, "status", "--porcelain", "--untracked-files=no") else identity
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0

@@ -1,0 +1,152 @@
+"""Plots as inline SVG that take their colours from the page, so that one picture serves light and dark mode."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.style import context
+from matplotlib.ticker import EngFormatter
+
+SERIES = 6
+"""Number of distinct series colours; a seventh series starts over with another dash pattern."""
+_DASHES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+# Stand-ins that matplotlib can draw with and the page replaces by its own colours.
+_INK = "#010101"
+_GRID = "#020202"
+_STAND_IN = tuple(f"#0303{number:02x}" for number in range(SERIES))
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "slipstream",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _GRID,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _GRID,
+    "axes.grid": True,
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "axes.axisbelow": True,
+}
+# A name may hold a dollar sign; matplotlib would set it as a formula.
+_PLAIN_TEXT = {"text.parse_math": False}
+
+
+def scatter(points: Sequence[tuple[str, float, float]], *, x: str, y: str, name: str) -> str:
+    """Labelled points.
+
+    Args:
+        points: Label, x and y of each.
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
+        name: Unique on the page; describes the picture to those who cannot see it.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+
+    def draw(axes: Axes) -> None:
+        for number, (label, horizontal, vertical) in enumerate(points):
+            axes.plot(
+                [horizontal],
+                [vertical],
+                linestyle="none",
+                marker=_MARKERS[number % len(_MARKERS)],
+                markersize=8,
+                color=_STAND_IN[number % SERIES],
+                label=label,
+            )
+        axes.margins(0.15)
+        axes.set_xlim(left=0)
+
+    return _svg(draw, x=x, y=y, name=name, legend=len(points))
+
+
+def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, name: str) -> str:
+    """One line per series; arguments as in :func:`scatter`, each series holding its xs and ys."""
+
+    def draw(axes: Axes) -> None:
+        for number, (label, (horizontal, vertical)) in enumerate(series.items()):
+            axes.plot(
+                horizontal,
+                vertical,
+                color=_STAND_IN[number % SERIES],
+                linestyle=_DASHES[number // SERIES % len(_DASHES)],
+                linewidth=1.8,
+                marker="o" if len(horizontal) < 30 else None,
+                markersize=3.5,
+                label=label,
+            )
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+    return _svg(draw, x=x, y=y, name=name, legend=len(series))
+
+
+def dots(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], *, x: str, y: str, name: str) -> str:
+    """Grouped dots on a common scale (bars would have to start at zero): one per group and series, None left out."""
+
+    def draw(axes: Axes) -> None:
+        step = 0.6 / max(len(series), 1)
+        for number, (label, values) in enumerate(series.items()):
+            shift = (number - (len(series) - 1) / 2) * step
+            at = [(place + shift, value) for place, value in enumerate(values) if value is not None]
+            axes.plot(
+                [place for place, _ in at],
+                [value for _, value in at],
+                linestyle="none",
+                marker=_MARKERS[number % len(_MARKERS)],
+                markersize=7,
+                color=_STAND_IN[number % SERIES],
+                label=label,
+            )
+        axes.set_xticks(range(len(groups)), groups)
+        axes.margins(x=0.2 if len(groups) < 3 else 0.1, y=0.15)
+        axes.grid(visible=False, axis="x")
+
+    return _svg(draw, x=x, y=y, name=name, legend=len(series))
+
+
+def _svg(draw: Callable[[Axes], None], *, x: str, y: str, name: str, legend: int) -> str:
+    with context({**_STYLE, **_PLAIN_TEXT}):
+        rows = -(-legend // 2)
+        figure = Figure(figsize=(4.6, 2.9 + 0.2 * rows), layout="constrained")
+        figure.patch.set_alpha(0)
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        draw(axes)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.ticklabel_format(axis="y", useOffset=False)
+        if legend > 1:
+            figure.legend(loc="outside upper left", ncols=2, fontsize=9)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _adopt(buffer.getvalue(), name)
+
+
+def _adopt(svg: str, name: str) -> str:
+    """Make a drawing part of a page: the page's colours, ids that no other drawing has, no outside references."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    prefix = re.sub(r"\W+", "-", name)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{prefix}-", svg)
+    svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1)
+    svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
+    for number, stand_in in enumerate(_STAND_IN):
+        svg = svg.replace(stand_in, f"var(--series-{number})")
+    return svg

@@ -1,0 +1,118 @@
+"""Runs side by side: one definition of the columns for the terminal, HTML and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slipstream.report.runs import Run, baseline
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of a run.
+
+    Attributes:
+        title: Heading, with the unit.
+        text: The figure as text, given the run and the run it is measured against.
+        numeric: Whether it is set flush right.
+        brief: Whether it is shown where 80 characters must do.
+    """
+
+    title: str
+    text: Callable[[Run, Run], str]
+    numeric: bool = True
+    brief: bool = True
+
+
+def _plain(key: str, form: str) -> Callable[[Run, Run], str]:
+    def text(run: Run, _: Run) -> str:
+        value = run.number(key)
+        return "–" if value is None else format(value, form)
+
+    return text
+
+
+def _speed(run: Run, base: Run) -> str:
+    ours, theirs = run.number("seconds"), base.number("seconds")
+    return f"{theirs / ours:.2f}x" if ours and theirs else "–"
+
+
+def _difference(key: str) -> Callable[[Run, Run], str]:
+    def text(run: Run, base: Run) -> str:
+        ours, theirs = run.number(key), base.number(key)
+        return "–" if ours is None or theirs is None or run is base else f"{ours - theirs:+.4f}"
+
+    return text
+
+
+COLUMNS = (
+    Column("run", lambda run, _: run.name, numeric=False),
+    Column("policy", lambda run, _: run.policy, numeric=False, brief=False),
+    Column("time (s)", _plain("seconds", ".1f")),
+    Column("speed-up", _speed),
+    Column("AUC", _plain("auc", ".4f")),
+    Column("Δ AUC", _difference("auc")),
+    Column("log-loss", _plain("log_loss", ".4f")),
+    Column("Δ log-loss", _difference("log_loss"), brief=False),
+    Column("calibration", _plain("calibration", ".3f"), brief=False),
+    Column("inputs trained", _plain("share_of_inputs_trained", ".1%")),
+    Column("row updates skipped", _plain("share_of_row_updates_skipped", ".1%")),
+    Column("samples/s", _plain("samples_per_second", ",.0f"), brief=False),
+)
+CSV_FIELDS = (
+    "auc",
+    "log_loss",
+    "calibration",
+    "seconds",
+    "samples_per_second",
+    "share_of_inputs_trained",
+    "share_of_row_updates_skipped",
+    "seed",
+    "commit",
+)
+
+
+def comparison(runs: Sequence[Run]) -> list[list[str]]:
+    """One row of texts per run, in the order of :data:`COLUMNS`; differences are against :func:`runs.baseline`."""
+    base = baseline(runs)
+    return [[column.text(run, base) for column in COLUMNS] for run in runs]
+
+
+def terminal_table(runs: Sequence[Run], *, width: int = 80) -> Table:
+    """The comparison for a terminal of ``width`` characters; a narrow one gets fewer columns."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [place for place, column in enumerate(COLUMNS) if column.brief or width >= 140]
+    table = Table(
+        box=SIMPLE,
+        pad_edge=False,
+        caption=f"differences and speed-up against {baseline(runs).name}",
+        caption_justify="left",
+    )
+    for place in shown:
+        column = COLUMNS[place]
+        word = max(map(len, column.title.split()))
+        table.add_column(column.title, justify="right" if column.numeric else "left", overflow="fold", min_width=word)
+    for row in comparison(runs):
+        # Text, not str: a run's name in square brackets is no markup.
+        table.add_row(*(Text(row[place]) for place in shown))
+    return table
+
+
+def csv_text(runs: Sequence[Run]) -> str:
+    """One line per run with its figures unrounded, after a heading line."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["run", "policy", *CSV_FIELDS])
+    for run in runs:
+        writer.writerow([run.name, run.policy, *(run.result.get(field, "") for field in CSV_FIELDS)])
+    return buffer.getvalue()

@@ -1,0 +1,53 @@
+"""Loops over rows and ids in compiled code, for signals that are no kernels of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+
+@njit(cache=True, nogil=True)
+def count_exactly(counts: npt.NDArray[np.int32], ids: npt.NDArray[Any]) -> int:
+    """Adds 1 to ``counts[id]`` for each id; returns how many ids were outside the table (and left out)."""
+    outside = 0
+    for id_ in ids:
+        if 0 <= id_ < counts.size:
+            counts[id_] += 1
+        else:
+            outside += 1
+    return outside
+
+
+@njit(cache=True, nogil=True)
+def tally(
+    bits: npt.NDArray[np.int32],
+    values: npt.NDArray[Any],
+    high: int,
+    low_bits: int,
+    mass: npt.NDArray[np.float64],
+    rows: npt.NDArray[np.int64],
+) -> None:
+    """Adds each row above 0 to the histograms, by its bits.
+
+    Args:
+        bits: [R] the scores' bits.
+        values: [R] the scores.
+        high: -1: bins are the high bits; else only rows with these high bits, and bins are the low bits.
+        low_bits: How many bits are low.
+        mass: Sum of the scores in each bin.
+        rows: Rows in each bin.
+    """
+    mask = (1 << low_bits) - 1
+    for row in range(bits.size):
+        b = bits[row]
+        if b > 0:
+            key = b >> low_bits
+            if high >= 0:
+                if key != high:
+                    continue
+                key = b & mask
+            mass[key] += values[row]
+            rows[key] += 1

@@ -1,0 +1,41 @@
+"""Training: typed configuration, the loop, and the events that progress, metrics and loggers listen to."""
+
+from slipstream.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, load_config, save_config
+from slipstream.training.events import (
+    ChunkScored,
+    EpochDone,
+    Event,
+    Listener,
+    RunDone,
+    RunStarted,
+    StepDone,
+)
+from slipstream.training.inference import Evaluation, evaluate, predict
+from slipstream.training.listeners import JsonlMetrics, Progress, ResultWriter
+from slipstream.training.loop import Trainer
+from slipstream.training.result import Result
+from slipstream.training.run import train
+
+__all__ = [
+    "ChunkScored",
+    "EpochDone",
+    "Evaluation",
+    "Event",
+    "JsonlMetrics",
+    "Listener",
+    "OptimizerConfig",
+    "Progress",
+    "Result",
+    "ResultWriter",
+    "RunDone",
+    "RunStarted",
+    "ScheduleConfig",
+    "StepDone",
+    "TrainConfig",
+    "Trainer",
+    "evaluate",
+    "load_config",
+    "predict",
+    "save_config",
+    "train",
+]

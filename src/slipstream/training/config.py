@@ -1,0 +1,188 @@
+"""Everything that decides a training, in one typed tree that goes to YAML and back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from slipstream.data.atomic import write_text
+from slipstream.data.formats import FormatName
+from slipstream.data.prepare import PrepareOptions
+from slipstream.errors import ConfigError
+from slipstream.models import DLRMConfig, ModelConfig
+from slipstream.optim import OnSkip, Untouched
+from slipstream.policies import NoneConfig, PolicyConfig, build_policy
+
+OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "adamw"]
+Decay = Literal["constant", "linear", "cosine"]
+Mode = Literal["holdout", "prequential"]
+
+
+def _by_name(value: Any) -> Any:
+    """A section written as its name alone: ``policy: random``."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def default_cache() -> Path:
+    """Where prepared raw files are kept: ``slipstream`` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slipstream"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OptimizerConfig(_Section):
+    """How parameters are updated."""
+
+    name: OptimizerName = "adagrad"
+    """Optimizer of the tables, and of the dense part unless ``dense_name`` says otherwise."""
+    dense_name: OptimizerName | None = None
+    """Optimizer of the dense part; None: the same."""
+    lr: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    """Learning rate of the dense part."""
+    embedding_lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Learning rate of the tables; None: the same."""
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """L2 factor (adamw: decoupled decay) of all parameters."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Of adam and adamw."""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Of sgd."""
+    untouched: Untouched = "lazy"
+    """What happens to table rows that a step does not touch."""
+    on_skip: OnSkip = "freeze"
+    """What happens to the moments of table rows that a gate skipped."""
+    clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Greatest norm of all gradients together; None: unbounded."""
+
+
+class ScheduleConfig(_Section):
+    """How learning rates change over the training.
+
+    The decay follows the share of the data that has passed, skipped inputs included, so policies that skip differently
+    see the same rate at the same place in the data.
+    """
+
+    dense: Decay | None = None
+    """Of the dense part. None: linear for ``holdout``, constant for ``prequential`` (a stream has no end)."""
+    embedding: Decay = "constant"
+    """Of the tables. Decaying it starves rows that come late or seldom."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which all rates rise linearly from 0."""
+    final: float = Field(default=0.0, ge=0, le=1)
+    """Share of the rate that is left at the end of a decay."""
+
+
+class TrainConfig(_Section):
+    """One training."""
+
+    data: Path
+    """A prepared data set, or raw files, which are prepared once into ``cache``."""
+    format: FormatName | None = None
+    """Format of raw files; None: detected."""
+    prepare: PrepareOptions = PrepareOptions()
+    """How raw files are prepared."""
+    columns: Path | None = None
+    """YAML file that says what the columns of a raw CSV or Parquet file are; None: inferred."""
+    cache: Path | None = None
+    """Folder for what is prepared on the way; None: ``slipstream`` in the user's cache folder."""
+    model: Annotated[ModelConfig, BeforeValidator(_by_name)] = DLRMConfig()
+    """The model."""
+    policy: Annotated[PolicyConfig, BeforeValidator(_by_name)] = NoneConfig()
+    """What to skip."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rates' course."""
+    engine: Literal["slipstream", "torch"] = "slipstream"
+    """Whose tables and optimizers: ours, or as the reference nn.EmbeddingBag(sparse=True) with torch.optim."""
+    mode: Mode = "holdout"
+    """holdout: train, then score the last samples. prequential: predict each chunk, then train on it."""
+    batch_size: int = Field(default=1024, ge=1)
+    """Samples of a step."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the training samples (holdout)."""
+    shuffle: bool = False
+    """Order of the training samples (holdout): drawn anew each epoch, or that of time."""
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the samples, last in time, that is scored (holdout)."""
+    chunk_size: int = Field(default=16_384, ge=1)
+    """Samples predicted at a time before they are trained on (prequential)."""
+    max_samples: int | None = Field(default=None, ge=2)
+    """Use only the first so many samples."""
+    score_from: int = Field(default=0, ge=0)
+    """First sample whose prediction counts (prequential)."""
+    score_to: int | None = Field(default=None, ge=1)
+    """First sample whose prediction no longer counts (prequential); None: the end."""
+    popularity_feature: str | None = None
+    """One-hot feature by whose rows' accesses figures are split; None: the one with the most rows."""
+    bf16: bool = False
+    """Compute the dense part in bfloat16 (autocast)."""
+    compile: bool = False
+    """Compile the dense part with torch.compile."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads to compute with; None: torch's default."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of initial values, shuffling and the policy's draws."""
+    log_every: int = Field(default=100, ge=1)
+    """Steps between two lines of metrics."""
+    out: Path | None = None
+    """Run folder; None: nothing is written."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.score_to is not None and self.score_to <= self.score_from:
+            raise ValueError(f"score_to ({self.score_to}) must be above score_from ({self.score_from})")
+        if self.mode == "prequential" and (self.epochs != 1 or self.shuffle):
+            raise ValueError("prequential is one pass in time order: epochs must be 1 and shuffle false")
+        if self.mode == "holdout" and (self.score_from or self.score_to is not None):
+            raise ValueError("score_from and score_to belong to mode prequential")
+        if self.engine == "torch" and self.optimizer.name in ("rowwise_adagrad", "adamw"):
+            raise ValueError(f"engine torch has no {self.optimizer.name} for sparse gradients")
+        if self.engine == "torch" and self.optimizer.clip is not None:
+            raise ValueError("engine torch cannot clip sparse gradients")
+        if self.engine == "torch" and self.optimizer.weight_decay:
+            raise ValueError("engine torch has no weight_decay for sparse gradients")
+        if self.optimizer.untouched == "dense" and build_policy(self.policy).skips_rows:
+            raise ValueError(f"policy {self.policy.name} skips row updates, which needs untouched=lazy")
+        if self.engine == "torch" and self.compile:
+            raise ValueError("engine torch cannot compile sparse gradients")
+        return self
+
+    def resolved(self) -> TrainConfig:
+        """The same with defaults that depend on other settings written out."""
+        if self.schedule.dense is not None:
+            return self
+        dense: Decay = "linear" if self.mode == "holdout" else "constant"
+        return self.model_copy(update={"schedule": self.schedule.model_copy(update={"dense": dense})})
+
+    def to_yaml(self) -> str:
+        """The tree as YAML; :func:`load_config` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def save_config(config: TrainConfig, path: str | Path) -> None:
+    """Writes a configuration as YAML, atomically."""
+    write_text(path, config.to_yaml())
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Reads a configuration.
+
+    Raises:
+        ConfigError: The file cannot be read or holds something else.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return TrainConfig.model_validate(tree)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"{path}: {where}: {problem['msg']}") from error

@@ -1,0 +1,88 @@
+"""What happens during a training, as plain records that listeners receive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slipstream.evaluation import Scores
+
+if TYPE_CHECKING:
+    from slipstream.training.config import TrainConfig
+    from slipstream.training.result import Result
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """Data is open, the model is built, the first batch comes next."""
+
+    config: TrainConfig
+    """The resolved configuration."""
+    total_samples: int
+    """Samples of the data that will pass, all epochs together."""
+    parameters: int
+    """Elements of all parameters, tables included."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """Every ``log_every`` steps, and after the last."""
+
+    step: int
+    """Optimizer steps so far."""
+    samples: int
+    """Samples of the data that have passed, skipped ones included."""
+    loss: float
+    """Mean loss of the steps since the last event."""
+    dense_lr: float
+    """Learning rate of the dense part in this step."""
+    embedding_lr: float
+    """Learning rate of the tables in this step."""
+    seconds: float
+    """Training time so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkScored:
+    """Prequential: a chunk was predicted, and is trained on next."""
+
+    samples: int
+    """Samples of the data that had passed before the chunk."""
+    scores: Scores
+    """Figures of the chunk."""
+    seconds: float
+    """Training time so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDone:
+    """Holdout: an epoch is over and the holdout samples were scored."""
+
+    epoch: int
+    """Epochs so far."""
+    samples: int
+    """Samples of the data that have passed."""
+    scores: Scores
+    """Figures of the holdout samples."""
+    seconds: float
+    """Training time so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDone:
+    """The training is over and the model saved."""
+
+    result: Result
+    """The outcome."""
+
+
+Event = RunStarted | StepDone | ChunkScored | EpochDone | RunDone
+Listener = Callable[[Event], None]
+"""Called with every event, on the training's thread; the time it takes for a StepDone counts as training time."""
+
+
+def tell(listeners: Iterable[Listener], event: Event) -> None:
+    """Hands an event to all listeners, in order."""
+    for listener in listeners:
+        listener(event)

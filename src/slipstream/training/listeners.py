@@ -1,0 +1,139 @@
+"""Listeners that come with the library: progress on the terminal, metrics as JSON lines, the result as a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from slipstream.errors import ConfigError
+from slipstream.evaluation import Scores
+from slipstream.training.config import save_config
+from slipstream.training.events import ChunkScored, EpochDone, Event, RunDone, RunStarted, StepDone
+
+
+class Progress:
+    """A progress bar on standard error; silent where that is no terminal.
+
+    Args:
+        console: Where to draw; None: standard error.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(file=sys.stderr)
+        self._bar: Bar | None = None
+        self._task = TaskID(0)
+        self._auc: float | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Takes an event."""
+        match event:
+            case RunStarted() if self._console.is_terminal:
+                columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+                words = TextColumn("{task.description}")
+                self._bar = Bar(words, *columns, console=self._console, transient=True, refresh_per_second=4)
+                self._task = self._bar.add_task("training", total=event.total_samples)
+                self._bar.start()
+            case StepDone() if self._bar is not None:
+                rate = event.samples / event.seconds if event.seconds else 0.0
+                text = f"loss {event.loss:.4f}  {rate:,.0f} samples/s"
+                if self._auc is not None:
+                    text += f"  AUC {self._auc:.4f}"
+                self._bar.update(self._task, completed=event.samples, description=text)
+            case ChunkScored() | EpochDone():
+                self._auc = event.scores.auc
+            case RunDone():
+                self.close()
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Takes the bar away; also for a training that failed."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class JsonlMetrics:
+    """Writes steps, chunks and epochs to ``metrics.jsonl``, a line each as they happen.
+
+    Args:
+        path: The file; an old one is replaced.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file: IO[str] | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Takes an event."""
+        match event:
+            case RunStarted():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("w", encoding="utf-8", buffering=1)
+                self._write("start", total_samples=event.total_samples, parameters=event.parameters)
+            case StepDone():
+                self._write(
+                    "step",
+                    step=event.step,
+                    samples=event.samples,
+                    loss=event.loss,
+                    dense_lr=event.dense_lr,
+                    embedding_lr=event.embedding_lr,
+                    seconds=event.seconds,
+                )
+            case ChunkScored():
+                self._write("chunk", samples=event.samples, seconds=event.seconds, **_figures(event.scores))
+            case EpochDone():
+                figures = _figures(event.scores)
+                self._write("epoch", epoch=event.epoch, samples=event.samples, seconds=event.seconds, **figures)
+            case RunDone():
+                self.close()
+
+    def _write(self, kind: str, **figures: Any) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps({"event": kind, **figures}, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """Closes the file; also for a training that failed."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _figures(scores: Scores) -> dict[str, Any]:
+    return {"samples_scored": scores.samples, **scores.model_dump(exclude={"samples"})}
+
+
+class ResultWriter:
+    """Writes ``config.yaml`` when a training starts and ``result.json`` when it is done.
+
+    An old result is removed at the start, so that a training which fails leaves no folder that looks finished.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        ConfigError: It is a file.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"{self.folder} is a file", remedy="choose another run folder")
+
+    def __call__(self, event: Event) -> None:
+        """Takes an event."""
+        match event:
+            case RunStarted():
+                (self.folder / "result.json").unlink(missing_ok=True)
+                save_config(event.config, self.folder / "config.yaml")
+            case RunDone():
+                event.result.save(self.folder / "result.json")
+            case _:
+                pass

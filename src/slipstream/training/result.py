@@ -1,0 +1,73 @@
+"""The outcome of a training, as written to ``result.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from slipstream.data.atomic import write_text
+from slipstream.evaluation import CurvePoint, Scores
+from slipstream.report.machine import Machine
+
+
+class Result(BaseModel):
+    """The outcome of a training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    auc: float
+    """Area under the ROC curve of the scored samples."""
+    log_loss: float
+    """Their mean cross-entropy, nats."""
+    calibration: float
+    """Mean of their predicted probabilities ÷ mean of their labels."""
+    samples_scored: int
+    """How many were scored."""
+    seconds: float
+    """Wall-clock time of the training with every overhead (data, policy, optimizer, listeners), without scoring."""
+    samples_per_second: float
+    """Samples of the data that passed ÷ ``seconds``; skipped ones count, since they had to be decided on."""
+    prediction_seconds: float
+    """Time spent on predicting the scored samples, not part of ``seconds``."""
+    setup_seconds: float
+    """Time before the first step: data opened (or prepared), model built, kernels loaded; not part of ``seconds``."""
+    samples: int
+    """Samples of the data that passed, all epochs together."""
+    steps: int
+    """Optimizer steps."""
+    policy: str
+    """Name of the policy."""
+    policy_report: dict[str, Any]
+    """The policy's own numbers."""
+    share_of_inputs_trained: float
+    """Inputs trained on ÷ inputs that passed."""
+    share_of_row_updates_skipped: float
+    """Row lookups of trained inputs whose update was skipped ÷ all of them."""
+    by_popularity: dict[str, Scores]
+    """Figures of the scored samples by the popularity of their row of one feature: head, torso, tail."""
+    popularity_feature: str | None
+    """That feature."""
+    learning_curve: tuple[CurvePoint, ...]
+    """Figures along the training."""
+    model: str
+    """Name of the model."""
+    mode: str
+    """holdout or prequential."""
+    engine: str
+    """slipstream or torch."""
+    seed: int
+    """Seed of everything drawn."""
+    dataset: str
+    """Fingerprint of the data."""
+    machine: Machine
+    """Where it ran."""
+    versions: dict[str, str]
+    """Versions of Python and packages."""
+    commit: str | None
+    """Commit of the source tree it ran from."""
+
+    def save(self, path: str | Path) -> None:
+        """Writes the result as JSON, atomically."""
+        write_text(path, self.model_dump_json(indent=2) + "\n")

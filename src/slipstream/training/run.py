@@ -1,0 +1,161 @@
+"""A whole training: open the data, train, score, write the run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from slipstream.data.prepare import open_or_prepare
+from slipstream.data.schema import Schema
+from slipstream.data.store import Store
+from slipstream.evaluation import CurvePoint, Scores, access_counts, learning_curve, score, score_by_popularity
+from slipstream.evaluation.popularity import bucket_feature
+from slipstream.report.machine import commit, describe_machine, versions
+from slipstream.training.config import TrainConfig, default_cache
+from slipstream.training.events import EpochDone, Event, Listener, RunDone, RunStarted, tell
+from slipstream.training.listeners import JsonlMetrics, ResultWriter
+from slipstream.training.loop import Trainer
+from slipstream.training.result import Result
+from slipstream.training.saved import save_model
+from slipstream.training.warm_up import warm_up
+
+
+def train(config: TrainConfig, *, listeners: Sequence[Listener] = (), store: Store | None = None) -> Result:
+    """Trains a model as configured.
+
+    With ``config.out`` the run folder gets ``config.yaml``, ``metrics.jsonl``, ``model.safetensors`` and, last,
+    ``result.json``.
+
+    Args:
+        config: The configuration.
+        listeners: Called with every event, besides those that write the run folder.
+        store: Data that is open already; None: opens ``config.data``.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        ConfigError: Settings and data do not fit together, or the loss is no longer finite.
+        DataError: The data cannot be used, or the scored samples are of one class only.
+    """
+    config = config.resolved()
+    began = time.perf_counter()
+    curve = _EpochCurve()
+    everyone: list[Listener] = [curve, *listeners]
+    if config.out is not None:
+        everyone += [JsonlMetrics(config.out / "metrics.jsonl"), ResultWriter(config.out)]
+    with _threads(config.threads), torch.random.fork_rng(devices=()), _closing(everyone):
+        if store is None:
+            store = open_data(config)
+        bucket_feature(store, config.popularity_feature)
+        warm_up(config, store)
+        trainer = Trainer(config, store, everyone)
+        setup_seconds = time.perf_counter() - began
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        tell(everyone, RunStarted(config, trainer.total_samples, parameters))
+        labels, logits = trainer.run()
+        result = _result(trainer, labels, logits, setup_seconds, curve.points)
+        if config.out is not None:
+            save_model(trainer.model, config.model, store, config.out / "model.safetensors")
+        tell(everyone, RunDone(result))
+    return result
+
+
+def open_data(config: TrainConfig) -> Store:
+    """Opens the data that a configuration names, or prepares it into the cache.
+
+    Raises:
+        DataError: It cannot be used.
+    """
+    schema = None if config.columns is None else Schema.load(config.columns)
+    cache = config.cache or default_cache()
+    return open_or_prepare(config.data, cache, format=config.format, schema=schema, options=config.prepare)
+
+
+def _result(
+    trainer: Trainer,
+    labels: npt.NDArray[np.float32],
+    logits: npt.NDArray[np.float32],
+    setup_seconds: float,
+    epochs: list[CurvePoint],
+) -> Result:
+    config, store = trainer.config, trainer.store
+    scores = score(labels, logits)
+    # The trainer refuses samples of one class.
+    assert scores.auc is not None and scores.log_loss is not None and scores.calibration is not None
+    start, stop = trainer.score_range
+    feature = bucket_feature(store, config.popularity_feature)
+    buckets: dict[str, Scores] = {}
+    if feature is not None:
+        counts = access_counts(store, feature, *trainer.train_range)
+        buckets = score_by_popularity(store.ids[start:stop, feature].numpy(), counts, labels, logits)
+    report = trainer.skipper.report()
+    seconds = trainer.training.seconds
+    return Result(
+        auc=scores.auc,
+        log_loss=scores.log_loss,
+        calibration=scores.calibration,
+        samples_scored=scores.samples,
+        seconds=seconds,
+        samples_per_second=trainer.samples / seconds,
+        prediction_seconds=trainer.predicting.seconds,
+        setup_seconds=setup_seconds,
+        samples=trainer.samples,
+        steps=trainer.steps,
+        policy=report.policy,
+        policy_report=report.details,
+        share_of_inputs_trained=report.share_of_inputs_trained,
+        share_of_row_updates_skipped=report.share_of_row_updates_skipped,
+        by_popularity=buckets,
+        popularity_feature=None if feature is None else store.one_hot[feature].name,
+        learning_curve=tuple(learning_curve(labels, logits, start=start) if config.mode == "prequential" else epochs),
+        model=config.model.name,
+        mode=config.mode,
+        engine=config.engine,
+        seed=config.seed,
+        dataset=store.fingerprint,
+        machine=describe_machine(),
+        versions=versions(),
+        commit=commit(),
+    )
+
+
+class _EpochCurve:
+    """Collects the figures after each epoch."""
+
+    def __init__(self) -> None:
+        self.points: list[CurvePoint] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, EpochDone):
+            scores = event.scores
+            point = CurvePoint(samples=event.samples, auc=scores.auc, log_loss=scores.log_loss, seconds=event.seconds)
+            self.points.append(point)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _closing(listeners: Sequence[Listener]) -> Iterator[None]:
+    """Closes listeners that can be closed, however the training ends."""
+    try:
+        yield
+    finally:
+        for listener in listeners:
+            close = getattr(listener, "close", None)
+            if callable(close):
+                close()

@@ -1,0 +1,50 @@
+"""Loading the compiled kernels before the clock starts."""
+
+from __future__ import annotations
+
+import torch
+
+from slipstream.data.batch import Bag, Batch, Inputs
+from slipstream.data.schema import FeatureInfo
+from slipstream.data.store import Store
+from slipstream.models import build_model
+from slipstream.policies import PsseConfig, Skipper, build_policy
+from slipstream.staleness import make_counts, share_cut
+from slipstream.training.config import TrainConfig
+from slipstream.training.loop import autocast
+from slipstream.training.optimizers import build_optimizers
+
+
+def warm_up(config: TrainConfig, store: Store) -> None:
+    """Trains a twin of the model with tables of two rows for one step, and throws it away.
+
+    Compiling a kernel, or loading it from Numba's cache, takes as long as thousands of steps and happens once a
+    process: it would make short trainings look slow. torch.compile is not warmed up, since what it makes belongs to
+    the model itself.
+
+    Args:
+        config: The resolved configuration.
+        store: The data, of which two samples are shaped like.
+    """
+    features = [FeatureInfo(name=feature.name, num_rows=2, multi_hot=feature.multi_hot) for feature in store.features]
+    model = build_model(config.model, features, store.num_dense, engine=config.engine)
+    bags = tuple(
+        Bag(torch.ones(2, dtype=torch.int32), torch.tensor([0, 1, 2])) for feature in features if feature.multi_hot
+    )
+    ids = torch.ones(2, len(store.one_hot), dtype=torch.int32)
+    inputs = Inputs(torch.zeros(2, store.num_dense), ids, bags)
+    batch = Batch(inputs, torch.tensor([0.0, 1.0]), torch.arange(2), torch.ones(2), torch.zeros(2, dtype=torch.int64))
+    optimizers = build_optimizers(model, config.optimizer, config.engine)
+    skipper = Skipper(model, build_policy(config.policy), batch_size=2, seed=config.seed)
+    for kept in [*skipper.push(batch), batch]:
+        with autocast(config.bf16):
+            loss = model.loss(kept)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    if isinstance(config.policy, PsseConfig):
+        # The twin never trains long enough for a decision.
+        share_cut([make_counts(2, config.policy.half_life).scores], config.policy.budget)
+    with torch.inference_mode():
+        model.forward(batch.inputs)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slipstream.cli.entry import bound_spin
+
+COMMANDS = ("prepare", "train", "evaluate", "predict", "compare", "inspect", "doctor", "bench")
+
+
+def slipstream(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    # A clean slate: the test session itself has set a spin count.
+    kept = {key: value for key, value in os.environ.items() if key not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}}
+    return subprocess.run(
+        [sys.executable, "-m", "slipstream", *arguments],
+        env={**kept, "COLUMNS": "100", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    ],
+)
+def test_the_spin_is_bounded_unless_the_user_decided(before: dict[str, str], after: dict[str, str]) -> None:
+    environment = dict(before)
+    bound_spin(environment)
+    assert environment == after
+
+
+def test_nothing_heavy_is_loaded_before_the_spin_is_bounded() -> None:
+    heavy = "('torch', 'numba', 'numpy')"
+    code = f"import slipstream, slipstream.cli.entry, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_names_every_command_and_loads_no_torch() -> None:
+    done = slipstream("--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in COMMANDS)
+    code = "import slipstream.cli.app, sys; print('torch' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert loaded.stdout.strip() == "False"
+
+
+def test_the_version_is_the_packages() -> None:
+    import slipstream as package
+
+    assert slipstream("--version").stdout.strip() == f"slipstream {package.__version__}"
+
+
+def test_bad_input_is_one_line_and_status_2(tmp_path: Path) -> None:
+    done = slipstream("compare", str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("slipstream: ") and "no finished run" in line
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
+    done = slipstream("compare", str(tmp_path / "none"), "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "DataError" in done.stderr
+
+
+def test_compare_writes_page_and_figures(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    page, figures = tmp_path / "out" / "page.html", tmp_path / "figures.csv"
+    runs = [str(make_run("full")), str(make_run("[b]half", "random", auc=0.7654, seconds=5.0))]
+    done = slipstream("compare", *runs, "--html", str(page), "--csv", str(figures), COLUMNS="160")
+    assert done.returncode == 0, done.stderr
+    assert "0.7654" in done.stdout and "2.00x" in done.stdout and "[b]half" in done.stdout
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert len(figures.read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_an_unknown_benchmark_is_named() -> None:
+    done = slipstream("bench", "nothing")
+    assert done.returncode == 2
+    assert "no benchmark named 'nothing'" in done.stderr and len(done.stderr.splitlines()) == 1

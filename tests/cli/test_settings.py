@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from slipstream.cli.settings import put, read_yaml, resolve
+from slipstream.errors import ConfigError
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: Literal["none", "random", "psse"] = "none"
+    budget: float | None = None
+
+
+class Whole(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    policy: Part = Part()
+    lr: float = 0.1
+    sizes: list[int] = [1]
+
+
+def test_assignments_win_over_flags_and_flags_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("lr: 0.2\nsizes: [2]\npolicy: {name: random, budget: 0.5}\n", encoding="utf-8")
+    flags = {"lr": 0.3, "policy.budget": None}
+    config = resolve(Whole, file, flags, ["lr=0.4", "sizes=[3, 4]"])
+    assert config == Whole(lr=0.4, sizes=[3, 4], policy=Part(name="random", budget=0.5))
+
+
+def test_another_policy_drops_the_settings_of_the_one_before() -> None:
+    tree = {"policy": {"name": "random", "budget": 0.5}}
+    put(tree, "policy.name", "random")
+    assert tree == {"policy": {"name": "random", "budget": 0.5}}
+    put(tree, "policy.name", "psse")
+    assert tree == {"policy": {"name": "psse"}}
+
+
+def test_a_section_may_be_its_name_alone() -> None:
+    tree = {"policy": "random"}
+    put(tree, "policy.name", "random")
+    put(tree, "policy.budget", 0.5)
+    assert tree == {"policy": {"name": "random", "budget": 0.5}}
+
+
+def test_a_plain_value_has_no_settings() -> None:
+    with pytest.raises(ConfigError, match=r"lr\.x: lr has no settings"):
+        put({"lr": 0.1}, "lr.x", 1)
+
+
+@pytest.mark.parametrize("text", ["lr", "=1", "lr=[", "lr=fast", "unheard_of=1", "policy.name=all"])
+def test_a_wrong_assignment_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=text.partition("=")[0] or "="):
+        resolve(Whole, None, {}, [text])
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "lr: [", "\x00"])
+def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        read_yaml(file)
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_yaml_tags_construct_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("lr: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not YAML"):
+        read_yaml(file)
+
+
+def test_an_empty_file_means_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("", encoding="utf-8")
+    assert resolve(Whole, file, {}) == Whole()

@@ -1,0 +1,428 @@
+import collections
+import gzip
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slipstream.data import MultiHot, Schema, Store
+from slipstream.data.blocks import Block
+from slipstream.data.encoder import Encoder
+from slipstream.data.formats import open_raw
+from slipstream.data.prepare import PrepareOptions, encode_raw, open_or_prepare, prepare
+from slipstream.data.sources import TextSource
+from slipstream.data.split import named_splits, split_by_time
+from slipstream.errors import ConfigError, DataError, NotPrepared
+
+STOP = PrepareOptions()
+QUARANTINE = PrepareOptions(on_bad_row="quarantine")
+
+
+def vocabulary(store: Store, name: str) -> list[str]:
+    """Value by id; None stands for row 0."""
+    return [None, *pq.read_table(store.path / "vocabulary" / f"{name}.parquet")["value"].to_pylist()]
+
+
+def decoded(store: Store, name: str) -> list[str]:
+    values = vocabulary(store, name)
+    column = [feature.name for feature in store.one_hot].index(name)
+    return [values[i] for i in store.ids[:, column].tolist()]
+
+
+def test_criteo_is_encoded_value_by_value(criteo, criteo_lines, tmp_path):
+    store = prepare(criteo, tmp_path / "out")
+    rows = [line.split("\t") for line in criteo_lines]
+    assert store.num_samples == 300 and store.num_dense == 13 and store.time is None
+    assert [feature.name for feature in store.features] == [f"C{i}" for i in range(1, 27)]
+    assert store.labels.dtype == torch.uint8 and store.labels.tolist() == [int(row[0]) for row in rows]
+    for i, feature in enumerate(store.features):
+        assert decoded(store, feature.name) == [row[14 + i] for row in rows]
+        counts = collections.Counter(row[14 + i] for row in rows).most_common()
+        assert vocabulary(store, feature.name) == [None, *(value for value, _ in counts)]
+        assert feature.num_rows == len(counts) + 1
+    dense = [[math.log1p(max(float(x), 0)) if x else 0 for x in row[1:14]] for row in rows]
+    np.testing.assert_allclose(store.dense.numpy(), np.array(dense, dtype=np.float32), rtol=1e-6)
+    assert Store.open(tmp_path / "out", verify=True).fingerprint == store.fingerprint
+    assert store.manifest.provenance["format"] == "criteo" and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("variant", ["crlf", "bom", "gzip", "no last line end", "day files", "small blocks"])
+def test_the_same_rows_in_another_wrapping_give_the_same_store(criteo, criteo_lines, tmp_path, variant, monkeypatch):
+    expected = prepare(criteo, tmp_path / "expected").fingerprint
+    data, other, format = criteo.read_bytes(), tmp_path / "other.tsv", "criteo"
+    if variant == "crlf":
+        other.write_bytes(data.replace(b"\n", b"\r\n"))
+    elif variant == "bom":
+        other.write_bytes(b"\xef\xbb\xbf" + data)
+    elif variant == "gzip":
+        other.write_bytes(gzip.compress(data))
+    elif variant == "no last line end":
+        other.write_bytes(data.rstrip(b"\n"))
+    elif variant == "day files":
+        other, format = tmp_path / "days", None
+        other.mkdir()
+        for number, piece in ((2, criteo_lines[:100]), (10, criteo_lines[100:])):
+            (other / f"day_{number}").write_text("".join(line + "\n" for line in piece))
+    else:
+        from slipstream.data import formats, sources
+
+        other.write_bytes(data)
+        monkeypatch.setattr(
+            formats, "TextSource", lambda *args, **kwargs: sources.TextSource(*args, **kwargs, block_bytes=1000)
+        )
+    assert prepare(other, tmp_path / "out", format=format).fingerprint == expected
+
+
+def change(line: str, column: int, value: str) -> str:
+    fields = line.split("\t")
+    fields[column] = value
+    return "\t".join(fields)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "where", "reason"),
+    [
+        (0, "x", "label", "'x' is not a number"),
+        (0, "", "label", "has no label"),
+        (0, "nan", "label", "NaN or infinite"),
+        (0, "2", "label", "neither 0 nor 1"),
+        (3, "abc", "I3", "'abc' is not a number"),
+        (4, "nan", "I4", "NaN or infinite"),
+        (20, "a\tb", None, "expected 40 columns, found 41"),
+        (20, b"\xff", None, "invalid UTF-8"),
+    ],
+)
+def test_a_malformed_row_stops_with_its_place_or_is_set_aside(criteo_lines, tmp_path, column, value, where, reason):
+    text = change(criteo_lines[41], column, value if isinstance(value, str) else "@@")
+    lines = [line.encode() for line in criteo_lines]
+    lines[41] = text.encode().replace(b"@@", value if isinstance(value, bytes) else b"@@")
+    path = tmp_path / "bad.tsv"
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    with pytest.raises(DataError) as caught:
+        prepare(path, tmp_path / "out", format="criteo")
+    error = caught.value
+    assert (error.file, error.line, error.column) == (path, 42, where)
+    assert reason in str(error) and "quarantine" in str(error)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+    store = prepare(path, tmp_path / "out", format="criteo", options=QUARANTINE)
+    assert store.num_samples == 299 and store.manifest.provenance["bad_rows"] == 1
+    side = (tmp_path / "out" / "quarantine.tsv").read_text().splitlines()
+    assert side[0] == "file\tline\tcolumn\treason\trow" and len(side) == 2
+    assert side[1].split("\t")[:3] == ["bad.tsv", "42", where or ""] and reason in side[1]
+    clean = tmp_path / "clean.tsv"
+    clean.write_text("".join(line + "\n" for i, line in enumerate(criteo_lines) if i != 41))
+    expected = prepare(clean, tmp_path / "expected", format="criteo")
+    for name in ("ids.i32", "dense.f32", "labels.u8"):
+        assert (tmp_path / "out" / name).read_bytes() == (expected.path / name).read_bytes()
+
+
+def test_the_first_of_several_bad_rows_is_named(criteo_lines, tmp_path):
+    path = tmp_path / "bad.tsv"
+    lines = [change(criteo_lines[0], 5, "x"), "too few", change(criteo_lines[1], 0, "y"), ""]
+    path.write_text("".join(line + "\n" for line in [*criteo_lines[:7], *lines]))
+    with pytest.raises(DataError, match=r"bad\.tsv:8, column 'I5': 'x' is not a number"):
+        prepare(path, tmp_path / "out", format="criteo")
+    store = prepare(path, tmp_path / "out", format="criteo", options=QUARANTINE)
+    side = (store.path / "quarantine.tsv").read_text().splitlines()[1:]
+    assert [row.split("\t")[1] for row in side] == ["8", "9", "10", "11"] and store.num_samples == 7
+    assert side[1].endswith("expected 40 columns, found 1\ttoo few") and "found 0" in side[3]
+
+
+def test_a_time_that_is_none_stops_with_its_place_or_is_set_aside(tmp_path):
+    (tmp_path / "t.csv").write_text("y,time,c\n1,1500000000,a\n0,abc,b\n0,1500000001,a\n")
+    schema = Schema(label="y", time="time", categorical=("c",))
+    with pytest.raises(DataError, match=r"t\.csv:3, column 'time': 'abc' is not a time"):
+        prepare(tmp_path / "t.csv", tmp_path / "out", schema=schema)
+    store = prepare(tmp_path / "t.csv", tmp_path / "out", schema=schema, options=QUARANTINE)
+    assert store.time.tolist() == [1_500_000_000, 1_500_000_001]
+
+
+def test_a_block_is_split_once_for_all_its_bad_rows(criteo_lines, tmp_path):
+    class Counted(bytes):
+        splits = 0
+
+        def split(self, *arguments):
+            Counted.splits += 1
+            return super().split(*arguments)
+
+    lines = [change(line, 3, "x") if i % 2 else line for i, line in enumerate(criteo_lines)]
+    path = tmp_path / "bad.tsv"
+    path.write_text("".join(line + "\n" for line in lines))
+    data = open_raw(path, format="criteo")
+    assert isinstance(data.source, TextSource)
+    block = Block(Counted(path.read_bytes()), 1, len(lines))
+    chunk = data.source._chunk(path, block, data.columns, data.columns)
+    assert [chunk.show(i) for i in range(300)] == lines and Counted.splits == 1
+
+
+def test_nan_can_count_as_missing(criteo_lines, tmp_path):
+    path = tmp_path / "nan.tsv"
+    path.write_text(change(criteo_lines[0], 4, "nan") + "\n" + criteo_lines[1] + "\n")
+    store = prepare(path, tmp_path / "out", format="criteo", options=PrepareOptions(nan="missing"))
+    assert store.num_samples == 2 and store.dense[0, 3] == 0
+
+
+def test_files_that_hold_nothing_or_are_damaged(criteo, tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        prepare(tmp_path / "none.tsv", tmp_path / "out")
+    empty = tmp_path / "empty.tsv"
+    empty.touch()
+    for format in (None, "criteo", "csv"):
+        with pytest.raises(DataError, match=r"empty\.tsv: (is empty|holds no usable row)"):
+            prepare(empty, tmp_path / "out", format=format)
+    broken = tmp_path / "broken.tsv.gz"
+    packed = gzip.compress(criteo.read_bytes())
+    broken.write_bytes(packed[: len(packed) // 2])
+    for options in (STOP, QUARANTINE):
+        with pytest.raises(DataError, match="gzip stream is truncated"):
+            prepare(broken, tmp_path / "out", format="criteo", options=options)
+    broken.write_bytes(packed[:200] + b"garbage" + packed[207:])
+    with pytest.raises(DataError, match="cannot be read"):
+        prepare(broken, tmp_path / "out", format="criteo")
+    damaged = tmp_path / "x.parquet"
+    damaged.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(DataError, match="Parquet"):
+        prepare(damaged, tmp_path / "out")
+    everything = tmp_path / "all_bad.tsv"
+    everything.write_text("a\nb\n")
+    with pytest.raises(DataError, match="no usable row"):
+        prepare(everything, tmp_path / "out", format="criteo", options=QUARANTINE)
+
+
+def test_rare_and_unseen_values_share_row_0(tmp_path):
+    frame = pl.DataFrame({"label": [0, 1] * 4, "c": ["a", "a", "a", "b", "b", "c", "d", "a"]})
+    frame.write_csv(tmp_path / "f.csv")
+    store = prepare(tmp_path / "f.csv", tmp_path / "rare", options=PrepareOptions(min_frequency=2))
+    assert decoded(store, "c") == ["a", "a", "a", "b", "b", None, None, "a"]
+    store = prepare(tmp_path / "f.csv", tmp_path / "first", options=PrepareOptions(fit_share=0.5))
+    assert decoded(store, "c") == ["a", "a", "a", "b", "b", None, None, "a"]
+    assert store.manifest.provenance["fitted_rows"] == 4
+
+
+def test_hashed_columns_need_no_vocabulary_and_agree_between_files(criteo, criteo_lines, tmp_path):
+    options = PrepareOptions(hash_rows=50)
+    store = prepare(criteo, tmp_path / "out", options=options)
+    assert all(feature.num_rows == 50 for feature in store.features) and not (store.path / "vocabulary").exists()
+    assert int(store.ids.min()) >= 1 and int(store.ids.max()) <= 49
+    tail = tmp_path / "tail.tsv"
+    tail.write_text("".join(line + "\n" for line in criteo_lines[200:]))
+    assert torch.equal(prepare(tail, tmp_path / "tail", options=options).ids, store.ids[200:])
+
+
+def table(n: int = 60) -> pl.DataFrame:
+    rng = np.random.default_rng(1)
+    return pl.DataFrame(
+        {
+            "y": rng.integers(0, 2, n),
+            "when": 1_600_000_000 + rng.integers(0, 10**6, n),
+            "user": rng.integers(0, 9, n),
+            "text": rng.choice(["x", "", "long, with comma", "Ω"], n),
+            "price": np.round(rng.normal(5, 3, n), 3),
+            "tags": ["|".join(rng.choice(["a", "b", "c"], rng.integers(0, 3))) for _ in range(n)],
+        }
+    )
+
+
+SCHEMA = Schema(
+    label="y",
+    time="when",
+    categorical=("user", "text"),
+    dense=("price",),
+    multi_hot=(MultiHot(name="tags"),),
+    calendar=("hour", "weekday"),
+)
+
+
+@pytest.mark.parametrize("fit_share", [1.0, 0.4])
+def test_a_table_with_a_schema_is_put_in_order_of_time(tmp_path, fit_share):
+    frame = table()
+    frame.write_csv(tmp_path / "t.csv")
+    frame.with_columns(pl.col("tags").str.split("|"), pl.from_epoch("when").alias("when")).write_parquet(
+        tmp_path / "t.parquet", row_group_size=17
+    )
+    options = PrepareOptions(fit_share=fit_share)
+    store = prepare(tmp_path / "t.csv", tmp_path / "csv", schema=SCHEMA, options=options)
+    ordered = frame.sort("when", maintain_order=True)
+    assert store.time.tolist() == ordered["when"].to_list() and store.labels.tolist() == ordered["y"].to_list()
+    fitted = ordered.head(int(60 * fit_share))
+    mean, std = fitted["price"].mean(), fitted["price"].std(ddof=0)
+    expected = (ordered["price"].to_numpy() - mean) / std
+    np.testing.assert_allclose(store.dense[:, 0].numpy(), expected, rtol=1e-5, atol=1e-6)
+    seen = set(fitted["user"].to_list())
+    assert decoded(store, "user") == [str(user) if user in seen else None for user in ordered["user"]]
+    times = pl.from_epoch(ordered["when"])
+    assert (store.ids[:, 2] - 1).tolist() == times.dt.hour().to_list()
+    assert store.ids[:, 3].tolist() == times.dt.weekday().to_list()
+    values, offsets = store.bags[0].values.tolist(), store.bags[0].offsets.tolist()
+    names = vocabulary(store, "tags")
+    if fit_share == 1:
+        bags = ["|".join(names[i] for i in values[a:b]) for a, b in itertools.pairwise(offsets)]
+        assert bags == ordered["tags"].to_list()
+        other = prepare(tmp_path / "t.parquet", tmp_path / "parquet", schema=SCHEMA)
+        for name in ("ids.i32", "dense.f32", "time.i64", "bags/tags.offsets.i64"):
+            assert (store.path / name).read_bytes() == (other.path / name).read_bytes()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_table_comes_back_as_it_was(tmp_path_factory, data):
+    n = data.draw(st.integers(1, 15))
+    words = st.text(
+        st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="\x85\u2028\u2029"), max_size=6
+    )
+    frame = pl.DataFrame(
+        {
+            "label": data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)),
+            "word": data.draw(st.lists(words, min_size=n, max_size=n)),
+            "number": data.draw(st.lists(st.floats(-1e6, 1e6, width=32), min_size=n, max_size=n)),
+        }
+    )
+    folder = tmp_path_factory.mktemp("any")
+    kind = data.draw(st.sampled_from(["csv", "parquet"]))
+    (frame.write_csv if kind == "csv" else frame.write_parquet)(folder / f"f.{kind}")
+    schema = Schema(label="label", categorical=("word",), dense=("number",))
+    store = prepare(folder / f"f.{kind}", folder / "out", schema=schema, options=PrepareOptions(dense="none"))
+    assert decoded(store, "word") == frame["word"].to_list() and store.labels.tolist() == frame["label"].to_list()
+    assert store.dense[:, 0].tolist() == frame["number"].to_list()
+
+
+def test_columns_of_a_table_are_inferred_only_without_doubt(tmp_path):
+    frame = pl.DataFrame({"click": [0, 1], "timestamp": [5, 3], "site": ["a", "b"], "age": [0.5, 1.5], "n": [1, 2]})
+    frame.write_csv(tmp_path / "t.csv")
+    frame.with_columns(tags=pl.Series([["x"], []])).write_parquet(tmp_path / "t.parquet")
+    store = prepare(tmp_path / "t.csv", tmp_path / "csv")
+    assert [feature.name for feature in store.features] == ["site", "n"] and store.manifest.dense == ("age",)
+    assert store.time.tolist() == [3, 5] and store.labels.tolist() == [1, 0]
+    assert [f.name for f in prepare(tmp_path / "t.parquet", tmp_path / "pq").multi_hot] == ["tags"]
+    frame.rename({"click": "outcome"}).write_csv(tmp_path / "u.csv")
+    with pytest.raises(ConfigError, match=r"no column is the label.*outcome.*schema"):
+        prepare(tmp_path / "u.csv", tmp_path / "out")
+    frame.rename({"n": "label"}).write_csv(tmp_path / "u.csv")
+    with pytest.raises(ConfigError, match="could all be the label"):
+        prepare(tmp_path / "u.csv", tmp_path / "out")
+
+
+def test_a_missing_column_is_named(tmp_path):
+    pl.DataFrame({"y": [1], "a": ["x"]}).write_csv(tmp_path / "t.csv")
+    with pytest.raises(DataError, match=r"t\.csv, column 'b': the column is missing; the file has y, a"):
+        prepare(tmp_path / "t.csv", tmp_path / "out", schema=Schema(label="y", categorical=("a", "b")))
+    pl.DataFrame({"y": [1], "a": ["x"]}).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="column 'b': the column is missing"):
+        prepare(tmp_path / "t.parquet", tmp_path / "out", schema=Schema(label="y", categorical=("a", "b")))
+
+
+def test_bad_rows_of_parquet_and_nulls(tmp_path):
+    frame = pl.DataFrame(
+        {
+            "y": [0, 1, None, 1],
+            "c": ["a", None, "b", "a"],
+            "d": [1.0, None, 2.0, float("nan")],
+            "l": [["q"], None, [], ["q", "r"]],
+        }
+    )
+    frame.write_parquet(tmp_path / "t.parquet")
+    schema = Schema(label="y", categorical=("c",), dense=("d",), multi_hot=(MultiHot(name="l"),))
+    with pytest.raises(DataError, match=r"t\.parquet:3, column 'y': has no label"):
+        prepare(tmp_path / "t.parquet", tmp_path / "out", schema=schema)
+    store = prepare(tmp_path / "t.parquet", tmp_path / "out", schema=schema, options=QUARANTINE)
+    assert decoded(store, "c") == ["a", ""] and store.dense[1, 0] == 0 and store.bags[0].offsets.tolist() == [0, 1, 1]
+    side = (store.path / "quarantine.tsv").read_text().splitlines()[1:]
+    assert [row.split("\t")[1:4] for row in side] == [
+        ["3", "y", "has no label"],
+        ["4", "d", "value is NaN or infinite"],
+    ]
+
+
+def test_labels_may_be_any_numbers_or_get_a_threshold(tmp_path):
+    pl.DataFrame({"label": [0.5, 3, 5], "c": ["a", "b", "a"]}).write_csv(tmp_path / "t.csv")
+    store = prepare(tmp_path / "t.csv", tmp_path / "out")
+    assert store.labels.dtype == torch.float32 and store.labels.tolist() == [0.5, 3, 5]
+    store = prepare(tmp_path / "t.csv", tmp_path / "binary", options=PrepareOptions(label_threshold=3))
+    assert store.labels.dtype == torch.uint8 and store.labels.tolist() == [0, 1, 1]
+
+
+def test_new_files_are_encoded_as_the_fitted_ones(criteo, criteo_lines, tmp_path):
+    store = prepare(criteo, tmp_path / "out")
+    encoder = Encoder.load(store.path)
+    batches = list(encode_raw(criteo, encoder, 70))
+    assert [len(batch) for batch in batches] == [70, 70, 70, 70, 20]
+    assert torch.equal(torch.cat([batch.inputs.ids for batch in batches]), store.ids)
+    assert torch.equal(torch.cat([batch.inputs.dense for batch in batches]), store.dense)
+    assert torch.equal(torch.cat([batch.index for batch in batches]), torch.arange(300))
+    new = tmp_path / "new.tsv"
+    new.write_text(change(change(criteo_lines[0], 14, "never seen"), 0, "?") + "\n")
+    with pytest.raises(DataError, match="'\\?' is not a number"):
+        list(encode_raw(new, encoder, 10))
+    (batch,) = encode_raw(new, encoder, 10, labels=False)
+    assert batch.inputs.ids[0, 0] == 0 and torch.equal(batch.inputs.ids[0, 1:], store.ids[0, 1:])
+    new.write_text("".join(line.split("\t", 1)[1] + "\n" for line in criteo_lines))
+    (batch,) = encode_raw(new, encoder, 300, labels=False)
+    assert torch.equal(batch.inputs.ids, store.ids), "Kaggle's own test file has no label column"
+    with pytest.raises(NotPrepared):
+        Encoder.load(tmp_path)
+    (store.path / "encoder.json").write_text("{}")
+    with pytest.raises(DataError, match="damaged"):
+        Encoder.load(store.path)
+
+
+def test_raw_files_are_prepared_once(criteo, tmp_path):
+    first = open_or_prepare(criteo, tmp_path / "cache")
+    assert open_or_prepare(criteo, tmp_path / "cache").path == first.path
+    assert open_or_prepare(first.path, tmp_path / "cache").path == first.path
+    other = open_or_prepare(criteo, tmp_path / "cache", options=PrepareOptions(min_frequency=2))
+    assert other.path != first.path
+    criteo.write_text(criteo.read_text() * 2)
+    assert open_or_prepare(criteo, tmp_path / "cache").num_samples == 600
+
+
+def test_unknown_formats_and_contradictions(criteo, tmp_path):
+    with pytest.raises(ConfigError, match="format 'criterio' is unknown; choose one of criteo"):
+        prepare(criteo, tmp_path / "out", format="criterio")
+    with pytest.raises(ConfigError, match="brings its own schema"):
+        prepare(criteo, tmp_path / "out", format="criteo", schema=SCHEMA)
+    with pytest.raises(ConfigError, match="without a label"):
+        prepare(criteo, tmp_path / "out", options=PrepareOptions(negatives=2))
+    (tmp_path / "letter.txt").write_text("Dear Sir,\nHello\n")
+    with pytest.raises(ConfigError, match="cannot tell the format"):
+        prepare(tmp_path / "letter.txt", tmp_path / "out")
+
+
+def test_progress_tells_stage_and_rows(criteo, tmp_path):
+    seen = []
+    prepare(criteo, tmp_path / "out", progress=lambda stage, rows: seen.append((stage, rows)))
+    assert seen == [("fit", 300), ("encode", 300)]
+
+
+def test_splits_in_time_order(criteo, tmp_path):
+    store = prepare(criteo, tmp_path / "out")
+    assert split_by_time(store, (0.8, 0.1, 0.1)) == [(0, 240), (240, 270), (270, 300)]
+    assert split_by_time(store, positions=[100]) == [(0, 100), (100, 300)] and named_splits(store) == {}
+    for arguments in ({}, {"fractions": (0.5, 0.4)}, {"positions": [200, 100]}, {"positions": [301]}):
+        with pytest.raises(ConfigError):
+            split_by_time(store, **arguments)
+
+
+def test_schema_survives_yaml_and_refuses_nonsense(tmp_path):
+    SCHEMA.save(tmp_path / "schema.yaml")
+    assert Schema.load(tmp_path / "schema.yaml") == SCHEMA
+    for text, reason in [
+        ("label: a\ncategorical: [a]", "two roles"),
+        ("label: a", "no feature"),
+        ("categorical: [a]\nuser: b", "user column 'b'"),
+        ("categorical: [a]\ncalendar: [hour]", "need a time column"),
+        ("categorical: [a]\nmulti_hot: [{name: b, separator: '::'}]", "separator"),
+        ("colour: red\ncategorical: [a]", "colour"),
+        ("[", "cannot read"),
+    ]:
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=reason):
+            Schema.load(tmp_path / "bad.yaml")
+    with pytest.raises(ConfigError, match="cannot read"):
+        Schema.load(Path(tmp_path / "none.yaml"))

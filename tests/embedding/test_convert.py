@@ -1,0 +1,152 @@
+"""convert, check and tables: nested containers, tied weights, what is left alone, what is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from slipstream.embedding import Embedding, EmbeddingBag, Finding, check, convert, tables
+from slipstream.errors import UnsupportedOption
+
+
+class Sub(nn.Embedding):
+    """A subclass with a forward of its own."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 2
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sequence = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4))
+        self.items = nn.ModuleList([nn.Embedding(7, 4, padding_idx=0), nn.EmbeddingBag(6, 4, mode="sum")])
+        self.named = nn.ModuleDict({"deep": nn.ModuleDict({"er": nn.Embedding(5, 4, sparse=True)})})
+        self.again = self.items[0]  # one module under two names
+        self.tied = nn.Embedding(10, 4)
+        self.tied.weight = self.sequence[0].weight
+        self.sub = Sub(3, 4)
+        self.nothing = None
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        small = ids % 3
+        return (
+            self.sequence(ids)
+            + self.items[0](small)
+            + self.items[1](small.unsqueeze(1))
+            + self.named["deep"]["er"](small)
+            + self.again(small)
+            + self.tied(ids)
+            + self.sub(small)
+        )
+
+
+def test_nested_containers_tied_weights_and_second_names() -> None:
+    plain = Nested()
+    before = copy.deepcopy(plain)
+    parameters = dict(plain.named_parameters())
+    model = convert(plain)
+    assert model is plain
+    assert list(model.state_dict()) == list(before.state_dict())
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.state_dict().items())
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    assert type(model.sequence[0]) is Embedding and type(model.items[1]) is EmbeddingBag
+    assert type(model.named["deep"]["er"]) is Embedding and type(model.sub) is Sub
+    assert model.again is model.items[0]
+    assert model.tied.weight is model.sequence[0].weight and model.tied.table is model.sequence[0].table
+    assert model.items[0].padding_idx == 0 and model.items[1].mode == "sum"
+
+    ids = torch.tensor([0, 9, 9, 4])
+    torch.testing.assert_close(model(ids), before(ids))
+    model(ids).square().sum().backward()
+    before(ids).square().sum().backward()
+    for name, parameter in before.named_parameters():
+        found = dict(model.named_parameters())[name].grad
+        found = found.to_dense() if hasattr(found, "to_dense") else found
+        expected = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+        torch.testing.assert_close(found, expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_tables_by_parameter_name() -> None:
+    found = tables(convert(Nested()))
+    assert list(found) == ["sequence.0.weight", "items.0.weight", "items.1.weight", "named.deep.er.weight"]
+    assert [table.name for table in found.values()] == list(found)
+
+
+def test_converting_twice_changes_nothing() -> None:
+    model = convert(Nested())
+    modules = dict(model.named_modules())
+    assert dict(convert(model).named_modules()) == modules
+
+
+def test_tying_to_a_table_converted_before() -> None:
+    model = convert(nn.ModuleDict({"a": nn.Embedding(10, 4)}))
+    model["b"] = nn.Embedding(10, 4)
+    model["b"].weight = model["a"].weight
+    convert(model)
+    assert model["a"].table is model["b"].table
+
+
+def test_a_model_that_is_an_embedding_itself() -> None:
+    plain = nn.Embedding(10, 4)
+    model = convert(plain)
+    assert type(model) is Embedding and model.weight is plain.weight
+
+
+def test_hooks_and_mode_and_frozen_weights_are_kept() -> None:
+    model = nn.Sequential(nn.Embedding(10, 4))
+    called = []
+    model[0].register_forward_hook(lambda *_: called.append(1))
+    model[0].weight.requires_grad_(False)
+    model.eval()
+    convert(model)
+    assert not model(torch.tensor([1])).requires_grad and called == [1] and not model[0].training
+
+
+class Unsupported(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.good = nn.Embedding(5, 3)
+        self.block = nn.ModuleDict({"bad": nn.Embedding(5, 3, max_norm=1.0), "top": nn.EmbeddingBag(5, 3, mode="max")})
+        self.other = Sub(5, 3)
+
+
+def test_check_names_modules_and_severity() -> None:
+    findings = check(Unsupported())
+    assert [(finding.module, finding.severity) for finding in findings] == [
+        ("block.bad", "error"),
+        ("block.top", "error"),
+        ("other", "note"),
+    ]
+    assert all(isinstance(finding, Finding) for finding in findings)
+    assert "max_norm" in findings[0].problem and "max" in findings[1].problem and "Sub" in findings[2].problem
+    assert check(nn.Linear(2, 2)) == [] and check(convert(nn.Sequential(nn.Embedding(5, 3)))) == []
+    assert check(nn.Embedding(5, 3, max_norm=1.0))[0].module
+
+
+def test_convert_refuses_with_all_names_and_leaves_the_model_whole() -> None:
+    model = Unsupported()
+    with pytest.raises(UnsupportedOption, match=r"block\.bad.*block\.top"):
+        convert(model)
+    assert type(model.good) is nn.Embedding
+
+
+def test_convert_without_strict_leaves_what_it_cannot() -> None:
+    model = convert(Unsupported(), strict=False)
+    assert type(model.good) is Embedding
+    assert type(model.block["bad"]) is nn.Embedding and type(model.block["top"]) is nn.EmbeddingBag
+
+
+def test_a_refused_module_under_two_names_is_left_under_both() -> None:
+    model = Unsupported()
+    model.second = model.block["bad"]
+    convert(model, strict=False)
+    assert type(model.second) is nn.Embedding and model.second is model.block["bad"]
+
+
+def test_a_refused_model_that_is_an_embedding_itself_is_returned() -> None:
+    plain = nn.Embedding(5, 3, max_norm=1.0)
+    assert convert(plain, strict=False) is plain

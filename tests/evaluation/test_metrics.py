@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn import metrics as sk
+
+from slipstream.errors import DataError
+from slipstream.evaluation import auc, calibration, learning_curve, log_loss, score
+
+# Few distinct logits on purpose: ties are where AUCs differ.
+samples = st.integers(2, 60).flatmap(
+    lambda n: st.tuples(
+        hnp.arrays(np.float32, n, elements=st.sampled_from([0.0, 1.0])),
+        hnp.arrays(np.float32, n, elements=st.one_of(st.integers(-3, 3).map(float), st.floats(-12, 12, width=32))),
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples)
+def test_auc_equals_sklearn(drawn):
+    labels, logits = drawn
+    if labels.min() == labels.max():
+        assert auc(labels, logits) is None
+    else:
+        assert auc(labels, logits) == pytest.approx(sk.roc_auc_score(labels, logits), abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples)
+def test_log_loss_and_calibration_equal_their_definitions(drawn):
+    labels, logits = drawn
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = sk.log_loss(labels, probability, labels=[0, 1])
+    assert log_loss(labels, logits) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    if labels.any():
+        assert calibration(labels, logits) == pytest.approx(probability.mean() / labels.mean())
+    else:
+        assert calibration(labels, logits) is None
+
+
+def test_extreme_logits_neither_overflow_nor_tie():
+    labels, logits = np.array([0.0, 1.0, 1.0]), np.array([999.0, 1000.0, -1000.0])
+    assert auc(labels, logits) == 0.5
+    assert log_loss(labels, logits) == pytest.approx((999 + 0 + 1000) / 3)
+
+
+def test_nothing_scored_has_no_figures():
+    empty = np.array([])
+    assert score(empty, empty).model_dump() == {"samples": 0, "auc": None, "log_loss": None, "calibration": None}
+
+
+def test_bad_logits_are_named():
+    with pytest.raises(DataError, match="NaN"):
+        auc(np.array([0.0, 1.0]), np.array([np.nan, 0.0]))
+    with pytest.raises(DataError, match="one length"):
+        auc(np.array([0.0, 1.0]), np.array([0.0]))
+
+
+def test_learning_curve_windows_cover_everything_once():
+    labels = np.tile([0.0, 1.0], 50)
+    curve = learning_curve(labels, labels, start=7, points=8)
+    assert [point.samples for point in curve] == [7 + 100 * i // 8 for i in range(1, 9)]
+    assert all(point.auc == 1.0 for point in curve)
+    assert len(learning_curve(labels[:3], labels[:3], points=40)) == 3

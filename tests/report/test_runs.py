@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slipstream.errors import DataError
+from slipstream.report.runs import baseline, differing_settings, load_runs
+from slipstream.report.table import COLUMNS, comparison, csv_text, terminal_table
+
+
+def test_names_are_as_long_as_needed_to_tell_runs_apart(make_run: Callable[..., Path]) -> None:
+    runs = load_runs([make_run("a/x"), make_run("b/x"), make_run("b/y")])
+    assert [run.name for run in runs] == ["a/x", "b/x", "b/y"]
+
+
+def test_the_baseline_is_the_run_that_skips_nothing(make_run: Callable[..., Path]) -> None:
+    runs = load_runs([make_run("r", "random"), make_run("n", "none")])
+    assert baseline(runs).name == "n"
+    assert baseline(runs[:1]).name == "r"
+
+
+def test_a_policy_may_be_given_with_its_settings(make_run: Callable[..., Path]) -> None:
+    (run,) = load_runs([make_run("r", policy={"name": "psse", "keep": 0.9})])  # type: ignore[arg-type]
+    assert run.policy == "psse"
+
+
+def test_settings_that_differ_leave_out_the_folder(make_run: Callable[..., Path]) -> None:
+    runs = load_runs([make_run("r", "random"), make_run("n", "none")])
+    assert differing_settings(runs) == [("policy.name", ["random", "none"])]
+
+
+def test_a_folder_without_result_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"result\.json: no finished run; name a folder"):
+        load_runs([tmp_path])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"auc": 0.7}', "\xff"])
+def test_a_damaged_result_says_so(make_run: Callable[..., Path], text: str) -> None:
+    folder = make_run("r")
+    (folder / "result.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=r"result\.json"):
+        load_runs([folder])
+
+
+def test_tables_agree_with_the_results(make_run: Callable[..., Path]) -> None:
+    runs = load_runs([make_run("n"), make_run("r", "random", auc=0.75, seconds=5.0)])
+    rows = [dict(zip([column.title for column in COLUMNS], row, strict=True)) for row in comparison(runs)]
+    assert rows[0]["speed-up"] == "1.00x" and rows[0]["Δ AUC"] == "–"
+    assert rows[1]["speed-up"] == "2.00x" and rows[1]["Δ AUC"] == "-0.0200"
+    assert csv_text(runs).splitlines()[2].startswith("r,random,0.75,")
+    assert len(terminal_table(runs, width=80).columns) < len(terminal_table(runs, width=200).columns) == len(COLUMNS)

@@ -1,0 +1,84 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from slipstream.errors import ConfigError
+from slipstream.models import MODELS
+from slipstream.policies.configs import POLICIES
+from slipstream.training import ScheduleConfig, TrainConfig, load_config, save_config
+from slipstream.training.schedule import factor
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    model=st.sampled_from(MODELS),
+    policy=st.sampled_from(POLICIES),
+    optimizer=st.sampled_from(["sgd", "adagrad", "rowwise_adagrad", "adam", "adamw"]),
+    mode=st.sampled_from(["holdout", "prequential"]),
+    lr=st.floats(1e-6, 1.0),
+    samples=st.none() | st.integers(2, 10**12),
+)
+def test_yaml_round_trip(tmp_path_factory, model, policy, optimizer, mode, lr, samples):
+    tree = {
+        "data": "some/where",
+        "model": {"name": model, "embedding_dim": 24},
+        "policy": policy,
+        "optimizer": {"name": optimizer, "lr": lr, "dense_name": "adam"},
+        "mode": mode,
+        "max_samples": samples,
+        "out": "runs/ä b",
+    }
+    config = TrainConfig.model_validate(tree).resolved()
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    save_config(config, path)
+    assert load_config(path) == config
+
+
+def test_sections_may_be_written_as_names():
+    config = TrainConfig(data="x", model="deepfm", policy="psse")
+    assert (config.model.name, config.policy.name) == ("deepfm", "psse")
+
+
+def test_the_dense_rate_decays_where_the_training_has_an_end():
+    assert TrainConfig(data="x").resolved().schedule.dense == "linear"
+    assert TrainConfig(data="x", mode="prequential").resolved().schedule.dense == "constant"
+    assert TrainConfig(data="x", schedule=ScheduleConfig(dense="cosine")).resolved().schedule.dense == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "prequential", "epochs": 2}, "one pass"),
+        ({"score_from": 5}, "belong to mode prequential"),
+        ({"mode": "prequential", "score_from": 5, "score_to": 5}, "must be above"),
+        ({"engine": "torch", "optimizer": {"name": "rowwise_adagrad"}}, "no rowwise_adagrad"),
+        ({"engine": "torch", "optimizer": {"clip": 1.0}}, "cannot clip"),
+        ({"engine": "torch", "compile": True}, "cannot compile"),
+        ({"engine": "torch", "optimizer": {"name": "adam", "weight_decay": 0.1}}, "no weight_decay"),
+        ({"policy": "psse", "optimizer": {"untouched": "dense"}}, "untouched=lazy"),
+        ({"policy": {"name": "random", "level": "rows"}, "optimizer": {"untouched": "dense"}}, "untouched=lazy"),
+        ({"optimizer": {"lr": 0}}, "greater than 0"),
+        ({"model": "resnet"}, "does not match any of the expected tags"),
+        ({"bath_size": 5}, "Extra inputs"),
+    ],
+)
+def test_settings_that_make_no_sense_together_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        TrainConfig.model_validate({"data": "x", **settings})
+
+
+def test_a_broken_file_is_one_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("data: x\nbatch_size: many\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.yaml: batch_size"):
+        load_config(path)
+    path.write_text("a: [", encoding="utf-8")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(path)
+
+
+def test_decay_curves():
+    assert [factor("linear", done, 0.1) for done in (0, 0.5, 1, 2)] == pytest.approx([1, 0.55, 0.1, 0.1])
+    assert [factor("cosine", done, 0) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert factor("constant", 0.9, 0) == 1
