@@ -16,7 +16,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder.", file_okay=False)] = None,
     config: Annotated[Path | None, typer.Option(help="YAML configuration; flags win over it.", dir_okay=False)] = None,
     model: Annotated[str | None, typer.Option(help="dlrm, dcnv2, deepfm, mf or two_tower.")] = None,
-    policy: Annotated[str | None, typer.Option(help="What to skip: none, random or psse.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="What to skip: none, random, psse and more (policies.POLICIES).")
+    ] = None,
     budget: Annotated[float | None, typer.Option(help="The policy's budget, the share that is kept.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, adagrad, rowwise_adagrad, adam or adamw.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the dense part.")] = None,

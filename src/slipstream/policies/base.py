@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -60,6 +60,30 @@ class Progress(NamedTuple):
     """Samples in those batches."""
     time: int | None
     """Unix seconds of this batch's last sample, or None when the data has no time."""
+    share: float | None = None
+    """Share of the training that has passed, in [0, 1], or None when its length is not known."""
+
+
+class TrainingData(Protocol):
+    """What a policy may read of the data before training, where the data can be read at will (no stream)."""
+
+    @property
+    def num_samples(self) -> int:
+        """N, the training samples of one epoch."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step."""
+        ...
+
+    def take(self, positions: Tensor) -> Batch:
+        """The samples at ``positions`` (int64 [K], 0 … N − 1, any order)."""
+        ...
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """All of them, in order, in pieces of ``batch_size``."""
+        ...
 
 
 class PolicyBaseConfig(BaseModel):
@@ -118,6 +142,22 @@ class Policy:
     """Whether ``keep_probability`` may leave inputs out."""
     skips_rows: bool = False
     """Whether it sets gates."""
+    wants_losses: bool = False
+    """Whether ``observe_losses`` is to be called."""
+
+    def warm_up(self) -> None:
+        """Compiles, or loads from the cache, what a training will need, so that no step has to wait for it."""
+
+    def plan(self, data: TrainingData) -> Tensor | None:
+        """Called once before training, after :meth:`attach`, where the data can be read at will.
+
+        Args:
+            data: The training samples.
+
+        Returns:
+            int64 [N]: the order of the samples in each epoch, or None to leave it.
+        """
+        return None
 
     def attach(self, tables: Mapping[str, Gated], *, seed: int) -> None:
         """Called once, before the first batch.
@@ -151,6 +191,22 @@ class Policy:
 
     def update_gates(self, progress: Progress) -> None:
         """Called before each batch is handed out; the place to re-decide gates."""
+
+    def observe_losses(self, batch: Batch, losses: Tensor) -> None:
+        """Called with the model's loss on each batch that was handed out, before its step, if ``wants_losses``.
+
+        Args:
+            batch: B inputs.
+            losses: float32 [B], not weighted.
+        """
+
+    def set_budget(self, budget: float) -> None:
+        """Changes the share that is kept while training runs (the guard does); from the next batch on.
+
+        Raises:
+            ConfigError: The policy has no budget, or it is out of range.
+        """
+        raise ConfigError(f"policy {self.name!r} has no budget that could change while training runs")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, the gates that the policy decided included: tensors, numbers, dicts of them."""

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from slipstream.errors import ConfigError
-from slipstream.policies.base import Policy, first_problem
+from slipstream.policies.base import Policy, PolicyBaseConfig, first_problem
 from slipstream.policies.none import NoneConfig, NoSkipping
 from slipstream.policies.psse import PSSE, PsseConfig
 from slipstream.policies.random import Random, RandomConfig
 
-PolicyConfig = Annotated[NoneConfig | RandomConfig | PsseConfig, Field(discriminator="name")]
+PolicyConfig = Annotated[
+    NoneConfig | RandomConfig | PsseConfig,
+    Field(discriminator="name"),
+]
 """Configuration of a policy, told apart by ``name``."""
 
-POLICIES: tuple[str, ...] = ("none", "random", "psse")
+_BUILD: dict[type[PolicyBaseConfig], Callable[..., Policy]] = {
+    NoneConfig: NoSkipping,
+    RandomConfig: Random,
+    PsseConfig: PSSE,
+}
+
+POLICIES: tuple[str, ...] = tuple(str(config.model_fields["name"].default) for config in _BUILD)
 """Names that configurations and the command line accept."""
 
-_ADAPTER: TypeAdapter[NoneConfig | RandomConfig | PsseConfig] = TypeAdapter(PolicyConfig)
+_ADAPTER: TypeAdapter[PolicyConfig] = TypeAdapter(PolicyConfig)
 
 
-def build_policy(config: NoneConfig | RandomConfig | PsseConfig | Mapping[str, Any] | str) -> Policy:
+def build_policy(config: PolicyBaseConfig | Mapping[str, Any] | str) -> Policy:
     """Builds a policy.
 
     Args:
@@ -40,11 +49,6 @@ def build_policy(config: NoneConfig | RandomConfig | PsseConfig | Mapping[str, A
             config = _ADAPTER.validate_python(dict(config))
         except ValidationError as error:
             raise ConfigError(f"policy {config['name']!r}: {first_problem(error)}") from error
-    settings = config.model_dump(exclude={"name"})
-    match config:
-        case NoneConfig():
-            return NoSkipping()
-        case RandomConfig():
-            return Random(**settings)
-        case PsseConfig():
-            return PSSE(**settings)
+    # Not model_dump: a nested configuration is passed on as it is.
+    settings = {name: getattr(config, name) for name in type(config).model_fields if name != "name"}
+    return _BUILD[type(config)](**settings)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
@@ -93,6 +94,16 @@ class PSSE(Policy):
         self._clock = 0
         self._decisions = 0
         self._cuts: dict[str, Cut] = {}
+
+    def warm_up(self) -> None:
+        """Loads the counting and the cut."""
+        counts = make_counts(2, self.config.half_life)
+        counts.add(torch.ones(1, dtype=torch.int32))
+        share_cut([counts.scores], self.config.budget)
+
+    def set_budget(self, budget: float) -> None:
+        """Changes the share of the access mass, from the next decision on."""
+        self.config = validated(PsseConfig, self.config.model_dump() | {"budget": budget})
 
     def attach(self, tables: Mapping[str, Gated], *, seed: int) -> None:
         """Starts counting for each table."""

@@ -51,13 +51,25 @@ class Random(Policy):
         self.config = validated(RandomConfig, {"budget": budget, "level": level})
         self.skips_inputs = level == "inputs"
         self.skips_rows = level == "rows"
-        self._gate = OPEN if budget == 1.0 else min(max(round(256 * budget), 1), OPEN - 1)
+        self._tables: Mapping[str, Gated] = {}
 
     def attach(self, tables: Mapping[str, Gated], *, seed: int) -> None:
         """Sets the gates (rows) or nothing (inputs); the draws are the update kernel's and the Skipper's."""
-        if self.skips_rows and self._gate != OPEN:
-            for table in tables.values():
-                table.open_gate().fill_(self._gate)
+        if self.skips_rows:
+            self._tables = tables
+            self._set_gates()
+
+    def _set_gates(self) -> None:
+        budget = self.config.budget
+        gate = OPEN if budget == 1.0 else min(max(round(256 * budget), 1), OPEN - 1)
+        for table in self._tables.values():
+            if gate != OPEN or table.gate is not None:
+                table.open_gate().fill_(gate)
+
+    def set_budget(self, budget: float) -> None:
+        """Changes the share."""
+        self.config = validated(RandomConfig, {"budget": budget, "level": self.config.level})
+        self._set_gates()
 
     def keep_probability(self, batch: Batch) -> Tensor | None:
         """``budget`` for each input; None at the row level and at a budget of 1."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slipstream.data.batch import Batch
 from slipstream.embedding import tables as tables_of
@@ -47,6 +47,8 @@ class Skipper:
             batch pushed, if the policy skips inputs; else batches keep their sizes.
         seed: Seed of all draws.
         to_batch: Makes a :class:`~slipstream.data.batch.Batch` of what the loader yields, if it yields something else.
+        total_samples: Inputs that will be pushed in all epochs together, if known; policies that end with a refresh
+            need it.
 
     Raises:
         ConfigError: ``batch_size`` is below 1, or the policy skips rows and the model has no table of ours.
@@ -60,6 +62,7 @@ class Skipper:
         batch_size: int | None = None,
         seed: int = 0,
         to_batch: Callable[[Any], Batch] | None = None,
+        total_samples: int | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
@@ -73,6 +76,7 @@ class Skipper:
         self.seed = seed
         self.batch_size = batch_size
         self.to_batch = to_batch
+        self.total_samples = total_samples
         self.inputs_seen = 0
         """Inputs pushed."""
         self.inputs_kept = 0
@@ -146,10 +150,21 @@ class Skipper:
 
     def _hand_out(self, batch: Batch) -> Batch:
         time = int(batch.time[-1]) if batch.time is not None and self.policy.skips_rows and len(batch) else None
-        self.policy.update_gates(Progress(self.steps, self._samples, time))
+        share = min(self.inputs_seen / self.total_samples, 1.0) if self.total_samples else None
+        self.policy.update_gates(Progress(self.steps, self._samples, time, share))
         self.steps += 1
         self._samples += len(batch)
         return batch
+
+    def observe(self, batch: Batch, losses: Tensor) -> None:
+        """Tells the policy the model's loss on a batch, before its step; needed if ``policy.wants_losses``.
+
+        Args:
+            batch: As it was handed out, B inputs.
+            losses: float32 [B], not weighted; detached here.
+        """
+        if self.policy.wants_losses:
+            self.policy.observe_losses(batch, losses.detach())
 
     def detach(self) -> None:
         """Stops watching the tables. Gates stay as they are."""

@@ -87,7 +87,13 @@ class Trainer:
             self.model.compile()
         self.optimizers = build_optimizers(self.model, config.optimizer, config.engine, seed=config.seed)
         self.schedule = Schedule(self.optimizers, config.schedule, self.total_samples)
-        self.skipper = Skipper(self.model, build_policy(config.policy), batch_size=config.batch_size, seed=config.seed)
+        self.skipper = Skipper(
+            self.model,
+            build_policy(config.policy),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            total_samples=self.total_samples,
+        )
         self.samples = self.steps = self.epoch = 0
         self.training, self.predicting = Stopwatch(), Stopwatch()
         self._losses: list[float] = []

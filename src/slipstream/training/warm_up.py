@@ -8,8 +8,7 @@ from slipstream.data.batch import Bag, Batch, Inputs
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store
 from slipstream.models import build_model
-from slipstream.policies import PsseConfig, Skipper, build_policy
-from slipstream.staleness import make_counts, share_cut
+from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import TrainConfig
 from slipstream.training.loop import autocast
 from slipstream.training.optimizers import build_optimizers
@@ -43,8 +42,7 @@ def warm_up(config: TrainConfig, store: Store) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    if isinstance(config.policy, PsseConfig):
-        # The twin never trains long enough for a decision.
-        share_cut([make_counts(2, config.policy.half_life).scores], config.policy.budget)
+    # The twin never trains long enough for a decision.
+    skipper.policy.warm_up()
     with torch.inference_mode():
         model.forward(batch.inputs)
