@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slipstream.errors import IndexOutOfRange
 from slipstream.kernels.hashing import gate_draw
+from slipstream.kernels.signal import measure
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
 
 
@@ -124,6 +125,7 @@ def row_update(
 
 def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> None:
     weight = table.weight.data[rows]
+    before = None if table.signal is None or s.rule == Rule.ADAM else weight
     waited = torch.zeros(len(rows), 1, dtype=weight.dtype, device=rows.device)
     if table.last_step is not None:
         waited = (s.step - 1 - table.last_step[rows]).clamp(min=0).unsqueeze(1).to(weight.dtype)
@@ -158,6 +160,8 @@ def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> 
         size = s.lr * (1 - s.beta2**s.step) ** 0.5 / (1 - s.beta1**s.step)
         weight = weight - size * first / (second.sqrt() + s.eps)
     table.weight.data[rows] = weight.to(table.weight.dtype)  # tables below float32 are computed in float32
+    if table.signal is not None:
+        measure(table, rows, before, s)
 
 
 def row_gradient_dense(gradients: Sequence[RowGradients], target: int, weight: Tensor, scale: float) -> Tensor:
@@ -181,3 +185,42 @@ def count(counts: Tensor, ids: Tensor, amount: float) -> None:
     ids = ids.reshape(-1).to(torch.int64)
     _check_range(ids, counts.shape[0], 0)
     counts.index_add_(0, ids, torch.full((len(ids),), amount, dtype=counts.dtype, device=counts.device))
+
+
+def pack_pairs(square: Tensor) -> Tensor:
+    """The lower triangles of B matrices [B, V, V], without diagonals: [B, V (V - 1) / 2], row after row."""
+    rows, columns = torch.tril_indices(square.shape[1], square.shape[2], -1)
+    return square[:, rows, columns]
+
+
+def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
+    """The symmetric matrices [B, V, V] with zero diagonals of which ``pairs`` [B, V (V - 1) / 2] are the triangles."""
+    rows, columns = torch.tril_indices(count, count, -1)
+    square = pairs.new_zeros(pairs.shape[0], count, count)
+    square[:, rows, columns] = pairs
+    square[:, columns, rows] = pairs
+    return square
+
+
+def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
+    """For each of B inputs the number of its lookups whose row is marked, int32 [B]; repeats count each time.
+
+    Args:
+        marks: uint8 [R_t] for each table, those of the F columns first, then those of the bags; not 0: marked.
+        ids: int32 or int64 [B, F], any strides.
+        bags: For each multi-hot feature ``values`` [N] and ``offsets`` [B + 1].
+
+    Raises:
+        IndexOutOfRange: An id is outside its table.
+    """
+    counts = torch.zeros(ids.shape[0], dtype=torch.int64, device=ids.device)
+    for feature in range(ids.shape[1]):
+        _check_range(ids[:, feature], len(marks[feature]), feature)
+        counts += marks[feature][ids[:, feature].to(torch.int64)] != 0
+    for feature, (mark, (values, offsets)) in enumerate(zip(marks[ids.shape[1] :], bags, strict=True), ids.shape[1]):
+        first, last = int(offsets[0]), int(offsets[-1])
+        rows = values[first:last].to(torch.int64)
+        _check_range(rows, len(mark), feature)
+        bag = torch.repeat_interleave(torch.arange(len(counts), device=ids.device), offsets.to(torch.int64).diff())
+        counts.index_add_(0, bag, (mark[rows] != 0).to(torch.int64))
+    return counts.to(torch.int32)

@@ -20,12 +20,21 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from slipstream.kernels import cpu, reference
+from slipstream.kernels import cpu, cpu_pairs, reference
 from slipstream.kernels.hashing import hash_uniform
 from slipstream.kernels.parallel import SlowPathWarning, threading_layer
 from slipstream.kernels.types import Lookups, RowGradients, TableState, UpdateCounts, UpdateSettings
 
-__all__ = ["backend_name", "count", "hash_uniform", "pool", "row_update", "threading_layer"]
+__all__ = [
+    "backend_name",
+    "count",
+    "hash_uniform",
+    "pack_pairs",
+    "pool",
+    "row_update",
+    "threading_layer",
+    "unpack_pairs",
+]
 
 
 @cache
@@ -64,3 +73,18 @@ def row_update(
 def count(counts: Tensor, ids: Tensor, amount: float) -> None:
     """Add ``amount`` to ``counts[id]`` for each id. See :func:`slipstream.kernels.reference.count`."""
     _backend(counts).count(counts, ids, amount)
+
+
+def pack_pairs(square: Tensor) -> Tensor:
+    """Lower triangles of float32 matrices on the CPU. See :func:`slipstream.kernels.reference.pack_pairs`."""
+    return cpu_pairs.pack_pairs(square)
+
+
+def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
+    """Symmetric float32 matrices on the CPU. See :func:`slipstream.kernels.reference.unpack_pairs`."""
+    return cpu_pairs.unpack_pairs(pairs, count)
+
+
+def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
+    """How many lookups of each input hit marked rows. See :func:`slipstream.kernels.reference.count_marked`."""
+    return (classify if ids.device.type == "cpu" else reference).count_marked(marks, ids, bags)

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slipstream.kernels import registry
+from slipstream.models.mlp import MLP
 
-def mlp(sizes: Sequence[int], *, last_relu: bool = True) -> nn.Sequential:
+
+def mlp(sizes: Sequence[int], *, last_relu: bool = True) -> MLP:
     """Linear layers with ReLU between them, initialised as in facebookresearch/dlrm.
 
     Weights are normal with variance 2 / (in + out), biases with variance 1 / out.
@@ -28,12 +31,17 @@ def mlp(sizes: Sequence[int], *, last_relu: bool = True) -> nn.Sequential:
         layers.append(linear)
         if last_relu or position < len(sizes) - 2:
             layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
+    return MLP(*layers)
 
 
-def head(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
+def head(inputs: int, hidden: Sequence[int]) -> MLP:
     """An MLP that ends in one logit."""
     return mlp([inputs, *hidden, 1], last_relu=False)
+
+
+def _has_kernel(tensor: Tensor) -> bool:
+    """Whether our kernels take it; torch.compile makes good code of torch's own operators."""
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class _Dots(torch.autograd.Function):
@@ -48,12 +56,14 @@ class _Dots(torch.autograd.Function):
     def forward(ctx: Any, vectors: Tensor, pairs: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(vectors, places)
         products = torch.bmm(vectors, vectors.transpose(1, 2))
-        return products.flatten(1).index_select(1, pairs)
+        return registry.pack_pairs(products) if _has_kernel(products) else products.flatten(1).index_select(1, pairs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         vectors, places = ctx.saved_tensors
         batch, count, _ = vectors.shape
+        if _has_kernel(gradients[0]):
+            return torch.bmm(registry.unpack_pairs(gradients[0], count), vectors), None, None
         # The column of zeros is what the diagonal reads: a vector's product with itself is no feature.
         padded = torch.cat([gradients[0], gradients[0].new_zeros(batch, 1)], dim=1)
         symmetric = padded.index_select(1, places).view(batch, count, count)

@@ -1,0 +1,105 @@
+"""Lower triangles of small square matrices on the CPU: what a dot interaction packs in forward and unpacks in backward.
+
+torch gathers them element by element, which costs more than the products themselves.
+"""
+
+# Numba compiles what pyright cannot follow: intrinsics take fewer arguments than their definitions show.
+# pyright: basic, reportCallIssue=false, reportPrivateImportUsage=false, reportReturnType=false
+# pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false, reportArgumentType=false
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import carray, types
+from torch import Tensor
+
+from slipstream.kernels import parallel
+from slipstream.kernels.intrinsics import fetch_add, load_f32, store_f32
+from slipstream.kernels.row_ops import copy_row
+from slipstream.kernels.sources import digest
+
+BLOCK = 32
+"""Samples that a thread takes at a time."""
+
+ARGUMENTS = np.dtype(
+    [
+        ("counter", "i8"),  # address of the int64 that hands out blocks of samples
+        ("batch_size", "i8"),
+        ("count", "i8"),  # V
+        ("square", "i8"),  # address of float32 [B, V, V]
+        ("pairs", "i8"),  # address of float32 [B, V (V - 1) / 2]
+        ("stride", "i8"),  # of pairs from sample to sample, in elements
+    ],
+    align=True,
+)
+_RECORD = numba.from_dtype(ARGUMENTS)
+
+
+@cache
+def _worker(pack: bool) -> Any:
+    source_digest = digest()
+
+    def worker(pointer: Any) -> None:
+        _ = source_digest  # part of the cache's key
+        a = carray(pointer, 1)[0]
+        counter, batch_size, count, square, pairs, stride = (
+            a.counter,
+            a.batch_size,
+            a.count,
+            a.square,
+            a.pairs,
+            a.stride,
+        )
+        while True:
+            first = fetch_add(counter, 1) * BLOCK
+            if first >= batch_size:
+                break
+            for b in range(first, min(first + BLOCK, batch_size)):
+                matrix = square + b * count * count * 4
+                packed = pairs + b * stride * 4
+                if not pack:
+                    for i in range(count):
+                        store_f32(matrix, i * count + i, np.float32(0.0))
+                for i in range(1, count):
+                    if pack:
+                        copy_row(i, (packed, matrix + i * count * 4))
+                    else:
+                        copy_row(i, (matrix + i * count * 4, packed))
+                        for j in range(i):
+                            store_f32(matrix, j * count + i, load_f32(packed, j))
+                    packed += i * 4
+
+    return numba.cfunc(types.void(types.CPointer(_RECORD)), cache=True, error_model="numpy")(worker)
+
+
+def pack_pairs(square: Tensor) -> Tensor:
+    """See :func:`slipstream.kernels.reference.pack_pairs`; float32."""
+    square = square.contiguous()
+    batch, count, _ = square.shape
+    pairs = square.new_empty(batch, count * (count - 1) // 2)
+    _run(True, square, pairs)
+    return pairs
+
+
+def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
+    """See :func:`slipstream.kernels.reference.unpack_pairs`; float32."""
+    if pairs.stride(1) != 1:
+        pairs = pairs.contiguous()
+    square = pairs.new_empty(pairs.shape[0], count, count)
+    _run(False, square, pairs)
+    return square
+
+
+def _run(pack: bool, square: Tensor, pairs: Tensor) -> None:
+    if square.numel() == 0:
+        return
+    counter, arguments = np.zeros(1, np.int64), np.zeros(1, ARGUMENTS)
+    record = arguments[0]
+    record["counter"] = counter.ctypes.data
+    record["batch_size"], record["count"] = square.shape[0], square.shape[1]
+    record["square"], record["pairs"], record["stride"] = square.data_ptr(), pairs.data_ptr(), pairs.stride(0)
+    parallel.run(_worker(pack).address, arguments, torch.get_num_threads() if square.shape[0] > 4 * BLOCK else 1)
