@@ -51,12 +51,17 @@ class Table:
             are integers of any shape.
         lookups: Row lookups that optimizer steps consumed.
         skipped: Those of them whose update the gate skipped.
+        signal: uint16 [R], or None while nobody asked for it: what updates measure of each row (see
+            :mod:`slipstream.staleness.moments`).
+        trail: float32 [R, 5], or None: where rows have come from, for the signal of optimizers without moments.
     """
 
     def __init__(self, weight: nn.Parameter, name: str = "") -> None:
         self.name = name
         self.weight = weight
         self.gate: Tensor | None = None
+        self.signal: Tensor | None = None
+        self.trail: Tensor | None = None
         self.listeners: list[Listener] = []
         self.lookups = 0
         self.skipped = 0
@@ -72,6 +77,18 @@ class Table:
         if self.gate is None:
             self.gate = torch.full((self.num_rows,), OPEN, dtype=torch.uint8, device=self.weight.device)
         return self.gate
+
+    def measure(self) -> Tensor:
+        """The signal, from now on measured by every update, all 0 at first."""
+        if self.signal is None:
+            self.signal = torch.zeros(self.num_rows, dtype=torch.uint16, device=self.weight.device)
+        return self.signal
+
+    def open_trail(self) -> Tensor:
+        """The trail, made (all 0) if there is none yet."""
+        if self.trail is None:
+            self.trail = torch.zeros(self.num_rows, 5, dtype=torch.float32, device=self.weight.device)
+        return self.trail
 
     def set_gate(self, gate: Tensor | None) -> None:
         """Replace the gate.

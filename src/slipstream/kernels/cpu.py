@@ -13,6 +13,7 @@ from slipstream.errors import IndexOutOfRange, UnsupportedOption
 from slipstream.kernels import cpu_pool, cpu_update, parallel, reference
 from slipstream.kernels.cpu_update import BLOCK_FIELDS, TABLE_FIELDS
 from slipstream.kernels.hashing import SEED_FACTOR, stream
+from slipstream.kernels.signal import TRAIL_LANES, corrections
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableSet, TableState, UpdateCounts, UpdateSettings
 
 SPECIALISED_DIMS = frozenset({4, 8, 16, 32, 48, 64, 96, 128, 192, 256})
@@ -24,6 +25,7 @@ SMALL = 4096
 _MASK = 0xFFFFFFFFFFFFFFFF
 _NOT_CONTIGUOUS = "the rows of a table, its state or its gate are not contiguous in memory"
 _MAKE_CONTIGUOUS = "set weight.data = weight.data.contiguous()"
+_GIVE_TRAIL = "set its trail to zeros, float32 [rows, 5]"
 
 
 def _threads(lookups: int) -> int:
@@ -108,6 +110,10 @@ def row_update(
     record["tables"], record["scales"], record["blocks"] = _at(table_records), _at(scales), _at(blocks)
     record["max_lookups"], record["counts"], record["norms"] = most, _at(counts), _at(norms)
     _fill_settings(record, settings, dim)
+    if settings.rule == Rule.ADAM and table_records[:, 9].any():
+        factors = corrections(settings.beta1, settings.beta2)
+        record["corrections"] = factors.data_ptr()
+        alive.append(factors)
     worker = cpu_update.update_worker(int(settings.rule), dim if dim in SPECIALISED_DIMS else 0)
     parallel.run(worker.address, arguments, threads)
     del alive
@@ -176,6 +182,7 @@ def _table_records(tables: Sequence[TableState]) -> tuple[np.ndarray, np.ndarray
                 _address(t.second),
             )
             record[4], record[5] = _address(t.gate), _address(t.last_step)
+            record[9], record[10] = _address(t.signal), _address(t.trail)
         records[:, 6] = np.array([(t.seed * SEED_FACTOR) & _MASK for t in tables], dtype=np.uint64).view(np.int64)
         prepared = records
         if isinstance(tables, TableSet):
@@ -192,6 +199,8 @@ def _check_state(table: TableState) -> None:
         ("second state", table.second, torch.float32, (whole,)),
         ("gate", table.gate, torch.uint8, (rows,)),
         ("last_step", table.last_step, torch.int32, (rows,)),
+        ("signal", table.signal, torch.uint16, (rows,)),
+        ("trail", table.trail, torch.float32, ((*rows, TRAIL_LANES + 1),)),
     ):
         if tensor is None:
             continue
@@ -202,6 +211,8 @@ def _check_state(table: TableState) -> None:
             )
         if not tensor.is_contiguous():
             raise UnsupportedOption(_NOT_CONTIGUOUS, remedy=_MAKE_CONTIGUOUS)
+    if table.signal is not None and table.second is None and table.trail is None:
+        raise UnsupportedOption("a table has a signal but neither a second moment nor a trail", remedy=_GIVE_TRAIL)
 
 
 def _fill_settings(record: np.void, s: UpdateSettings, dim: int) -> None:

@@ -32,22 +32,26 @@ from slipstream.kernels.intrinsics import (
     load_i32,
     load_i64,
     load_u8,
+    load_u16,
     pointer_f64,
     pointer_i64,
     prefetch_read,
     prefetch_write,
     store_f32,
     store_i32,
+    store_u16,
 )
 from slipstream.kernels.row_ops import (
     adagrad_row,
     adam_row,
     add_row,
+    copy_row,
     momentum_row,
     scale_row,
     sgd_row,
     squared_norm,
 )
+from slipstream.kernels.signal_ops import TRAIL_BYTES, counted, moments_code, trail_code
 from slipstream.kernels.sources import digest
 from slipstream.kernels.types import Rule
 
@@ -63,12 +67,13 @@ ARGUMENTS = np.dtype(
         ("counter", "i8"),  # address of the int64 that hands out items
         ("num_items", "i8"),
         ("parts", "i8"),  # of each table; a power of two
-        ("tables", "i8"),  # address of int64 [T, 10], see TABLE_FIELDS
+        ("tables", "i8"),  # address of int64 [T, 11], see TABLE_FIELDS
         ("scales", "i8"),  # address of float32 [T]
         ("blocks", "i8"),  # address of int64 [S, 12], see BLOCK_FIELDS: S features of forward passes, sorted by table
         ("max_lookups", "i8"),  # of a table
         ("counts", "i8"),  # address of int64 [num_items, 4]: lookups, skipped, rows, lookups outside the table
         ("norms", "i8"),  # address of float64 [num_items]: sum of squares (rule NORM)
+        ("corrections", "i8"),  # address of float32 [256], of the moments' signal by count
         ("dim", "i8"),
         ("step", "i8"),
         ("step_hash", "u8"),  # the part of the gate's hash that all rows share, before the table's seed
@@ -87,7 +92,10 @@ ARGUMENTS = np.dtype(
 )
 _RECORD = numba.from_dtype(ARGUMENTS)
 
-TABLE_FIELDS = ("weight", "rows", "first", "second", "gate", "last_step", "seed_hash", "first_block", "end_block", "_")
+TABLE_FIELDS = (
+    "weight", "rows", "first", "second", "gate", "last_step", "seed_hash", "first_block", "end_block", "signal",
+    "trail",
+)  # fmt: skip
 """Addresses (0 for none), number of rows, hash of the seed, and the table's range of blocks."""
 BLOCK_FIELDS = (
     "ids", "wide", "id_stride", "offsets", "batch_size", "grad", "grad_stride", "sample_weights", "mean", "padding",
@@ -251,6 +259,9 @@ def update_worker(rule: int, dim: int) -> Any:
         sums = np.empty(size * width, np.float32)
         sums_address = address_of(sums)
         slots = np.empty(4 * size + 4, np.int32)
+        before = np.empty(width, np.float32)
+        before_address = address_of(before)
+        corrections = a.corrections
         while True:
             item = fetch_add(counter, 1)
             if item >= num_items:
@@ -269,11 +280,17 @@ def update_worker(rule: int, dim: int) -> Any:
                 add_row(width, (sums_address + owners[e] * row_bytes, sources[e], factors[e]))
             scale = load_f32(scales, t)
             weight, first, second, last_step = table[0], table[2], table[3], table[5]
+            signal, trail = table[9], table[10]
             for u in range(unique):
                 if u + AHEAD < unique and not norm:
                     soon = rows[u + AHEAD] * row_bytes
                     for line in range(0, row_bytes, 64):
                         prefetch_write(weight + soon + line)
+                    if signal != 0:
+                        prefetch_write(signal + rows[u + AHEAD] * 2)
+                        if not adam:
+                            prefetch_write(trail + rows[u + AHEAD] * TRAIL_BYTES)
+                            prefetch_write(trail + rows[u + AHEAD] * TRAIL_BYTES + TRAIL_BYTES - 4)
                     if rowwise:
                         prefetch_write(first + rows[u + AHEAD] * 4)
                     if (sgd and first != 0) or adagrad or adam:
@@ -301,6 +318,8 @@ def update_worker(rule: int, dim: int) -> Any:
                     scale_row(width, (w, keep))
                 elif decay != np.float32(0.0):
                     add_row(width, (g, w, decay))
+                if not adam and signal != 0:
+                    copy_row(width, (before_address, w))
                 if sgd:
                     if first != 0:
                         keep = beta1
@@ -321,6 +340,14 @@ def update_worker(rule: int, dim: int) -> Any:
                         scale_row(width, (m, np.float32(math.pow(np.float64(beta1), waited))))
                         scale_row(width, (v, np.float32(math.pow(np.float64(beta2), waited))))
                     adam_row(width, (w, m, v, g, fresh1, fresh2, step_size, eps))
+                if signal != 0:
+                    steps = np.int64(load_u16(signal, row)) & 255
+                    steps = counted(steps, _mix(row, salt) if steps >= 128 else np.uint64(0))
+                    if adam:
+                        code = moments_code(width, (m, v, load_f32(corrections, steps)))
+                    else:
+                        code = trail_code(width, (w, before_address, trail + row * TRAIL_BYTES))
+                    store_u16(signal, row, np.uint16((code << 8) | steps))
 
     # numpy's error model: a division needs no check for zero.
     return numba.cfunc(types.void(types.CPointer(_RECORD)), cache=True, error_model="numpy")(worker)

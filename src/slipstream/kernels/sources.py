@@ -10,7 +10,16 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-_INLINED = ("hashing.py", "intrinsics.py", "row_ops.py", "types.py", "cpu_pool.py", "cpu_update.py")
+_INLINED = (
+    "hashing.py",
+    "intrinsics.py",
+    "row_ops.py",
+    "signal.py",
+    "signal_ops.py",
+    "types.py",
+    "cpu_pool.py",
+    "cpu_update.py",
+)
 
 
 @cache

@@ -259,6 +259,11 @@ class _Part:
             if state.gate is not table.gate:
                 state.gate = table.gate
                 self.tables.prepared = None
+            if table.signal is not state.signal or table.trail is not state.trail:
+                if table.signal is not None and state.second is None:  # no moments to measure
+                    table.open_trail()
+                state.signal, state.trail = table.signal, table.trail
+                self.tables.prepared = None
 
 
 def _refuse(optimizer: RowStep, group: Group) -> None:

@@ -8,6 +8,7 @@ from slipstream.policies.configs import PolicyConfig, build_policy
 from slipstream.policies.none import NoneConfig, NoSkipping
 from slipstream.policies.psse import PSSE, PsseConfig
 from slipstream.policies.random import Random, RandomConfig
+from slipstream.policies.saturation import Saturation, SaturationConfig
 from slipstream.policies.skipper import Skipper, SkipReport
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "PsseConfig",
     "Random",
     "RandomConfig",
+    "Saturation",
+    "SaturationConfig",
     "SkipReport",
     "Skipper",
     "build_policy",

@@ -12,9 +12,10 @@ from slipstream.policies.base import Policy, PolicyBaseConfig, first_problem
 from slipstream.policies.none import NoneConfig, NoSkipping
 from slipstream.policies.psse import PSSE, PsseConfig
 from slipstream.policies.random import Random, RandomConfig
+from slipstream.policies.saturation import Saturation, SaturationConfig
 
 PolicyConfig = Annotated[
-    NoneConfig | RandomConfig | PsseConfig,
+    NoneConfig | RandomConfig | PsseConfig | SaturationConfig,
     Field(discriminator="name"),
 ]
 """Configuration of a policy, told apart by ``name``."""
@@ -23,6 +24,7 @@ _BUILD: dict[type[PolicyBaseConfig], Callable[..., Policy]] = {
     NoneConfig: NoSkipping,
     RandomConfig: Random,
     PsseConfig: PSSE,
+    SaturationConfig: Saturation,
 }
 
 POLICIES: tuple[str, ...] = tuple(str(config.model_fields["name"].default) for config in _BUILD)
