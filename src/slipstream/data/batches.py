@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from slipstream.data.batch import Batch
 from slipstream.data.shuffle import BlockShuffle
@@ -36,7 +41,8 @@ class Batches:
     shuffled batches then come in a new order (drawn from seed and ``epoch``). An iteration that was broken off is
     continued by the next one; :meth:`rewind` begins the pass again.
 
-    In order, batches are views of the memory map, and the kernel is asked to read ahead. Shuffled, a thread gathers
+    In order, batches are views of the memory map, and the kernel is asked to read ahead. Shuffled, or with an ``order``
+    of the caller's (which is not part of the saved position: give it again), a thread gathers
     the samples of the next batches into fresh memory, on one core and without the interpreter lock (see
     :class:`~slipstream.data.shuffle.BlockShuffle` for what the shuffle guarantees).
     """
@@ -49,6 +55,7 @@ class Batches:
         start: int = 0,
         stop: int | None = None,
         shuffle_seed: int | None = None,
+        order: Tensor | None = None,
         drop_last: bool = False,
         prefetch: int = 2,
     ) -> None:
@@ -61,6 +68,9 @@ class Batches:
             raise ConfigError(f"samples {start} to {stop} are not within the store's {store.num_samples}")
         if shuffle_seed is not None and shuffle_seed < 0:
             raise ConfigError(f"shuffle_seed must not be negative, it is {shuffle_seed}")
+        if order is not None and shuffle_seed is not None:
+            raise ConfigError("order and shuffle_seed exclude each other")
+        self._order = None if order is None else _checked(order, stop - start)
         self.store = store
         self.batch_size = batch_size
         self.start, self.stop = start, stop
@@ -81,7 +91,12 @@ class Batches:
         if self._at_end():
             self.epoch += self.position > 0
             self.position = 0
-        return self._in_order() if self.shuffle_seed is None else self._shuffled(self.shuffle_seed)
+        order = self._order
+        if order is not None:
+            return self._gathered(lambda first, last: order[first:last])
+        if self.shuffle_seed is not None:
+            return self._gathered(BlockShuffle(self.stop - self.start, self.shuffle_seed, self.epoch).rows)
+        return self._in_order()
 
     def rewind(self) -> None:
         """Begins the current pass again."""
@@ -130,12 +145,11 @@ class Batches:
             self.position += last - first
             yield batch
 
-    def _shuffled(self, seed: int) -> Iterator[Batch]:
-        order = BlockShuffle(self.stop - self.start, seed, self.epoch)
+    def _gathered(self, rows: Callable[[int, int], npt.NDArray[np.int64]]) -> Iterator[Batch]:
         slab = self.batch_size * max(1, SLAB // self.batch_size)
 
         def gather(position: int) -> Batch:
-            return self.store.take(order.rows(position, min(position + slab, self.stop - self.start)) + self.start)
+            return self.store.take(rows(position, min(position + slab, self.stop - self.start)) + self.start)
 
         pending = range(self.position, self.stop - self.start, slab)
         if not self.prefetch:
@@ -164,3 +178,20 @@ class Batches:
                 return
             self.position += len(piece)
             yield piece
+
+
+def _checked(order: Tensor, samples: int) -> npt.NDArray[np.int64]:
+    """An order of the samples 0 … ``samples`` - 1.
+
+    Raises:
+        ConfigError: It does not name each of them once.
+    """
+    whole = order.dtype == torch.int64 and order.shape == (samples,)
+    if not whole or (samples and (int(order.min()) < 0 or int(order.max()) >= samples)):
+        raise ConfigError(f"order must be int64 [{samples}] of numbers from 0 to {samples - 1}")
+    positions = order.numpy()
+    seen = np.zeros(samples, dtype=np.bool_)
+    seen[positions] = True
+    if not seen.all():
+        raise ConfigError(f"order names some of the {samples} samples twice and leaves others out")
+    return positions

@@ -189,6 +189,7 @@ class Store:
         start: int = 0,
         stop: int | None = None,
         shuffle_seed: int | None = None,
+        order: Tensor | None = None,
         drop_last: bool = False,
         prefetch: int = 2,
     ) -> Batches:
@@ -199,14 +200,22 @@ class Store:
             start: First sample.
             stop: First sample that no longer belongs; None: the end.
             shuffle_seed: None: in order. Else the seed of the order.
+            order: int64 [stop - start], counted from ``start``: an order of one's own, the same in each pass.
             drop_last: Leave out a last batch that is not full.
             prefetch: Pieces to prepare ahead of the training; 0 does everything in the calling thread.
 
         Raises:
-            ConfigError: A number is out of range.
+            ConfigError: A number is out of range, or ``order`` is no order of these samples.
         """
         return Batches(
-            self, batch_size, start=start, stop=stop, shuffle_seed=shuffle_seed, drop_last=drop_last, prefetch=prefetch
+            self,
+            batch_size,
+            start=start,
+            stop=stop,
+            shuffle_seed=shuffle_seed,
+            order=order,
+            drop_last=drop_last,
+            prefetch=prefetch,
         )
 
     def read_ahead(self, start: int, stop: int) -> None:

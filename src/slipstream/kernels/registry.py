@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from slipstream.kernels import cpu, cpu_pairs, reference
+from slipstream.kernels import classify, cpu, cpu_pairs, reference
 from slipstream.kernels.hashing import hash_uniform
 from slipstream.kernels.parallel import SlowPathWarning, threading_layer
 from slipstream.kernels.types import Lookups, RowGradients, TableState, UpdateCounts, UpdateSettings
@@ -28,6 +28,7 @@ from slipstream.kernels.types import Lookups, RowGradients, TableState, UpdateCo
 __all__ = [
     "backend_name",
     "count",
+    "count_marked",
     "hash_uniform",
     "pack_pairs",
     "pool",

@@ -6,15 +6,19 @@ A policy reads signals and says how likely each input is kept, or sets the rows'
 from slipstream.policies.base import Policy, Progress
 from slipstream.policies.configs import PolicyConfig, build_policy
 from slipstream.policies.none import NoneConfig, NoSkipping
+from slipstream.policies.order import Order, OrderConfig
 from slipstream.policies.psse import PSSE, PsseConfig
 from slipstream.policies.random import Random, RandomConfig
 from slipstream.policies.saturation import Saturation, SaturationConfig
 from slipstream.policies.skipper import Skipper, SkipReport
+from slipstream.policies.slipstream import Slipstream, SlipstreamConfig
 
 __all__ = [
     "PSSE",
     "NoSkipping",
     "NoneConfig",
+    "Order",
+    "OrderConfig",
     "Policy",
     "PolicyConfig",
     "Progress",
@@ -25,5 +29,7 @@ __all__ = [
     "SaturationConfig",
     "SkipReport",
     "Skipper",
+    "Slipstream",
+    "SlipstreamConfig",
     "build_policy",
 ]

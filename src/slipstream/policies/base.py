@@ -27,6 +27,11 @@ class Gated(Protocol):
         ...
 
     @property
+    def weight(self) -> Tensor:
+        """float32 [R, D]; policies read it (snapshots) and never write it."""
+        ...
+
+    @property
     def gate(self) -> Tensor | None:
         """uint8 [R], or None while every row is open."""
         ...
@@ -142,6 +147,8 @@ class Policy:
     """Whether ``keep_probability`` may leave inputs out."""
     skips_rows: bool = False
     """Whether it sets gates."""
+    plans_order: bool = False
+    """Whether ``plan`` gives an order: refuses streams and shuffling."""
     wants_losses: bool = False
     """Whether ``observe_losses`` is to be called."""
 

@@ -10,12 +10,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from slipstream.errors import ConfigError
 from slipstream.policies.base import Policy, PolicyBaseConfig, first_problem
 from slipstream.policies.none import NoneConfig, NoSkipping
+from slipstream.policies.order import Order, OrderConfig
 from slipstream.policies.psse import PSSE, PsseConfig
 from slipstream.policies.random import Random, RandomConfig
 from slipstream.policies.saturation import Saturation, SaturationConfig
+from slipstream.policies.slipstream import Slipstream, SlipstreamConfig
 
 PolicyConfig = Annotated[
-    NoneConfig | RandomConfig | PsseConfig | SaturationConfig,
+    NoneConfig | RandomConfig | PsseConfig | SaturationConfig | SlipstreamConfig | OrderConfig,
     Field(discriminator="name"),
 ]
 """Configuration of a policy, told apart by ``name``."""
@@ -24,6 +26,8 @@ _BUILD: dict[type[PolicyBaseConfig], Callable[..., Policy]] = {
     NoneConfig: NoSkipping,
     RandomConfig: Random,
     PsseConfig: PSSE,
+    SlipstreamConfig: Slipstream,
+    OrderConfig: Order,
     SaturationConfig: Saturation,
 }
 

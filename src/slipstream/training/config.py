@@ -148,6 +148,8 @@ class TrainConfig(_Section):
             raise ValueError("engine torch cannot clip sparse gradients")
         if self.engine == "torch" and self.optimizer.weight_decay:
             raise ValueError("engine torch has no weight_decay for sparse gradients")
+        if build_policy(self.policy).plans_order and (self.mode == "prequential" or self.shuffle):
+            raise ValueError(f"policy {self.policy.name} orders the samples: use mode=holdout and shuffle=false")
         if self.optimizer.untouched == "dense" and build_policy(self.policy).skips_rows:
             raise ValueError(f"policy {self.policy.name} skips row updates, which needs untouched=lazy")
         if self.engine == "torch" and self.compile:

@@ -24,6 +24,7 @@ from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import TrainConfig
 from slipstream.training.events import ChunkScored, EpochDone, Listener, StepDone, tell
 from slipstream.training.optimizers import build_optimizers
+from slipstream.training.samples import StoredSamples
 from slipstream.training.schedule import Schedule
 
 PREDICT_BATCH = 8192
@@ -115,7 +116,10 @@ class Trainer:
     def _holdout(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         start, stop = self.train_range
         seed = self.config.seed if self.config.shuffle else None
-        batches = self.store.batches(self.config.batch_size, start=start, stop=stop, shuffle_seed=seed)
+        self.training.start()
+        order = self.skipper.policy.plan(StoredSamples(self.store, start, stop, self.config.batch_size))
+        self.training.stop()
+        batches = self.store.batches(self.config.batch_size, start=start, stop=stop, shuffle_seed=seed, order=order)
         labels = labels_of(self.store, *self.score_range)
         logits = np.empty(0, dtype=np.float32)
         while self.epoch < self.config.epochs:

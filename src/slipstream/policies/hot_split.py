@@ -1,0 +1,128 @@
+"""What FAE and Slipstream share: which inputs are hot, found in passes over the data before training."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slipstream.data.batch import Inputs
+from slipstream.errors import ConfigError
+from slipstream.policies.base import Gated, TrainingData
+from slipstream.staleness.hot_rows import add_accesses, hot_inputs, lookups_of, rows_within, top_rows
+from slipstream.staleness.popularity import ExactCounts
+
+_PIECE = 65_536
+"""Inputs read at a time."""
+_STREAM = 0xFAE
+"""Mixed into the seed of the sample."""
+
+
+class HotSplit(NamedTuple):
+    """Hot rows and inputs."""
+
+    marks: list[Tensor]
+    """uint8 [R_t] for each table, columns first, then bags: 1 for hot rows."""
+    cold: Tensor
+    """int64: positions of the inputs with a cold lookup, rising."""
+    hot: Tensor
+    """int64: positions of the others, rising."""
+    most_lookups: int
+    """Of any input."""
+    num_bags: int
+    """Multi-hot features."""
+
+    @property
+    def report(self) -> dict[str, float]:
+        """Plain numbers."""
+        inputs = self.cold.numel() + self.hot.numel()
+        rows = sum(mark.numel() for mark in self.marks)
+        hot_rows = sum(int(mark.sum(dtype=torch.int64)) for mark in self.marks)
+        return {"share_of_rows_hot": hot_rows / rows, "share_of_inputs_hot": self.hot.numel() / max(inputs, 1)}
+
+
+def tables_of_inputs(name: str, tables: Mapping[str, Gated], inputs: Inputs) -> list[Gated]:
+    """The table of each id column, then of each bag: the model's tables in their order.
+
+    Raises:
+        ConfigError: There are not as many tables as columns and bags.
+    """
+    columns, bags = inputs.ids.shape[1], len(inputs.bags)
+    if len(tables) != columns + bags or not tables:
+        raise ConfigError(
+            f"policy {name!r} needs one table for each of the {columns} id columns and {bags} bags, in their order; "
+            f"the model has {len(tables)}",
+            remedy="use a model that reads every feature from a table of its own, or leave features out of the data",
+        )
+    return list(tables.values())
+
+
+def split_inputs(
+    name: str, data: TrainingData, tables: Mapping[str, Gated], *, hot_bytes: int, sample_share: float, seed: int
+) -> HotSplit:
+    """Counts accesses in a sample of the inputs, marks the hottest rows, and tells hot inputs from cold ones.
+
+    Drawn with replacement, counted per row over all tables, the top K kept. [paper] [code] Rows that the sample did
+    not hold have the count 0, and are hot only where the budget holds them too. [ours]
+
+    Args:
+        name: The policy's, for messages.
+        data: The training samples.
+        tables: By parameter name, in the order of columns and bags.
+        hot_bytes: Budget of the hot rows.
+        sample_share: Share of the inputs to draw; at least one is.
+        seed: Of the sample.
+
+    Raises:
+        ConfigError: The tables do not fit the inputs, or the budget holds no row.
+    """
+    used = tables_of_inputs(name, tables, data.take(torch.zeros(1, dtype=torch.int64)).inputs)
+    k = rows_within(hot_bytes, [table.weight.shape[1] for table in used])
+    counts = [ExactCounts(table.num_rows) for table in used]
+    draws = max(1, round(sample_share * data.num_samples))
+    drawn = np.random.default_rng((seed, _STREAM)).integers(0, data.num_samples, draws)
+    for piece in torch.from_numpy(np.sort(drawn)).split(_PIECE):
+        add_accesses(counts, data.take(piece).inputs)
+    marks = top_rows([count.scores for count in counts], k)
+    hot, lookups, bags = [torch.empty(0, dtype=torch.bool)], 0, 0
+    for inputs in _inputs(data):
+        hot.append(hot_inputs(marks, inputs))
+        lookups, bags = max(lookups, int(lookups_of(inputs).max())), len(inputs.bags)
+    is_hot = torch.cat(hot)
+    cold, warm = (~is_hot).nonzero().squeeze(1), is_hot.nonzero().squeeze(1)
+    return HotSplit(marks, cold, warm, lookups, bags)
+
+
+def _inputs(data: TrainingData) -> Iterator[Inputs]:
+    for batch in data.batches(_PIECE):
+        yield batch.inputs
+
+
+def interleave(first: Tensor, second: Tensor, runs: int, multiple: int) -> Tensor:
+    """Alternates runs of two lists: a run of the first, a run of the second, and so on.
+
+    Args:
+        first: int64.
+        second: int64.
+        runs: Of each.
+        multiple: Runs but the last hold a multiple of so many.
+    """
+    parts: list[Tensor] = []
+    for i in range(runs):
+        for items in (first, second):
+            parts.append(items[_cut(items, i, runs, multiple) : _cut(items, i + 1, runs, multiple)])
+    return torch.cat(parts)
+
+
+def _cut(items: Tensor, run: int, runs: int, multiple: int) -> int:
+    size = items.numel()
+    return size if run == runs else size * run // runs // multiple * multiple
+
+
+def weights_of(tables: Sequence[Gated]) -> list[Tensor]:
+    """Their weights."""
+    return [table.weight for table in tables]
