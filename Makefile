@@ -11,13 +11,14 @@ RECORD_globo := globo_prequential
 # Extra flags of `slipstream bench`, for example: make bench-step BENCH_FLAGS=--quick
 BENCH_FLAGS ?=
 
-.PHONY: help env env-bench demo test lint format types results clean $(addprefix bench-,$(BENCHES))
+.PHONY: help env env-bench demo test lint format types results clean bench-frontier $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
 	@echo "make demo     prepare MovieTweetings, train with and without skipping, compare"
 	@echo "make test     all tests          make lint / make types / make format"
 	@echo "make bench-X  X one of: $(BENCHES); the record goes to benchmarks/results/"
+	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
 	@echo "make results  rewrite README's tables from benchmarks/results/"
 
 env: $(STAMP)
@@ -59,6 +60,13 @@ types: env
 	$(BIN)/pyright
 
 bench-kernels: env-bench
+
+# Quality against time, for example: make bench-frontier DATA=globo BENCH_FLAGS="--policies psse --seeds 3"
+DATA ?= movietweetings
+
+bench-frontier: env
+	$(BIN)/slipstream bench frontier --data $(DATA) --json benchmarks/results/frontier_$(subst -,_,$(basename $(notdir $(DATA)))).json \
+	  --html runs/frontier_$(basename $(notdir $(DATA))).html --cache runs/cache $(BENCH_FLAGS)
 
 $(addprefix bench-,$(BENCHES)): bench-%: env
 	$(BIN)/slipstream bench $* --json benchmarks/results/$(or $(RECORD_$*),$(subst -,_,$*)).json $(BENCH_FLAGS)

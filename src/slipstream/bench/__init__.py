@@ -12,12 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slipstream.bench.frontier_options import FrontierOptions
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
     from slipstream.report.record import Record
 
-__all__ = ["BENCHES", "BenchOptions", "run"]
+__all__ = ["BENCHES", "BenchOptions", "FrontierOptions", "run"]
 
 BENCHES: dict[str, str] = {
     "kernels": "embedding forward + backward + update: FBGEMM, torch sparse Adagrad, SparseAdam",
@@ -27,6 +28,7 @@ BENCHES: dict[str, str] = {
     "loader": "batches from the column store",
     "prepare": "a Criteo TSV into the column store: rows a second and peak memory",
     "globo": "prequential training on Globo clicks",
+    "frontier": "quality against time: policy x budget x seed, with full training and random skipping",
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }
 """Name of each benchmark (and of its module in this package), with what it measures."""
@@ -43,6 +45,7 @@ class BenchOptions:
         data: The input of benchmarks that read real data; None: where the benchmark's documentation says.
         cache: Folder for prepared data sets and other large intermediate files; None: a temporary folder.
         seed: Seed of everything drawn.
+        frontier: What ``frontier`` is to measure; None: its defaults.
     """
 
     quick: bool = False
@@ -50,6 +53,7 @@ class BenchOptions:
     data: Path | None = None
     cache: Path | None = None
     seed: int = 0
+    frontier: FrontierOptions | None = None
 
 
 def run(name: str, options: BenchOptions | None = None) -> Record:

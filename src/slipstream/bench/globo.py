@@ -65,7 +65,7 @@ def run(options: BenchOptions) -> Record:
         base = {**SETTINGS, "data": source, "cache": options.cache or temporary, "seed": options.seed}
         if options.quick:
             # Nearly every click makes 3 samples: half as many clicks as samples are enough.
-            few_clicks = _first_clicks(source, Path(temporary), samples // 2)
+            few_clicks = first_clicks(source, Path(temporary), samples // 2)
             base |= {"data": few_clicks, "cache": temporary}
         config = TrainConfig.model_validate({**base, **size, "threads": options.threads})
         store = open_data(config)
@@ -109,7 +109,7 @@ def run(options: BenchOptions) -> Record:
         )
 
 
-def _first_clicks(source: Path, folder: Path, clicks: int) -> Path:
+def first_clicks(source: Path, folder: Path, clicks: int) -> Path:
     """Writes the first clicks in time to a file of their own: preparing all takes longer than ``--quick`` may."""
     path = folder / source.with_suffix(".parquet").name
     log = pl.scan_parquet(source / "*.parquet" if source.is_dir() else source)

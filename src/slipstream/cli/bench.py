@@ -2,27 +2,136 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slipstream.cli import output
+from slipstream.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from slipstream.bench import FrontierOptions
+    from slipstream.report.record import Record
+
+_FRONTIER = "Frontier"
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="kernels, step, gates, shared, loader, prepare, globo or synthetic-fit.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="kernels, step, gates, shared, loader, prepare, globo, frontier or synthetic-fit."),
+    ],
     quick: Annotated[bool, typer.Option(help="Smaller and fewer measurements, under 40 s once compiled.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the record to this file.", dir_okay=False)] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The input of benchmarks that read real data.", exists=True)] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="The input of benchmarks that read real data: a path or, for frontier, a data set's name."),
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for prepared data between runs.", file_okay=False)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn; the first of several.")] = 0,
+    policies: Annotated[
+        str | None,
+        typer.Option(help="By commas; full training and random are added.", rich_help_panel=_FRONTIER),
+    ] = None,
+    budgets: Annotated[
+        str | None, typer.Option(help="Shares that are kept, by commas.", rich_help_panel=_FRONTIER)
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each point.", rich_help_panel=_FRONTIER)] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Use only the first so many samples.", rich_help_panel=_FRONTIER)
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="holdout or prequential.", rich_help_panel=_FRONTIER)] = None,
+    embedding_decays: Annotated[
+        str | None, typer.Option(help="Courses of the tables' rate to try, by commas.", rich_help_panel=_FRONTIER)
+    ] = None,
+    tune: Annotated[
+        bool | None, typer.Option("--tune/--no-tune", help="Tune rates for each point.", rich_help_panel=_FRONTIER)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML configuration for data named by its path.", rich_help_panel=_FRONTIER)
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where public data sets lie (../shared/data).", rich_help_panel=_FRONTIER)
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Draw the record on a page.", rich_help_panel=_FRONTIER)] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(help="A kept record that the page shows too; repeatable. Without --data nothing is measured."),
+    ] = None,
 ) -> None:
-    """Measure ours against peers in one process, alternating."""
+    """Measure ours against peers in one process, alternating; for frontier, policies against each other."""
     from slipstream.bench import BenchOptions, run
 
-    record = run(name.replace("-", "_"), BenchOptions(quick=quick, threads=threads, data=data, cache=cache, seed=seed))
-    output.record_tables(record)
+    name = name.replace("-", "_")
+    given: dict[str, Any] = {
+        "policies": _split(policies),
+        "budgets": _numbers(budgets),
+        "seeds": seeds,
+        "samples": samples,
+        "mode": mode,
+        "embedding_decays": _split(embedding_decays),
+        "tune": tune,
+        "config": config,
+        "folder": folder,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    frontier: FrontierOptions | None = None
+    source: Path | None = None
+    if name == "frontier":
+        from slipstream.bench import FrontierOptions
+
+        if html is not None and also and data is None:
+            _page(html, _load(also))
+            return
+        frontier = FrontierOptions(**given) if data is None else FrontierOptions(data=data, **given)
+    else:
+        if given or html is not None or also:
+            wrong = [*given, *(["html"] if html else []), *(["also"] if also else [])][0].replace("_", "-")
+            raise ConfigError(f"--{wrong} belongs to frontier, not to {name}")
+        if data is not None:
+            source = Path(data)
+            if not source.exists():
+                raise DataError("no such data", file=source)
+    options = BenchOptions(quick=quick, threads=threads, data=source, cache=cache, seed=seed, frontier=frontier)
+    record = run(name, options)
+    output.record_tables(_brief(record) if frontier else record)
     if json is not None:
         output.say(f"record: {record.save(json)}")
+    if html is not None:
+        _page(html, [record, *_load(also or ())])
+
+
+def _brief(record: Record) -> Record:
+    """What fits a terminal of a frontier's record; the file and the page hold all."""
+    conditions = {key: value for key, value in record.conditions.items() if key != "tuning"}
+    shown = ("policy", "budget", "AUC", "seconds", "inputs", "skipped", "above random", "same time")
+    rows = [{name: row[name] for name in shown} for row in record.rows]
+    return record.model_copy(update={"conditions": conditions, "rows": rows})
+
+
+def _load(paths: Iterable[Path]) -> list[Record]:
+    from slipstream.report.record import Record
+
+    return [Record.load(path) for path in paths]
+
+
+def _page(html: Path, records: Sequence[Record]) -> None:
+    from slipstream.data.atomic import write_text
+    from slipstream.report.frontier_page import frontier_page
+
+    write_text(html, frontier_page(records))
+    output.say(f"page: {html}")
+
+
+def _split(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigError(f"budgets must be numbers in (0, 1] with commas between, got {text!r}") from error

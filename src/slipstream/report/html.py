@@ -30,11 +30,21 @@ def compare_page(runs: Sequence[Run], *, title: str = "Slipstream: runs compared
         "<h2>Figures</h2>",
         f'<p class="soft">Speed-up and differences (Δ) are against {escape(base.name)}. '
         "One run of each: differences of the size of run-to-run spread mean nothing; repeat with other seeds.</p>",
-        _table([column.title for column in COLUMNS], comparison(runs), [column.numeric for column in COLUMNS]),
+        table([column.title for column in COLUMNS], comparison(runs), [column.numeric for column in COLUMNS]),
         f'<div class="plots">{"".join(_figures(runs))}</div>',
         *_settings(runs),
         *_environment(runs),
     ]
+    return page(title, parts)
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A complete HTML document in the project's style.
+
+    Args:
+        title: Its title, plain text.
+        parts: The body, as HTML.
+    """
     style = resources.files("slipstream.report").joinpath("page.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -76,17 +86,17 @@ def _figures(runs: Sequence[Run]) -> list[str]:
     points = [(name, seconds, auc) for name, seconds, auc in numbers if seconds is not None and auc is not None]
     if points:
         name = "AUC against training time"
-        figures.append(_figure(name, plots.scatter(points, x="training time (s)", y="AUC", name=name)))
+        figures.append(figure(name, plots.scatter(points, x="training time (s)", y="AUC", name=name)))
     curves = {run.name: curve for run in runs if (curve := learning_curve(run.result))}
     if curves:
         drawn = plots.lines(curves, x="samples seen", y="AUC of the chunk", name="learning curve")
-        figures.append(_figure("Learning curve", drawn))
+        figures.append(figure("Learning curve", drawn))
     buckets = {run.name: by_bucket(run.result) for run in runs}
     groups = list(dict.fromkeys(group for values in buckets.values() for group in values))
     if groups:
         series = {name: [values.get(group) for group in groups] for name, values in buckets.items()}
         drawn = plots.dots(groups, series, x="popularity of the rows touched", y="AUC", name="AUC by popularity")
-        figures.append(_figure("AUC by popularity", drawn))
+        figures.append(figure("AUC by popularity", drawn))
     return figures
 
 
@@ -105,11 +115,14 @@ def by_bucket(result: Mapping[str, Any]) -> dict[str, float | None]:
     return {str(name): figures.get("auc") for name, figures in (result.get("by_popularity") or {}).items()}
 
 
-def _figure(caption: str, svg: str) -> str:
+def figure(caption: str, svg: str) -> str:
+    """A drawing with its caption."""
     return f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>"
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
+    """A table that scrolls sideways where it is too wide; ``numeric`` columns are set flush right."""
+
     def cell(text: str, number: bool, *, head: bool = False) -> str:
         tag = "th" if head else "td"
         shape = ' class="number"' if number else ' class="wrap"' if len(text) > 40 else ""
@@ -133,7 +146,7 @@ def _settings(runs: Sequence[Run]) -> list[str]:
         return []
     rows = [[key, *values] for key, values in differing]
     titles = ["setting", *(run.name for run in runs)]
-    return ["<h2>Settings that differ</h2>", _table(titles, rows, [False] * len(titles))]
+    return ["<h2>Settings that differ</h2>", table(titles, rows, [False] * len(titles))]
 
 
 def _environment(runs: Sequence[Run]) -> list[str]:
@@ -146,7 +159,7 @@ def _environment(runs: Sequence[Run]) -> list[str]:
         ]
         for run in runs
     ]
-    return ["<h2>Measured on</h2>", _table(["run", "machine", "versions", "commit"], rows, [False] * 4)]
+    return ["<h2>Measured on</h2>", table(["run", "machine", "versions", "commit"], rows, [False] * 4)]
 
 
 def _words(value: Any) -> str:

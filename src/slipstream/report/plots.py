@@ -92,6 +92,43 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: s
     return _svg(draw, x=x, y=y, name=name, legend=len(series))
 
 
+def frontier(
+    series: Mapping[str, Sequence[tuple[float, float, float]]], *, x: str, y: str, name: str, zero: bool = False
+) -> str:
+    """One series of joined points with upright bars of their spread each.
+
+    Args:
+        series: Of each label: x, y and spread of its points, x rising.
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
+        name: Unique on the page.
+        zero: Whether a line marks y = 0; the horizontal axis then need not start at 0.
+    """
+
+    def draw(axes: Axes) -> None:
+        for number, (label, points) in enumerate(series.items()):
+            axes.errorbar(
+                [point[0] for point in points],
+                [point[1] for point in points],
+                yerr=[point[2] for point in points],
+                color=_STAND_IN[number % SERIES],
+                linestyle=_DASHES[number // SERIES % len(_DASHES)],
+                marker=_MARKERS[number % len(_MARKERS)],
+                markersize=5,
+                linewidth=1.4,
+                elinewidth=1.0,
+                capsize=2,
+                label=label,
+            )
+        axes.margins(0.1)
+        if zero:
+            axes.axhline(0.0, color=_INK, linewidth=0.8)
+        else:
+            axes.set_xlim(left=0)
+
+    return _svg(draw, x=x, y=y, name=name, legend=len(series))
+
+
 def dots(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], *, x: str, y: str, name: str) -> str:
     """Grouped dots on a common scale (bars would have to start at zero): one per group and series, None left out."""
 

@@ -45,6 +45,8 @@ class Record(BaseModel):
     """AUC and the like, measured in the same run."""
     rows: list[dict[str, Any]] = Field(default_factory=list)
     """The measurements behind the ratios, with p20/p50/p80 in seconds."""
+    points: list[dict[str, Any]] = Field(default_factory=list)
+    """Single trainings, where a benchmark makes many (frontier)."""
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON; a reader never sees half a file.

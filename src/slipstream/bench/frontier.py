@@ -1,0 +1,208 @@
+"""Quality against wall-clock time: policy x budget x seed on one data set, full training and random skipping in it.
+
+``slipstream bench frontier --data movietweetings --policies psse --json FILE --html FILE``. Seconds are those of the
+training with every overhead (data, policy, scout, optimizer). Rates (and, for random skipping, the batch size) are
+tuned for each policy and budget on a prefix of the data, with one seed, on samples that are not scored in the end.
+Trainings of one seed alternate over the policies, so that a slow phase of the machine hits all alike.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from slipstream.bench import BenchOptions
+from slipstream.bench.frontier_data import training_of
+from slipstream.bench.frontier_options import FrontierOptions
+from slipstream.bench.frontier_policies import chosen, has_budget, with_policy
+from slipstream.bench.frontier_tune import BATCHES, RATES, Choice, Trial, best, final_of, grid, prefix_of, tune
+from slipstream.data.store import Store
+from slipstream.errors import ConfigError
+from slipstream.report.frontier import TOLERANCE, closest, summary, time_saved
+from slipstream.report.record import Record
+from slipstream.training import Result, TrainConfig, train
+from slipstream.training.run import open_data
+
+QUICK_SAMPLES = 20_000
+QUICK_RATES = (1.0, 2.0)
+
+
+class Place(NamedTuple):
+    """A policy at a budget."""
+
+    policy: str
+    budget: float
+
+    def __str__(self) -> str:
+        """Name and budget, as in ``random 0.5``."""
+        return f"{self.policy} {self.budget:g}"
+
+
+@dataclass
+class Frontier:
+    """A frontier being measured.
+
+    Attributes:
+        config: The training without skipping.
+        store: The data.
+        options: What is measured.
+        rates: Factors on the learning rates that are tried.
+        choices: What the tuning chose, by place.
+        trials: What it tried.
+        points: Trainings done, as :mod:`slipstream.report.frontier` reads them.
+        left_out: Places that do not fit the data or diverged, with the reason.
+    """
+
+    config: TrainConfig
+    store: Store
+    options: FrontierOptions
+    rates: tuple[float, ...] = RATES
+    choices: dict[Place, Choice] = field(default_factory=dict)
+    trials: dict[Place, list[Trial]] = field(default_factory=dict)
+    points: list[dict[str, Any]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """Samples of the data that are used."""
+        return min(self.store.num_samples, self.config.max_samples or self.store.num_samples)
+
+    def places(self) -> Iterator[Place]:
+        """All places, full training first, then by budget, policies alternating."""
+        names = chosen(self.options.policies)
+        for name in names:
+            if not has_budget(name):
+                yield Place(name, 1.0)
+        for budget in self.options.budgets:
+            for name in names:
+                if has_budget(name):
+                    yield Place(name, budget)
+
+    def tune(self) -> None:
+        """Chooses rates for every place; those that cannot be trained go to ``left_out``."""
+        prefix = prefix_of(self.config, self.samples)
+        for place in self.places():
+            try:
+                config = with_policy(prefix, *place, self.samples // 3)
+                with_policy(self.config, *place, self.samples)
+                if self.options.tune:
+                    self.trials[place] = tune(
+                        config, grid(place.policy, self.options.embedding_decays, self.rates), self.store
+                    )
+                    self.choices[place] = best(self.trials[place])
+                else:
+                    self.choices[place] = Choice(embedding_decay=self.config.schedule.embedding)
+            except ConfigError as error:
+                self.left_out[str(place)] = str(error)
+
+    def measure(self) -> None:
+        """Trains every place with every seed, policies alternating within a seed."""
+        for seed in range(self.config.seed, self.config.seed + self.options.seeds):
+            for place, choice in self.choices.items():
+                base = final_of(self.config.model_copy(update={"seed": seed}), self.samples)
+                config = choice.apply(with_policy(base, *place, self.samples))
+                try:
+                    self.points.append(_point(place, choice, config, train(config, store=self.store)))
+                except ConfigError as error:
+                    # A rate that held on the prefix may diverge later; hours of other trainings stay.
+                    self.left_out[f"{place}, seed {seed}"] = str(error)
+
+
+def run(options: BenchOptions) -> Record:
+    """Measure.
+
+    Args:
+        options: ``frontier`` says what; ``quick`` takes 20,000 samples, the middle budget, two seeds and two rates, and
+            serves to see that it works, not to quote.
+
+    Returns:
+        ``points``: every training. ``rows``: means by policy and budget. ``ratios``: time that each policy saves at
+        equal quality. ``quality``: AUC of full training and, by policy, the difference closest to it.
+
+    Raises:
+        ConfigError: There is no such policy, or full training diverged.
+        DataError: There is no such data.
+    """
+    wanted = options.frontier or FrontierOptions()
+    chosen(wanted.policies)
+    if options.quick:
+        wanted = replace(wanted, samples=wanted.samples or QUICK_SAMPLES, seeds=2)
+        wanted = replace(wanted, budgets=(sorted(wanted.budgets)[len(wanted.budgets) // 2],))
+    with tempfile.TemporaryDirectory(prefix="slipstream-bench-") as temporary:
+        folder = Path(options.cache or temporary)
+        config = training_of(wanted, folder, seed=options.seed, threads=options.threads).resolved()
+        frontier = Frontier(config, open_data(config), wanted, QUICK_RATES if options.quick else RATES)
+        frontier.tune()
+        frontier.measure()
+        return _record(frontier, quick=options.quick)
+
+
+def _point(place: Place, choice: Choice, config: TrainConfig, result: Result) -> dict[str, Any]:
+    return {
+        "policy": place.policy,
+        "budget": place.budget,
+        "seed": config.seed,
+        "auc": result.auc,
+        "log_loss": result.log_loss,
+        "calibration": result.calibration,
+        "seconds": result.seconds,
+        "samples_scored": result.samples_scored,
+        "steps": result.steps,
+        "share_of_inputs_trained": result.share_of_inputs_trained,
+        "share_of_row_updates_skipped": result.share_of_row_updates_skipped,
+        "by_popularity": {name: scores.model_dump(mode="json") for name, scores in result.by_popularity.items()},
+        "lr": config.optimizer.lr,
+        "embedding_lr": config.optimizer.embedding_lr or config.optimizer.lr,
+        "batch_size": config.batch_size,
+        "embedding_decay": config.schedule.embedding,
+        "rate_factor": choice.rate,
+    }
+
+
+def _record(frontier: Frontier, *, quick: bool) -> Record:
+    config, options, points = frontier.config, frontier.options, frontier.points
+    full = [point["auc"] for point in points if point["policy"] == "none"]
+    if not full:
+        raise ConfigError("full training diverged or does not fit: there is nothing to compare with")
+    saved = time_saved(points)
+    ends = {frontier.rates[0], frontier.rates[-1]}
+    at_edge = [str(place) for place, choice in frontier.choices.items() if choice.rate in ends]
+    name = options.data if not Path(options.data).exists() else Path(options.data).stem
+    return Record(
+        name=f"frontier_{name.replace('-', '_')}" + (f"_{options.mode}" if options.mode else ""),
+        dataset=f"{name}, {frontier.samples:,} samples, fingerprint {frontier.store.fingerprint[:16]}",
+        conditions={
+            "quick": quick,
+            "mode": config.mode,
+            "samples": frontier.samples,
+            "samples scored": points[0]["samples_scored"],
+            "seeds": options.seeds,
+            "model": config.model.model_dump(mode="json"),
+            "optimizer": config.optimizer.model_dump(mode="json"),
+            "schedule": config.schedule.model_dump(mode="json"),
+            "batch size": config.batch_size,
+            "rate factors tried": list(frontier.rates) if options.tune else [1.0],
+            "batch factors tried": {name: list(factors) for name, factors in BATCHES.items()} if options.tune else {},
+            "embedding decays tried": list(options.embedding_decays),
+            "tuned on": "first third of the data, one seed, scored apart from the final test" if options.tune else "–",
+            "chosen at the end of the grid": at_edge if options.tune else [],
+            "tuning": {
+                str(place): [{**trial.choice._asdict(), "auc": trial.auc} for trial in trials]
+                for place, trials in frontier.trials.items()
+            },
+            "left out": frontier.left_out,
+            "equal quality": f"mean AUC at most {TOLERANCE} below full training's",
+            "spread": "sample standard deviation over the seeds, differences seed by seed",
+            "not counted": "scoring, and loading of compiled kernels",
+        },
+        ratios={f"equal quality, {entry.policy} {entry.budget:g}": round(entry.ratio, 4) for entry in saved},
+        quality={
+            "AUC of full training": round(sum(full) / len(full), 5),
+            **{f"closest, {name} {budget:g}": round(gap, 5) for name, (budget, gap) in closest(points).items()},
+        },
+        rows=summary(points),
+        points=points,
+    )

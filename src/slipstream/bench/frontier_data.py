@@ -1,0 +1,129 @@
+"""The data sets of ``slipstream bench frontier``, each with the training that suits it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from slipstream.bench.frontier_options import FrontierOptions
+from slipstream.bench.globo import SETTINGS as GLOBO
+from slipstream.bench.globo import first_clicks
+from slipstream.cli.settings import read_yaml, validate
+from slipstream.data.synthetic import Preset, SyntheticConfig, generate
+from slipstream.errors import ConfigError, DataError
+from slipstream.training import TrainConfig
+
+_EXAMPLE = Path("examples/movietweetings")
+GLOBO_SAMPLES = 1_200_000
+"""Samples of Globo unless ``samples`` says otherwise."""
+SYNTHETIC_SAMPLES: dict[Preset, int] = {"default": 2_000_000, "starved": 1_000_000}
+"""Samples of each preset unless ``samples`` says otherwise."""
+
+Settings = dict[str, Any]
+Maker = Callable[[FrontierOptions, Path], Settings]
+"""From the options and a folder for large files to the settings of a :class:`TrainConfig`."""
+
+
+def _movietweetings(options: FrontierOptions, folder: Path) -> Settings:
+    if not _EXAMPLE.is_dir():
+        raise DataError("no such data", file=_EXAMPLE, remedy="run the benchmark in the root of the source tree")
+    return {**read_yaml(_EXAMPLE / "train.yaml"), "data": _EXAMPLE, "cache": folder}
+
+
+def _globo(options: FrontierOptions, folder: Path) -> Settings:
+    source = options.folder / "globo_clicks.parquet"
+    if not source.exists():
+        raise DataError("no such data", file=source, remedy="name the folder of the Globo clicks with --folder")
+    samples = options.samples or GLOBO_SAMPLES
+    # Nearly every click makes 3 samples: half as many clicks as samples are enough, and all take long to prepare.
+    cut = folder / f"globo-{samples}"
+    cut.mkdir(parents=True, exist_ok=True)
+    data = cut / source.name
+    if not data.exists():
+        first_clicks(source, cut, samples // 2)
+    return {**GLOBO, "data": data, "cache": folder, "max_samples": samples, "score_from": samples // 3}
+
+
+def _pairs(name: str) -> Maker:
+    """Pairs in random order, the test pairs of a split last; one item drawn against each pair."""
+
+    def make(options: FrontierOptions, folder: Path) -> Settings:
+        source = options.folder / f"{name}.parquet"
+        if not source.exists():
+            raise DataError("no such data", file=source, remedy="name the folder of the pairs with --folder")
+        return {
+            "data": source,
+            "cache": folder,
+            "model": {"name": "mf", "embedding_dim": 64},
+            "optimizer": {"name": "adagrad", "lr": 0.05},
+            "batch_size": 1024,
+        }
+
+    return make
+
+
+def _synthetic(preset: Preset, base_rate: float) -> Maker:
+    """The preset, the teacher's intercept set for ``base_rate``: the same rows and effects at every rate."""
+
+    def make(options: FrontierOptions, folder: Path) -> Settings:
+        samples = options.samples or SYNTHETIC_SAMPLES[preset]
+        data = folder / f"synthetic-{preset}-{base_rate:g}-{samples}"
+        if not (data / "store.json").exists():
+            generate(data, SyntheticConfig.preset(preset, base_rate=base_rate, num_samples=samples))
+        return {
+            "data": data,
+            "model": {"name": "dlrm", "embedding_dim": 16, "bottom": [64], "top": [128, 64]},
+            "optimizer": {"name": "rowwise_adagrad", "dense_name": "adam", "lr": 0.002, "embedding_lr": 0.08},
+            "batch_size": 1024,
+        }
+
+    return make
+
+
+SETS: Mapping[str, Maker] = {
+    "movietweetings": _movietweetings,
+    "globo": _globo,
+    "ml1m": _pairs("ml1m_pairs"),
+    "gowalla": _pairs("gowalla"),
+    "synthetic": _synthetic("default", 0.25),
+    "synthetic-8": _synthetic("default", 0.08),
+    "synthetic-2": _synthetic("default", 0.02),
+    "starved": _synthetic("starved", 0.25),
+    "starved-8": _synthetic("starved", 0.08),
+    "starved-2": _synthetic("starved", 0.02),
+}
+"""Data sets by name; a number at the end is the percentage of positives (without one: 25)."""
+
+
+def training_of(options: FrontierOptions, folder: Path, **settings: Any) -> TrainConfig:
+    """The training whose skipping is measured.
+
+    Args:
+        options: ``data``, ``config``, ``folder``, ``samples`` and ``mode`` are read.
+        folder: Where prepared and generated data goes.
+        **settings: Settings that replace the data set's own.
+
+    Raises:
+        DataError: There is no such data.
+        ConfigError: The settings do not fit together.
+    """
+    made: Settings = {}
+    if options.data in SETS:
+        if options.config is not None:
+            raise ConfigError(f"{options.data} has settings of its own", remedy="name the data by its path for yours")
+        made = SETS[options.data](options, folder)
+    elif Path(options.data).exists():
+        made = {} if options.config is None else read_yaml(options.config)
+        made |= {"data": options.data, "cache": folder}
+    else:
+        names = ", ".join(SETS)
+        raise DataError("no such data", file=options.data, remedy=f"name a data set ({names}) or a path")
+    if options.samples is not None:
+        made["max_samples"] = options.samples
+    if options.mode is not None:
+        made["mode"] = options.mode
+    if made.get("mode") != "prequential":
+        for name in ("score_from", "score_to"):
+            made.pop(name, None)
+    return validate(TrainConfig, {**made, **settings})

@@ -1,0 +1,72 @@
+"""How ``slipstream bench frontier`` sets up each policy: its defaults, clocks scaled to the length of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from slipstream.bench.frontier_options import CONTROLS
+from slipstream.errors import ConfigError
+from slipstream.policies import build_policy
+from slipstream.policies.base import first_problem
+from slipstream.policies.configs import POLICIES
+from slipstream.training import TrainConfig
+
+Settings = dict[str, Any]
+
+
+def _psse(config: TrainConfig, steps: int) -> Settings:
+    return {"warmup_steps": min(500, steps // 8), "every": max(min(200, steps // 20), 1)}
+
+
+def _slipstream(config: TrainConfig, steps: int) -> Settings:
+    if config.mode == "prequential":
+        every = max(min(1000, steps // 8), 20)
+        return {"mode": "periodic", "every": every, "window": every // 10}
+    return {"mode": "once", "snapshot_start": min(1000, steps // 10)}
+
+
+SETTINGS: Mapping[str, Callable[[TrainConfig, int], Settings]] = {"psse": _psse, "slipstream": _slipstream}
+"""By policy: what differs from its defaults, given the training and its steps without skipping."""
+
+
+def chosen(names: Iterable[str]) -> list[str]:
+    """The controls, then the policies named; every policy there is (but ``guard``, which sets its own budget) if none.
+
+    Raises:
+        ConfigError: There is no such policy.
+    """
+    names = list(names) or [name for name in POLICIES if name != "guard"]
+    unknown = [name for name in names if name not in POLICIES]
+    if unknown:
+        raise ConfigError(f"unknown policy {unknown[0]!r}", remedy=f"choose among {', '.join(POLICIES)}")
+    return list(dict.fromkeys((*CONTROLS, *names)))
+
+
+def has_budget(name: str) -> bool:
+    """Whether the policy takes a budget."""
+    config = getattr(build_policy(name), "config", None)
+    return config is not None and "budget" in type(config).model_fields
+
+
+def with_policy(config: TrainConfig, name: str, budget: float, samples: int) -> TrainConfig:
+    """The training with a policy.
+
+    Args:
+        config: The training without one.
+        name: Name of the policy.
+        budget: Its budget, if it takes one.
+        samples: Samples of the data that the training passes.
+
+    Raises:
+        ConfigError: The policy does not fit the training, or the budget the policy.
+    """
+    settings = SETTINGS[name](config, samples // config.batch_size) if name in SETTINGS else {}
+    policy = {"name": name, **settings, **({"budget": budget} if has_budget(name) else {})}
+    build_policy(policy)
+    try:
+        return TrainConfig.model_validate({**config.model_dump(), "policy": policy})
+    except ValidationError as error:
+        raise ConfigError(first_problem(error)) from error

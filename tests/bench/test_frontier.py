@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from slipstream.bench import BenchOptions, FrontierOptions, frontier, frontier_data, run
+from slipstream.bench.frontier_policies import chosen, has_budget, with_policy
+from slipstream.bench.frontier_tune import Choice, Trial, best, final_of, grid, prefix_of
+from slipstream.cli.app import app
+from slipstream.data.schema import FeatureInfo
+from slipstream.data.store import Store, StoreWriter
+from slipstream.errors import ConfigError, DataError
+from slipstream.report.record import Record
+from slipstream.training import TrainConfig
+
+MODEL = "model: {name: dlrm, embedding_dim: 4, bottom: [4], top: [8]}\nbatch_size: 64\noptimizer: {lr: 0.05}\n"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    draw = np.random.default_rng(0)
+    ids = draw.integers(0, 30, (4000, 2)).astype(np.int32)
+    labels = (draw.random(4000) < 0.2 + 0.6 * (ids[:, 0] % 2)).astype(np.float32)
+    features = [FeatureInfo(name=name, num_rows=30) for name in ("user", "item")]
+    with StoreWriter(tmp_path / "store", features, dense=(), has_time=False) as writer:
+        writer.append(ids, np.empty((4000, 0), dtype=np.float32), labels)
+        return writer.commit({})
+
+
+@pytest.fixture
+def config(store: Store) -> TrainConfig:
+    return TrainConfig.model_validate({"data": store.path, "batch_size": 64})
+
+
+def test_options_out_of_range_are_refused() -> None:
+    for wrong, said in (
+        ({"budgets": (0.0,)}, "budgets"),
+        ({"budgets": ()}, "budgets"),
+        ({"seeds": 0}, "seeds"),
+        ({"samples": 3}, "samples"),
+        ({"mode": "later"}, "mode"),
+        ({"embedding_decays": ("fast",)}, "decays"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            FrontierOptions(**wrong)
+
+
+def test_full_training_and_random_are_always_in_it() -> None:
+    assert chosen(["psse"]) == ["none", "random", "psse"]
+    assert chosen([])[:2] == ["none", "random"] and "psse" in chosen([])
+    with pytest.raises(ConfigError, match="unknown policy 'nothing'"):
+        chosen(["nothing"])
+    assert [has_budget(name) for name in ("none", "random", "psse")] == [False, True, True]
+
+
+def test_the_tuning_never_scores_what_the_end_is_scored_on(config: TrainConfig) -> None:
+    prefix = prefix_of(config, 3000)  # trains on 2,700, scores 2,700 to 3,000
+    assert (prefix.max_samples, prefix.holdout) == (900, 0.2)
+    stream = config.model_copy(update={"mode": "prequential", "score_from": 100})
+    prefix, final = prefix_of(stream, 3000), final_of(stream, 3000)
+    assert (prefix.max_samples, prefix.score_from) == (1000, 500)
+    assert final.score_from == 1000
+    assert final_of(stream.model_copy(update={"score_from": 2000}), 3000).score_from == 2000
+
+
+def test_choices_scale_both_rates_and_the_batch(config: TrainConfig) -> None:
+    base = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"embedding_lr": 0.1})})
+    tuned = Choice(2.0, 0.5, "linear").apply(base)
+    assert (tuned.optimizer.lr, tuned.optimizer.embedding_lr, tuned.batch_size) == (0.02, 0.2, 32)
+    assert tuned.schedule.embedding == "linear"
+    assert Choice(2.0).apply(config).optimizer.embedding_lr is None, "the tables follow lr"
+    assert len(grid("psse", ["constant"])) == 3
+    assert {choice.batch for choice in grid("random", ["constant", "linear"])} == {1.0, 0.5}
+
+
+def test_the_best_choice_is_of_the_trainings_that_converged() -> None:
+    trials = [Trial(Choice(0.5), 0.6), Trial(Choice(1.0), 0.7), Trial(Choice(2.0), None)]
+    assert best(trials) == Choice(1.0)
+    with pytest.raises(ConfigError, match="diverged"):
+        best(trials[2:])
+
+
+def test_clocks_of_policies_fit_short_trainings(config: TrainConfig) -> None:
+    policy = with_policy(config, "psse", 0.5, 6400).policy
+    assert (policy.budget, policy.warmup_steps, policy.every) == (0.5, 12, 5)  # type: ignore[union-attr]
+    long = with_policy(config, "psse", 0.5, 64_000_000).policy
+    assert (long.warmup_steps, long.every) == (500, 200)  # type: ignore[union-attr]
+
+
+def test_a_policy_that_does_not_fit_is_left_out_and_named(config: TrainConfig, store: Store, monkeypatch) -> None:
+    def refuse(config: TrainConfig, name: str, budget: float, samples: int) -> TrainConfig:
+        if name == "psse":
+            raise ConfigError("does not fit")
+        return with_policy(config, name, budget, samples)
+
+    monkeypatch.setattr(frontier, "with_policy", refuse)
+    measured = frontier.Frontier(
+        config, store, FrontierOptions(policies=("psse",), budgets=(0.5,), seeds=1, tune=False)
+    )
+    measured.tune()
+    measured.measure()
+    assert measured.left_out == {"psse 0.5": "does not fit"}
+    assert [(point["policy"], point["budget"]) for point in measured.points] == [("none", 1.0), ("random", 0.5)]
+
+
+def test_trainings_alternate_over_the_policies_within_a_seed(config: TrainConfig, store: Store) -> None:
+    options = FrontierOptions(policies=("psse",), budgets=(0.25, 0.5), seeds=2, tune=False)
+    measured = frontier.Frontier(config, store, options)
+    measured.tune()
+    measured.measure()
+    order = [("none", 1.0), ("random", 0.25), ("psse", 0.25), ("random", 0.5), ("psse", 0.5)]
+    assert [(point["policy"], point["budget"]) for point in measured.points] == 2 * order
+    assert [point["seed"] for point in measured.points] == 5 * [0] + 5 * [1]
+    random = measured.points[1]
+    assert random["share_of_inputs_trained"] == pytest.approx(0.25, abs=0.05)
+    assert random["seconds"] > 0 and {"auc", "log_loss", "calibration", "by_popularity", "lr"} <= random.keys()
+
+
+def test_the_command_writes_record_and_page(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(MODEL, encoding="utf-8")
+    record, page = tmp_path / "record.json", tmp_path / "page.html"
+    arguments = ["--data", str(store.path), "--config", str(tmp_path / "config.yaml"), "--policies", "psse"]
+    arguments += ["--budgets", "0.5", "--quick", "--threads", "1", "--json", str(record), "--html", str(page)]
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["bench", "frontier", *arguments])
+    assert done.exit_code == 0, done.output
+    kept = Record.load(record)
+    assert kept.name == "frontier_store"
+    assert {point["policy"] for point in kept.points} == {"none", "random", "psse"}
+    assert len(kept.conditions["tuning"]["random 0.5"]) == 4, "two rates, two batch sizes"
+    assert "AUC of full training" in kept.quality
+    assert "<svg" in page.read_text(encoding="utf-8")
+    again = tmp_path / "again.html"
+    done = CliRunner().invoke(app, ["bench", "frontier", "--also", str(record), "--html", str(again)])
+    assert done.exit_code == 0 and again.exists()
+
+
+def test_wrong_data_and_options_are_named(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such data"):
+        run("frontier", BenchOptions(frontier=FrontierOptions(data="nothing")))
+    with pytest.raises(DataError, match="--folder"):
+        run("frontier", BenchOptions(frontier=FrontierOptions(data="globo", folder=tmp_path)))
+    with pytest.raises(ConfigError, match="settings of its own"):
+        run("frontier", BenchOptions(frontier=FrontierOptions(data="movietweetings", config=tmp_path / "a.yaml")))
+    result = CliRunner().invoke(app, ["bench", "step", "--policies", "psse"])
+    assert isinstance(result.exception, ConfigError) and "--policies belongs to frontier" in str(result.exception)
+
+
+def test_synthetic_sets_have_their_base_rate(tmp_path: Path) -> None:
+    options = FrontierOptions(data="synthetic-2", samples=20_000)
+    config = frontier_data.training_of(options, tmp_path)
+    store = Store.open(config.data)
+    assert float(store.labels.float().mean()) == pytest.approx(0.02, abs=0.005)
+    assert config.max_samples == store.num_samples == 20_000

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from slipstream.errors import DataError
+from slipstream.report.frontier import (
+    against_random,
+    against_random_at_equal_time,
+    closest,
+    grouped,
+    summary,
+    time_saved,
+)
+from slipstream.report.frontier_page import findings, frontier_page
+from slipstream.report.record import Record
+
+
+def point(policy: str, budget: float, seed: int, auc: float, seconds: float) -> dict[str, Any]:
+    return {
+        "policy": policy,
+        "budget": budget,
+        "seed": seed,
+        "auc": auc,
+        "log_loss": 0.5,
+        "calibration": 1.0,
+        "seconds": seconds,
+        "share_of_inputs_trained": budget,
+        "share_of_row_updates_skipped": 0.0,
+        "by_popularity": {},
+    }
+
+
+POINTS = [
+    point("none", 1.0, 0, 0.800, 10.0),
+    point("none", 1.0, 1, 0.802, 12.0),
+    point("random", 0.25, 0, 0.760, 3.0),
+    point("random", 0.25, 1, 0.762, 3.0),
+    point("random", 0.5, 0, 0.780, 6.0),
+    point("random", 0.5, 1, 0.784, 6.0),
+    point("psse", 0.5, 0, 0.800, 8.0),
+    point("psse", 0.5, 1, 0.801, 8.0),
+    point("psse", 0.25, 0, 0.790, 2.0),
+    point("psse", 0.25, 1, 0.790, 2.0),
+]
+
+
+def test_points_are_grouped_in_the_order_of_policies_and_budgets() -> None:
+    assert list(grouped(POINTS)) == [
+        ("none", 1.0),
+        ("random", 0.25),
+        ("random", 0.5),
+        ("psse", 0.25),
+        ("psse", 0.5),
+    ]
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    spread = against_random(POINTS, "psse", 0.5)
+    assert spread is not None
+    assert spread.mean == pytest.approx(0.0185)
+    assert (spread.low, spread.high) == (pytest.approx(0.017), pytest.approx(0.020))
+    assert spread.std == pytest.approx(0.003 / 2**0.5)
+    assert against_random(POINTS, "psse", 0.7) is None
+    assert against_random([*POINTS, point("psse", 0.25, 2, 0.1, 1.0)], "psse", 0.25).mean == pytest.approx(0.029)  # type: ignore[union-attr]
+
+
+def test_at_equal_time_random_is_interpolated_up_to_full_training_and_not_beyond() -> None:
+    # In 8 s random reaches 0.790 with seed 0 (6 s: 0.780, 10 s: 0.800) and with seed 1 (6 s: 0.784, 12 s: 0.802).
+    spread = against_random_at_equal_time(POINTS, "psse", 0.5)
+    assert spread is not None
+    assert (spread.low, spread.high) == (pytest.approx(0.010), pytest.approx(0.011))
+    assert against_random_at_equal_time(POINTS, "psse", 0.25) is None, "faster than every random point"
+
+
+def test_time_saved_is_of_the_fastest_point_within_the_tolerance() -> None:
+    (saved,) = time_saved(POINTS)
+    assert (saved.policy, saved.budget) == ("psse", 0.5)
+    assert saved.ratio == pytest.approx((10 / 8 + 12 / 8) / 2)
+    assert saved.auc_difference == pytest.approx(-0.0005)
+    assert {entry.policy: entry.budget for entry in time_saved(POINTS, 0.02)} == {"random": 0.5, "psse": 0.25}
+    assert closest(POINTS) == {"random": (0.5, pytest.approx(-0.019)), "psse": (0.5, pytest.approx(-0.0005))}
+
+
+def test_the_summary_has_a_row_for_each_policy_and_budget() -> None:
+    rows = summary(POINTS)
+    assert [(row["policy"], row["budget"], row["seeds"]) for row in rows][:2] == [("none", 1.0, 2), ("random", 0.25, 2)]
+    assert rows[-1]["above random"] == "+0.0185 ± 0.0021"
+    assert rows[1]["above random"] == "–"
+
+
+def test_the_page_shows_every_record_and_escapes_what_they_say(tmp_path, open_in_browser) -> None:
+    record = Record(
+        name="frontier_a", dataset="<b>data</b>", conditions={"left out": {"order 1": "needs holdout"}}, points=POINTS
+    )
+    other = record.model_copy(update={"name": "frontier_b", "points": POINTS[:2]})
+    text = frontier_page([record, other])
+    assert "<b>data" not in text and "&lt;b&gt;data" in text
+    assert text.count("<h2>") == 2
+    assert any("order 1" in sentence for sentence in findings(record))
+    assert any(sentence.startswith("random has no point within 0.001") for sentence in findings(record))
+    page = tmp_path / "page.html"
+    page.write_text(text, encoding="utf-8")
+    _, console = open_in_browser(page)
+    assert console == []
+    with pytest.raises(DataError, match="no points"):
+        frontier_page([Record(name="step")])
