@@ -39,6 +39,7 @@ class Periodic:
         self._sample: list[Inputs] = []
         self._decisions = 0
         self._dropped = 0
+        self._last: dict[str, Any] = {}
 
     def warm_up(self) -> None:
         """Loads the counting."""
@@ -103,6 +104,7 @@ class Periodic:
             target = 1 - self.config.budget
             self._snapshot.decide(weights_of(self._tables), sample, rule, target, self.config.band)
             self._decisions += 1
+            self._last = found(self._snapshot)
         self._sample = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,6 +115,7 @@ class Periodic:
             "decisions": self._decisions,
             "dropped": self._dropped,
             "hot": list(self._hot),
+            "last": self._last,
         }
         sample = _joined(self._sample)
         if sample is not None:
@@ -129,14 +132,14 @@ class Periodic:
         for counts, saved in zip(self._counts, state["counts"], strict=True):
             counts.load_state_dict(saved)
         self._batches, self._decisions, self._dropped = (int(state[key]) for key in ("batches", "decisions", "dropped"))
-        self._hot = list(state["hot"])
+        self._hot, self._last = list(state["hot"]), dict(state["last"])
         self._sample = [inputs_from(state["sample"])] if "sample" in state else []
         weights = weights_of(list(self._by_name.values()))
         self._snapshot = HotSnapshot.from_state(state["snapshot"], weights) if "snapshot" in state else None
 
     def report(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {"decisions": self._decisions, "dropped": self._dropped, **found(self._snapshot)}
+        return {"decisions": self._decisions, "dropped": self._dropped, **self._last}
 
 
 def _joined(pieces: list[Inputs]) -> Inputs | None:
