@@ -79,7 +79,7 @@ class Table:
         return self.gate
 
     def measure(self) -> Tensor:
-        """The signal, from now on measured by every update, all 0 at first."""
+        """The signal, measured from now on (one step in a few), all 0 at first."""
         if self.signal is None:
             self.signal = torch.zeros(self.num_rows, dtype=torch.uint16, device=self.weight.device)
         return self.signal

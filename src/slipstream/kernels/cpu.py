@@ -13,7 +13,7 @@ from slipstream.errors import IndexOutOfRange, UnsupportedOption
 from slipstream.kernels import cpu_pool, cpu_update, parallel, reference
 from slipstream.kernels.cpu_update import BLOCK_FIELDS, TABLE_FIELDS
 from slipstream.kernels.hashing import SEED_FACTOR, stream
-from slipstream.kernels.signal import TRAIL_LANES, corrections
+from slipstream.kernels.signal import TRAIL_LANES, corrections, is_measured
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableSet, TableState, UpdateCounts, UpdateSettings
 
 SPECIALISED_DIMS = frozenset({4, 8, 16, 32, 48, 64, 96, 128, 192, 256})
@@ -110,7 +110,8 @@ def row_update(
     record["tables"], record["scales"], record["blocks"] = _at(table_records), _at(scales), _at(blocks)
     record["max_lookups"], record["counts"], record["norms"] = most, _at(counts), _at(norms)
     _fill_settings(record, settings, dim)
-    if settings.rule == Rule.ADAM and table_records[:, 9].any():
+    record["measured"] = is_measured(settings.step)
+    if settings.rule == Rule.ADAM and record["measured"] and table_records[:, 9].any():
         factors = corrections(settings.beta1, settings.beta2)
         record["corrections"] = factors.data_ptr()
         alive.append(factors)

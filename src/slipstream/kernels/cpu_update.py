@@ -73,6 +73,7 @@ ARGUMENTS = np.dtype(
         ("max_lookups", "i8"),  # of a table
         ("counts", "i8"),  # address of int64 [num_items, 4]: lookups, skipped, rows, lookups outside the table
         ("norms", "i8"),  # address of float64 [num_items]: sum of squares (rule NORM)
+        ("measured", "i8"),  # 1 in steps that write signals, else 0
         ("corrections", "i8"),  # address of float32 [256], of the moments' signal by count
         ("dim", "i8"),
         ("step", "i8"),
@@ -280,7 +281,7 @@ def update_worker(rule: int, dim: int) -> Any:
                 add_row(width, (sums_address + owners[e] * row_bytes, sources[e], factors[e]))
             scale = load_f32(scales, t)
             weight, first, second, last_step = table[0], table[2], table[3], table[5]
-            signal, trail = table[9], table[10]
+            signal, trail = table[9] * a.measured, table[10]
             for u in range(unique):
                 if u + AHEAD < unique and not norm:
                     soon = rows[u + AHEAD] * row_bytes

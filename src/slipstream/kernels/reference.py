@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slipstream.errors import IndexOutOfRange
 from slipstream.kernels.hashing import gate_draw
-from slipstream.kernels.signal import measure
+from slipstream.kernels.signal import is_measured, measure
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
 
 
@@ -125,7 +125,8 @@ def row_update(
 
 def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> None:
     weight = table.weight.data[rows]
-    before = None if table.signal is None or s.rule == Rule.ADAM else weight
+    measured = table.signal is not None and is_measured(s.step)
+    before = weight if measured and s.rule != Rule.ADAM else None
     waited = torch.zeros(len(rows), 1, dtype=weight.dtype, device=rows.device)
     if table.last_step is not None:
         waited = (s.step - 1 - table.last_step[rows]).clamp(min=0).unsqueeze(1).to(weight.dtype)
@@ -160,7 +161,7 @@ def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> 
         size = s.lr * (1 - s.beta2**s.step) ** 0.5 / (1 - s.beta1**s.step)
         weight = weight - size * first / (second.sqrt() + s.eps)
     table.weight.data[rows] = weight.to(table.weight.dtype)  # tables below float32 are computed in float32
-    if table.signal is not None:
+    if measured:
         measure(table, rows, before, s)
 
 

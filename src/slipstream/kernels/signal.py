@@ -5,9 +5,12 @@ scale of 32 codes an octave, straight between powers of two, which are the upper
 
     code = clamp((bits(x) >> 18) - (bits(1) >> 18) + 256, 0, 255)        x from 2^-8 to 1
 
-so that every back end finds it by integers alone. Low byte, the steps in which the row was updated (however many
-lookups it had in each): exact below 128; then each 16 codes count one step in 2, 4, … 256, drawn by the gate's hash, so
-that the byte reaches past 8,000 steps and the bias of young moments can be divided out. All [ours].
+so that every back end finds it by integers alone. Low byte, the measured steps in which the row was updated (however
+many lookups it had in each): exact below 128; then each 16 codes count one step in 2, 4, … 256, drawn by the gate's
+hash, so that the byte reaches past 8,000 and the bias of young moments can be divided out.
+
+One step in :data:`SAMPLE` is measured, the others neither write nor count anything, which keeps the cost at a few
+percent of an update. They are spread by the golden ratio, so that no period of the data can hide from them. All [ours].
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -18,10 +21,12 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from slipstream.kernels.hashing import mix
+from slipstream.kernels.hashing import KEY_FACTOR, mix
 from slipstream.kernels.types import TableState, UpdateSettings
 
 CODES = 256
+SAMPLE = 5
+"""Steps of which one is measured."""
 MANTISSA_SHIFT = 18
 """float32 bits below the 5 that are kept: 32 codes an octave."""
 ONE = (127 << 23) >> MANTISSA_SHIFT
@@ -36,6 +41,11 @@ TINY = 1e-30
 """Least denominator: a row that never moved has code 0."""
 
 
+def is_measured(step: int) -> bool:
+    """Whether an optimizer step measures the rows that it updates: the same for all tables and back ends."""
+    return ((step * KEY_FACTOR) & 0xFFFFFFFFFFFFFFFF) * SAMPLE >> 64 == 0
+
+
 def encode(value: Tensor) -> Tensor:
     """Codes (int32) of values, same shape; above 1 and not a number give 255, below 2^-8 give 0."""
     bits = value.to(torch.float32).contiguous().view(torch.int32) & 0x7FFFFFFF
@@ -44,11 +54,11 @@ def encode(value: Tensor) -> Tensor:
 
 @cache
 def steps_of_counts() -> tuple[int, ...]:
-    """For each value of the low byte the (expected) number of steps."""
+    """For each value of the low byte the (expected) number of steps, those between the measured included."""
     steps = list(range(EXACT + 1))
     while len(steps) < CODES:
         steps.append(steps[-1] + (1 << ((len(steps) - 1 - EXACT) // 16 + 1)))
-    return tuple(steps)
+    return tuple(SAMPLE * number for number in steps)
 
 
 @lru_cache(maxsize=64)  # schedules of betas make new ones in every step

@@ -100,7 +100,7 @@ class TableState:
         last_step: int32 [R], the step of each row's last update (only for ``catch_up``), or None.
         scale: Factor on the gradients (loss scaling, clipping).
         seed: Key of the gate's hash.
-        signal: uint16 [R], what updates measure (see :mod:`slipstream.kernels.signal`), or None to measure nothing.
+        signal: uint16 [R], what some steps measure (see :mod:`slipstream.kernels.signal`), or None: measure nothing.
             With ``second`` it is that of the moments, else that of the trail.
         trail: float32 [R, 5]: decayed sums of a row's change, projected on 4 elements, and of its length; or None.
     """

@@ -14,7 +14,7 @@ from slipstream.policies.base import OPEN, Gated, Policy, PolicyBaseConfig, Prog
 from slipstream.staleness import DecayedCounts
 from slipstream.staleness.saturation import SaturationCut, ripe_count, saturation_cut, set_gates
 
-_MOST_UPDATES = 8_288  # the counts' end
+_MOST_UPDATES = 40_160  # the counts' end
 _REMEDY = "train the table by an optimizer of slipstream.optim with untouched='lazy', or use policy 'psse'"
 
 
@@ -67,7 +67,7 @@ class Saturation(Policy):
 
     Args:
         budget: Share of the row accesses whose update is kept; in (0, 1].
-        min_updates: Steps before a row may be gated, 1 to 8288.
+        min_updates: Steps before a row may be gated, 1 to 40160; estimated, since one step in 5 is measured.
         probe: Probability of updating a gated row, in [0, 1).
         every: Steps between decisions, 1 or more.
         warmup_steps: Steps before the first decision, 0 or more.
