@@ -19,6 +19,10 @@ def train(
     policy: Annotated[
         str | None, typer.Option(help="What to skip: none, random, psse and more (policies.POLICIES).")
     ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(help="Train as a published system does: dlrm_reference, intel_dlrm, fae or slipstream_paper."),
+    ] = None,
     budget: Annotated[float | None, typer.Option(help="The policy's budget, the share that is kept.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, adagrad, rowwise_adagrad, adam or adamw.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the dense part.")] = None,
@@ -62,6 +66,10 @@ def train(
     from slipstream import training
 
     settings = resolve(training.TrainConfig, config, flags, assign or ())
+    if system is not None:
+        from slipstream import systems
+
+        settings = systems.configure(system, settings)
     listeners = [] if quiet else [training.Progress()]
     result = training.train(settings, listeners=listeners)
     output.facts(

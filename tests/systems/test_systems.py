@@ -1,0 +1,70 @@
+"""What each system sets, and that it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tests.training.conftest import make_store as make_store
+
+from slipstream.data.store import Store
+from slipstream.errors import ConfigError
+from slipstream.models import DLRMConfig
+from slipstream.policies import OrderConfig, SlipstreamConfig
+from slipstream.systems import SYSTEMS, configure
+from slipstream.training import TrainConfig, train
+
+BASE = TrainConfig.model_validate(
+    {
+        "data": "unused",
+        "model": {"name": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8], "first_order": True},
+        "optimizer": {"name": "adam", "lr": 0.2, "embedding_lr": 0.5, "clip": 1.0},
+        "policy": {"name": "random", "budget": 0.5},
+        "batch_size": 64,
+        "threads": 1,
+        "seed": 7,
+    }
+)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_what_all_systems_share(name: str) -> None:
+    config = configure(name, BASE)
+    assert config.model == DLRMConfig(embedding_dim=4, bottom=(8,), top=(8,), first_order=False, pooling="sum")
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.embedding_lr, optimizer.clip) == ("sgd", 0.2, 0.5, None)
+    assert (config.batch_size, config.seed, config.data) == (64, 7, BASE.data)
+    assert configure(name, config) == config
+
+
+def test_what_makes_each_system() -> None:
+    reference, intel = configure("dlrm_reference", BASE), configure("intel_dlrm", BASE)
+    assert (reference.engine, reference.bf16, reference.policy.name) == ("torch", False, "none")
+    assert (intel.engine, intel.bf16, intel.policy.name) == ("slipstream", True, "none")
+    assert configure("fae", BASE).policy == OrderConfig(order="cold_then_hot")
+    chosen = BASE.model_copy(update={"policy": OrderConfig(order="interleaved", runs=3)})
+    assert configure("fae", chosen).policy == chosen.policy
+    paper = configure("slipstream_paper", BASE).policy
+    assert paper == SlipstreamConfig(budget=0.7, band=0.08, mode="once", snapshot_start=1000, snapshot_share=0.03)
+    chosen = BASE.model_copy(update={"policy": SlipstreamConfig(snapshot_start=5, mode="periodic")})
+    assert configure("slipstream_paper", chosen).policy == SlipstreamConfig(snapshot_start=5)
+
+
+def test_other_models_become_the_published_one() -> None:
+    other = TrainConfig.model_validate({"data": "unused", "model": "deepfm"})
+    assert configure("dlrm_reference", other).model == DLRMConfig(pooling="sum")
+
+
+def test_what_a_system_cannot_do() -> None:
+    with pytest.raises(ConfigError, match="unknown system 'hotline'; choose one of dlrm_reference"):
+        configure("hotline", BASE)
+    with pytest.raises(ConfigError, match="orders the samples: use mode=holdout"):
+        configure("fae", BASE.model_copy(update={"shuffle": True}))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_each_trains(make_store: Callable[..., Store], name: str) -> None:
+    policy = SlipstreamConfig(snapshot_start=2, snapshot_share=0.1, sample_rate=0.5, alpha=1, band=0.25)
+    base = BASE.model_copy(update={"policy": policy})
+    result = train(configure(name, base), store=make_store(3000))
+    assert result.auc > 0.5 and result.log_loss < 0.8
