@@ -225,3 +225,38 @@ def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tens
         bag = torch.repeat_interleave(torch.arange(len(counts), device=ids.device), offsets.to(torch.int64).diff())
         counts.index_add_(0, bag, (mark[rows] != 0).to(torch.int64))
     return counts.to(torch.int32)
+
+
+def scout(
+    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, lr: float
+) -> tuple[Tensor, Tensor]:
+    """Logistic regression on-line with Adagrad: predicts each input, then learns from its label, one after the other.
+
+    Args:
+        table: float32 [S + 1 + n, 4], changed in place: for each slot weight, sum of squared gradients, lookups seen,
+            nothing; then a row for the bias and one for each dense column.
+        slots: int32 [L], slots of all lookups.
+        starts: int64 [B + 1], where each input's slots begin.
+        dense: float32 [B, n]; clipped to ±4.
+        labels: float32 [B] in [0, 1].
+        lr: Learning rate.
+
+    Returns:
+        float32 [B] the probability predicted before learning, and float32 [B] how often the input's rarest slot was
+        seen before (inf without lookups).
+    """
+    bias = table.shape[0] - dense.shape[1] - 1
+    own = torch.arange(bias, table.shape[0])
+    probability, seen = torch.empty_like(labels), torch.empty_like(labels)
+    for b in range(labels.numel()):
+        mine = slots[int(starts[b]) : int(starts[b + 1])].long()
+        values = torch.cat([torch.ones(1), dense[b].clamp(-4.0, 4.0)])
+        probability[b] = torch.sigmoid(table[mine, 0].sum() + (table[own, 0] * values).sum())
+        seen[b] = table[mine, 2].min() if mine.numel() else float("inf")
+        g = probability[b] - labels[b]
+        for row, value in [*((int(s), torch.ones(())) for s in mine), *zip(own.tolist(), values, strict=True)]:
+            table[row, 1] += (g * value) ** 2
+            table[row, 0] -= lr * g * value / torch.sqrt(1.0 + table[row, 1])
+        for s in mine.tolist():
+            table[s, 2] += 1.0
+    return probability, seen

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from slipstream.kernels import classify, cpu, cpu_pairs, reference
+from slipstream.kernels import scout as scout_kernel
 from slipstream.kernels.hashing import hash_uniform
 from slipstream.kernels.parallel import SlowPathWarning, threading_layer
 from slipstream.kernels.types import Lookups, RowGradients, TableState, UpdateCounts, UpdateSettings
@@ -29,10 +30,12 @@ __all__ = [
     "backend_name",
     "count",
     "count_marked",
+    "hash_lookups",
     "hash_uniform",
     "pack_pairs",
     "pool",
     "row_update",
+    "scout",
     "threading_layer",
     "unpack_pairs",
 ]
@@ -89,3 +92,15 @@ def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
 def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
     """How many lookups of each input hit marked rows. See :func:`slipstream.kernels.reference.count_marked`."""
     return (classify if ids.device.type == "cpu" else reference).count_marked(marks, ids, bags)
+
+
+def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) -> tuple[Tensor, Tensor]:
+    """Slots of the lookups of each input. See :func:`slipstream.kernels.scout.hash_lookups`."""
+    return scout_kernel.hash_lookups(ids, bags, bits)
+
+
+def scout(
+    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, lr: float
+) -> tuple[Tensor, Tensor]:
+    """Logistic regression on-line. See :func:`slipstream.kernels.reference.scout`."""
+    return scout_kernel.scout(table, slots, starts, dense, labels, lr)

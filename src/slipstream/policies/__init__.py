@@ -5,6 +5,7 @@ A policy reads signals and says how likely each input is kept, or sets the rows'
 
 from slipstream.policies.base import Policy, Progress
 from slipstream.policies.configs import PolicyConfig, build_policy
+from slipstream.policies.importance import Importance, ImportanceConfig
 from slipstream.policies.none import NoneConfig, NoSkipping
 from slipstream.policies.order import Order, OrderConfig
 from slipstream.policies.psse import PSSE, PsseConfig
@@ -15,6 +16,8 @@ from slipstream.policies.slipstream import Slipstream, SlipstreamConfig
 
 __all__ = [
     "PSSE",
+    "Importance",
+    "ImportanceConfig",
     "NoSkipping",
     "NoneConfig",
     "Order",

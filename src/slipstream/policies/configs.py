@@ -9,6 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from slipstream.errors import ConfigError
 from slipstream.policies.base import Policy, PolicyBaseConfig, first_problem
+from slipstream.policies.importance import Importance, ImportanceConfig
 from slipstream.policies.none import NoneConfig, NoSkipping
 from slipstream.policies.order import Order, OrderConfig
 from slipstream.policies.psse import PSSE, PsseConfig
@@ -17,7 +18,7 @@ from slipstream.policies.saturation import Saturation, SaturationConfig
 from slipstream.policies.slipstream import Slipstream, SlipstreamConfig
 
 PolicyConfig = Annotated[
-    NoneConfig | RandomConfig | PsseConfig | SaturationConfig | SlipstreamConfig | OrderConfig,
+    NoneConfig | RandomConfig | PsseConfig | ImportanceConfig | SaturationConfig | SlipstreamConfig | OrderConfig,
     Field(discriminator="name"),
 ]
 """Configuration of a policy, told apart by ``name``."""
@@ -26,6 +27,7 @@ _BUILD: dict[type[PolicyBaseConfig], Callable[..., Policy]] = {
     NoneConfig: NoSkipping,
     RandomConfig: Random,
     PsseConfig: PSSE,
+    ImportanceConfig: Importance,
     SlipstreamConfig: Slipstream,
     OrderConfig: Order,
     SaturationConfig: Saturation,

@@ -51,3 +51,11 @@ def tally(
                 key = b & mask
             mass[key] += values[row]
             rows[key] += 1
+
+
+@njit(cache=True, nogil=True)
+def count_up_to(seen: npt.NDArray[np.uint8], ids: npt.NDArray[Any], most: int) -> None:
+    """Adds 1 to ``seen[id]`` for each id inside the table, up to ``most`` (255 or less)."""
+    for id_ in ids:
+        if 0 <= id_ < seen.size and seen[id_] < most:
+            seen[id_] += 1

@@ -1,0 +1,132 @@
+"""One pass of an on-line logistic regression over hashed ids, in compiled code on the calling thread."""
+
+# Numba compiles what pyright cannot follow: intrinsics take fewer arguments than their definitions show.
+# pyright: basic, reportCallIssue=false, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportReturnType=false, reportArgumentType=false
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+from torch import Tensor
+
+from slipstream.kernels.hashing import KEY_FACTOR, MIX_1
+from slipstream.kernels.intrinsics import prefetch_write
+
+AHEAD = 8
+"""Samples by which prefetching runs ahead."""
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _slot(feature: int, id_: int, bits: int) -> int:
+    x = (np.uint64(id_) + (np.uint64(feature + 1) << np.uint64(40))) * np.uint64(KEY_FACTOR)
+    x = (x ^ (x >> np.uint64(32))) * np.uint64(MIX_1)
+    return np.int32(x >> np.uint64(64 - bits))
+
+
+@njit(cache=True, nogil=True)
+def _hash_columns(slots: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], ids: Any, bits: int) -> None:
+    for b in range(ids.shape[0]):
+        for f in range(ids.shape[1]):
+            slots[starts[b] + f] = _slot(f, ids[b, f], bits)
+
+
+@njit(cache=True, nogil=True)
+def _hash_bag(
+    slots: npt.NDArray[np.int32],
+    ends: npt.NDArray[np.int64],
+    feature: int,
+    values: Any,
+    offsets: npt.NDArray[np.int64],
+    bits: int,
+) -> None:
+    """Puts the bags' slots where ``ends`` points, and moves it on."""
+    for b in range(offsets.size - 1):
+        for i in range(offsets[b], offsets[b + 1]):
+            slots[ends[b]] = _slot(feature, values[i], bits)
+            ends[b] += 1
+
+
+@njit(cache=True, nogil=True)
+def _pass(
+    table: npt.NDArray[np.float32],
+    slots: npt.NDArray[np.int32],
+    starts: npt.NDArray[np.int64],
+    dense: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.float32],
+    lr: float,
+    probability: npt.NDArray[np.float32],
+    seen: npt.NDArray[np.float32],
+) -> None:
+    first_own = table.shape[0] - dense.shape[1] - 1
+    address = table.ctypes.data
+    size = labels.size
+    for b in range(size):
+        soon = min(b + AHEAD, size - 1)
+        for i in range(starts[soon], starts[soon + 1]):
+            prefetch_write(address + np.int64(slots[i]) * 16)
+        logit = table[first_own, 0]
+        least = np.float32(np.inf)
+        for i in range(starts[b], starts[b + 1]):
+            logit += table[slots[i], 0]
+            least = min(least, table[slots[i], 2])
+        for k in range(dense.shape[1]):
+            logit += table[first_own + 1 + k, 0] * min(max(dense[b, k], np.float32(-4.0)), np.float32(4.0))
+        p = np.float32(1.0 / (1.0 + math.exp(-logit)))
+        probability[b], seen[b] = p, least
+        g = p - labels[b]
+        for i in range(starts[b], starts[b + 1]):
+            s = slots[i]
+            table[s, 1] += g * g
+            table[s, 0] -= lr * g / math.sqrt(1.0 + table[s, 1])
+            table[s, 2] += np.float32(1.0)
+        table[first_own, 1] += g * g
+        table[first_own, 0] -= lr * g / math.sqrt(1.0 + table[first_own, 1])
+        for k in range(dense.shape[1]):
+            s = first_own + 1 + k
+            gk = g * min(max(dense[b, k], np.float32(-4.0)), np.float32(4.0))
+            table[s, 1] += gk * gk
+            table[s, 0] -= lr * gk / math.sqrt(1.0 + table[s, 1])
+
+
+def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) -> tuple[Tensor, Tensor]:
+    """The slots of each input's lookups, one-hot features first.
+
+    Args:
+        ids: int32 or int64 [B, F].
+        bags: For each multi-hot feature values [N] and offsets [B + 1].
+        bits: Slots are numbers of so many bits, 1 to 31.
+
+    Returns:
+        int32 [L] slots of all lookups, input by input, and int64 [B + 1] where each input's begin.
+    """
+    columns = ids.numpy()
+    size, features = columns.shape
+    counts = np.full(size, features, dtype=np.int64)
+    wide = [(values.numpy(), offsets.to(torch.int64).numpy()) for values, offsets in bags]
+    for _, offsets in wide:
+        counts += np.diff(offsets)
+    starts = np.zeros(size + 1, dtype=np.int64)
+    np.cumsum(counts, out=starts[1:])
+    slots = np.empty(int(starts[-1]), dtype=np.int32)
+    _hash_columns(slots, starts, columns, bits)
+    ends = starts[:-1] + features
+    for position, (values, offsets) in enumerate(wide):
+        _hash_bag(slots, ends, features + position, values, offsets, bits)
+    return torch.from_numpy(slots), torch.from_numpy(starts)
+
+
+def scout(
+    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, lr: float
+) -> tuple[Tensor, Tensor]:
+    """See :func:`slipstream.kernels.reference.scout`."""
+    probability, seen = np.empty(labels.numel(), np.float32), np.empty(labels.numel(), np.float32)
+    _pass(
+        table.numpy(), slots.numpy(), starts.numpy(), dense.numpy(), labels.numpy(), np.float32(lr), probability, seen
+    )
+    return torch.from_numpy(probability), torch.from_numpy(seen)

@@ -1,0 +1,81 @@
+"""Surprise: how far a cheap model's prediction is from the label of an input that the model has not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slipstream.errors import ConfigError
+from slipstream.kernels import registry
+
+
+class Scout:
+    """An on-line logistic regression over an input's ids and dense columns, learning from every input.
+
+    [ours] Ids of all features share ``2^bits`` slots by a hash: two ids may meet, and the memory, 16 bytes a slot,
+    does not grow with the tables. The scout never learns from an input before it has predicted it.
+
+    Args:
+        bits: Slots are ``2^bits``, 8 to 28.
+        lr: Adagrad's learning rate.
+
+    Raises:
+        ConfigError: A setting is out of range.
+    """
+
+    def __init__(self, *, bits: int = 21, lr: float = 0.1) -> None:
+        if not 8 <= bits <= 28:
+            raise ConfigError(f"bits must be 8 to 28, got {bits}")
+        if not 0.0 < lr < float("inf"):
+            raise ConfigError(f"lr must be above 0, got {lr}")
+        self.bits, self.lr = bits, lr
+        self.table: Tensor | None = None
+        self.inputs = 0
+        """Inputs that it has learned from."""
+        self.loss = 0.0
+        """Sum of their log-losses, each before learning from it, nats."""
+
+    def predict_and_learn(
+        self, ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], dense: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Predicts each input, then learns from it.
+
+        Args:
+            ids: int32 or int64 [B, F].
+            bags: For each multi-hot feature values [N] and offsets [B + 1].
+            dense: float32 [B, n].
+            labels: float32 [B] in [0, 1].
+
+        Returns:
+            float32 [B] probabilities, and float32 [B] how often the input's rarest row was seen before.
+
+        Raises:
+            ConfigError: A label is outside [0, 1], or the number of dense columns has changed.
+        """
+        if labels.numel() and not (float(labels.min()) >= 0.0 and float(labels.max()) <= 1.0):
+            raise ConfigError("surprise needs labels in [0, 1]", remedy="use another policy, or binary labels")
+        if self.table is None:
+            self.table = torch.zeros((1 << self.bits) + 1 + dense.shape[1], 4)
+        elif self.table.shape[0] != (1 << self.bits) + 1 + dense.shape[1]:
+            known = self.table.shape[0] - (1 << self.bits) - 1
+            raise ConfigError(f"inputs have {dense.shape[1]} dense columns, those before had {known}")
+        slots, starts = registry.hash_lookups(ids, bags, self.bits)
+        labels = labels.to(torch.float32).contiguous()
+        probability, seen = registry.scout(self.table, slots, starts, dense.contiguous(), labels, self.lr)
+        self.inputs += labels.numel()
+        if labels.numel():
+            clamped = probability.clamp(1e-7, 1.0 - 1e-7)
+            self.loss += float(torch.nn.functional.binary_cross_entropy(clamped, labels, reduction="sum"))
+        return probability, seen
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, counts and the running loss."""
+        return {"table": self.table, "inputs": self.inputs, "loss": self.loss}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state of a scout with as many slots."""
+        self.table = None if state["table"] is None else state["table"].clone()
+        self.inputs, self.loss = int(state["inputs"]), float(state["loss"])
