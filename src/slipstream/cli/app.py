@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from slipstream._version import __version__
-from slipstream.cli import bench, compare, doctor, evaluate, inspect, predict, prepare, train
+from slipstream.cli import bench, compare, doctor, evaluate, inspect, predict, prepare, profile, train
 
 app = typer.Typer(
     name="slipstream",
@@ -42,5 +42,6 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
+app.command("profile")(profile.profile)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)

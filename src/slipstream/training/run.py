@@ -49,7 +49,7 @@ def train(config: TrainConfig, *, listeners: Sequence[Listener] = (), store: Sto
     everyone: list[Listener] = [curve, *listeners]
     if config.out is not None:
         everyone += [JsonlMetrics(config.out / "metrics.jsonl"), ResultWriter(config.out)]
-    with _threads(config.threads), torch.random.fork_rng(devices=()), _closing(everyone):
+    with thread_count(config.threads), torch.random.fork_rng(devices=()), _closing(everyone):
         if store is None:
             store = open_data(config)
         bucket_feature(store, config.popularity_feature)
@@ -139,7 +139,8 @@ class _EpochCurve:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def thread_count(count: int | None) -> Iterator[None]:
+    """Computes with so many threads for a while; None: as many as before."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
