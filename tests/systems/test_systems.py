@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from tests.training.conftest import make_store as make_store
 
+from slipstream.data.batch import Bag
 from slipstream.data.store import Store
+from slipstream.embedding import PlainEmbeddingCollection, PulledEmbeddingCollection, TableConfig
 from slipstream.errors import ConfigError
 from slipstream.models import DLRMConfig
 from slipstream.policies import OrderConfig, SlipstreamConfig
@@ -40,6 +43,7 @@ def test_what_all_systems_share(name: str) -> None:
 def test_what_makes_each_system() -> None:
     reference, intel = configure("dlrm_reference", BASE), configure("intel_dlrm", BASE)
     assert (reference.engine, reference.bf16, reference.policy.name) == ("torch", False, "none")
+    assert configure("xdl", BASE).engine == "xdl"
     assert (intel.engine, intel.bf16, intel.policy.name) == ("slipstream", True, "none")
     assert configure("fae", BASE).policy == OrderConfig(order="cold_then_hot")
     chosen = BASE.model_copy(update={"policy": OrderConfig(order="interleaved", runs=3)})
@@ -68,3 +72,29 @@ def test_each_trains(make_store: Callable[..., Store], name: str) -> None:
     base = BASE.model_copy(update={"policy": policy})
     result = train(configure(name, base), store=make_store(3000))
     assert result.auc > 0.5 and result.log_loss < 0.8
+
+
+def test_pulled_tables_train_as_the_reference_does(make_store: Callable[..., Store]) -> None:
+    store = make_store(3000)
+    reference, pulled = (train(configure(name, BASE), store=store) for name in ("dlrm_reference", "xdl"))
+    assert pulled.log_loss == pytest.approx(reference.log_loss, abs=2e-5)
+    assert pulled.auc == pytest.approx(reference.auc, abs=1e-4)
+
+
+def test_pulled_rows_get_one_gradient_each() -> None:
+    tables = [TableConfig("user", 6, 2), TableConfig("tags", 5, 2)]
+    for pooling in ("sum", "mean"):
+        torch.manual_seed(0)
+        pulled = PulledEmbeddingCollection(tables, multi_hot=["tags"], pooling=pooling)
+        plain = PlainEmbeddingCollection(tables, multi_hot=["tags"], pooling=pooling)
+        plain.load_state_dict(pulled.state_dict())
+        ids = torch.tensor([[5], [0], [5]], dtype=torch.int32)
+        bag = Bag(torch.tensor([4, 4, 1], dtype=torch.int32), torch.tensor([0, 2, 2, 3]))
+        out, expected = pulled(ids, [bag]), plain(ids, [bag])
+        torch.testing.assert_close(out, expected)
+        out.square().sum().backward()
+        expected.square().sum().backward()
+        for mine, theirs in zip(pulled.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad.to_dense(), theirs.grad.to_dense())
+        assert pulled.tables["user"].weight.grad._indices().tolist() == [[0, 5]]
+        assert pulled.tables["tags"].weight.grad._indices().tolist() == [[1, 4]]

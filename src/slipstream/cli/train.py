@@ -21,7 +21,7 @@ def train(
     ] = None,
     system: Annotated[
         str | None,
-        typer.Option(help="Train as a published system does: dlrm_reference, intel_dlrm, fae or slipstream_paper."),
+        typer.Option(help="Train as a published system: dlrm_reference, intel_dlrm, xdl, fae or slipstream_paper."),
     ] = None,
     budget: Annotated[float | None, typer.Option(help="The policy's budget, the share that is kept.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, adagrad, rowwise_adagrad, adam or adamw.")] = None,

@@ -4,6 +4,7 @@ from slipstream.embedding.collection import EmbeddingCollection, PlainEmbeddingC
 from slipstream.embedding.convert import Finding, check, convert, tables
 from slipstream.embedding.memory import mapped_table
 from slipstream.embedding.modules import Embedding, EmbeddingBag
+from slipstream.embedding.pulled import PulledEmbeddingCollection
 from slipstream.embedding.row_gradient import RowGradient
 from slipstream.embedding.table import FROZEN, OPEN, Table
 
@@ -15,6 +16,7 @@ __all__ = [
     "EmbeddingCollection",
     "Finding",
     "PlainEmbeddingCollection",
+    "PulledEmbeddingCollection",
     "RowGradient",
     "Table",
     "TableConfig",

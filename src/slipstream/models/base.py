@@ -14,11 +14,16 @@ from torch.nn import functional
 
 from slipstream.data.batch import Batch, Inputs
 from slipstream.data.schema import FeatureInfo
-from slipstream.embedding import EmbeddingCollection, PlainEmbeddingCollection, TableConfig
+from slipstream.embedding import (
+    EmbeddingCollection,
+    PlainEmbeddingCollection,
+    PulledEmbeddingCollection,
+    TableConfig,
+)
 from slipstream.errors import ConfigError
 
-Engine = Literal["slipstream", "torch"]
-"""Whose tables: ours, or ``nn.EmbeddingBag(sparse=True)`` as the reference."""
+Engine = Literal["slipstream", "torch", "xdl"]
+"""Whose tables: ours, ``nn.EmbeddingBag(sparse=True)`` as the reference, or XDL-style ones."""
 
 
 class ModelConfigBase(BaseModel):
@@ -56,7 +61,9 @@ def make_embeddings(
         for name, feature in zip(_table_names(features), features, strict=True)
     ]
     multi_hot = [table.name for table, feature in zip(tables, features, strict=True) if feature.multi_hot]
-    kind = EmbeddingCollection if engine == "slipstream" else PlainEmbeddingCollection
+    kind = {"slipstream": EmbeddingCollection, "torch": PlainEmbeddingCollection, "xdl": PulledEmbeddingCollection}[
+        engine
+    ]
     return kind(tables, multi_hot=multi_hot, pooling=config.pooling)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from slipstream.errors import ConfigError
-from slipstream.systems import dlrm_reference, fae, intel_dlrm, slipstream_paper
+from slipstream.systems import dlrm_reference, fae, intel_dlrm, slipstream_paper, xdl
 from slipstream.training import TrainConfig
 
 _CONFIGURE: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "dlrm_reference": dlrm_reference.configure,
     "intel_dlrm": intel_dlrm.configure,
+    "xdl": xdl.configure,
     "fae": fae.configure,
     "slipstream_paper": slipstream_paper.configure,
 }

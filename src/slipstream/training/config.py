@@ -14,6 +14,7 @@ from slipstream.data.formats import FormatName
 from slipstream.data.prepare import PrepareOptions
 from slipstream.errors import ConfigError
 from slipstream.models import DLRMConfig, ModelConfig
+from slipstream.models.base import Engine
 from slipstream.optim import OnSkip, Untouched
 from slipstream.policies import NoneConfig, PolicyConfig, build_policy
 
@@ -99,8 +100,9 @@ class TrainConfig(_Section):
     """The optimizer."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rates' course."""
-    engine: Literal["slipstream", "torch"] = "slipstream"
-    """Whose tables and optimizers: ours, or as the reference nn.EmbeddingBag(sparse=True) with torch.optim."""
+    engine: Engine = "slipstream"
+    """Whose tables and optimizers: ours; torch: nn.EmbeddingBag(sparse=True) with torch.optim, the reference; xdl: rows
+    pulled once a batch, with torch.optim."""
     mode: Mode = "holdout"
     """holdout: train, then score the last samples. prequential: predict each chunk, then train on it."""
     batch_size: int = Field(default=1024, ge=1)
@@ -142,18 +144,18 @@ class TrainConfig(_Section):
             raise ValueError("prequential is one pass in time order: epochs must be 1 and shuffle false")
         if self.mode == "holdout" and (self.score_from or self.score_to is not None):
             raise ValueError("score_from and score_to belong to mode prequential")
-        if self.engine == "torch" and self.optimizer.name in ("rowwise_adagrad", "adamw"):
-            raise ValueError(f"engine torch has no {self.optimizer.name} for sparse gradients")
-        if self.engine == "torch" and self.optimizer.clip is not None:
-            raise ValueError("engine torch cannot clip sparse gradients")
-        if self.engine == "torch" and self.optimizer.weight_decay:
-            raise ValueError("engine torch has no weight_decay for sparse gradients")
+        if self.engine != "slipstream" and self.optimizer.name in ("rowwise_adagrad", "adamw"):
+            raise ValueError(f"engine {self.engine} has no {self.optimizer.name} for sparse gradients")
+        if self.engine != "slipstream" and self.optimizer.clip is not None:
+            raise ValueError(f"engine {self.engine} cannot clip sparse gradients")
+        if self.engine != "slipstream" and self.optimizer.weight_decay:
+            raise ValueError(f"engine {self.engine} has no weight_decay for sparse gradients")
         if build_policy(self.policy).plans_order and (self.mode == "prequential" or self.shuffle):
             raise ValueError(f"policy {self.policy.name} orders the samples: use mode=holdout and shuffle=false")
         if self.optimizer.untouched == "dense" and build_policy(self.policy).skips_rows:
             raise ValueError(f"policy {self.policy.name} skips row updates, which needs untouched=lazy")
-        if self.engine == "torch" and self.compile:
-            raise ValueError("engine torch cannot compile sparse gradients")
+        if self.engine != "slipstream" and self.compile:
+            raise ValueError(f"engine {self.engine} cannot compile sparse gradients")
         return self
 
     def resolved(self) -> TrainConfig:

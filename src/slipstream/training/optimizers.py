@@ -40,7 +40,7 @@ def build_optimizers(
     Args:
         model: The model.
         config: Settings.
-        engine: ``slipstream`` or ``torch``.
+        engine: ``slipstream``, ``torch`` or ``xdl``; the last two have torch's optimizers.
         seed: Key of the draws by which rows with a gate between 0 and 255 are updated.
     """
     optimizers = _built(model, config, engine)
