@@ -127,11 +127,17 @@ def test_tables_that_cannot_be_measured_are_refused() -> None:
     with pytest.raises(ConfigError, match="cannot measure table 'x'"):
         Saturation().attach({"x": Other()}, seed=0)  # type: ignore[dict-item]
     model = TwoTables()
-    policy = Saturation(0.5, every=5, warmup_steps=20)
-    policy.attach({"user": model.user.table}, seed=0)
-    model.user.table.lookups = 100  # something trains it and leaves no signal
-    with pytest.raises(ConfigError, match="'user' leave no signal"):
-        policy.update_gates(Progress(20, 1000, None, None))
+    skipper = Skipper(model, Saturation(0.5, every=5, warmup_steps=20))
+    with pytest.raises(ConfigError, match="leave no signal"):
+        train(model, skipper, optim.Adam(model.parameters(), untouched="dense"), range(100))
+
+
+def test_decisions_before_the_first_measurement_and_on_tables_that_rest_gate_nothing() -> None:
+    model = TwoTables()
+    model.item.weight.requires_grad_(False)
+    skipper = Skipper(model, Saturation(0.5, every=1, warmup_steps=0, min_updates=1_000))
+    train(model, skipper, optim.SGD(model.parameters(), lr=0.1), range(80))
+    assert skipper.share_of_row_updates_skipped == 0
 
 
 @pytest.mark.parametrize("name", ["adam", "rowwise"])

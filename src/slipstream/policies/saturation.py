@@ -15,6 +15,8 @@ from slipstream.staleness import DecayedCounts
 from slipstream.staleness.saturation import SaturationCut, ripe_count, saturation_cut, set_gates
 
 _MOST_UPDATES = 40_160  # the counts' end
+_PATIENCE = 64
+"""Batches after which tables must have been updated, however many an optimizer step accumulates."""
 _REMEDY = "train the table by an optimizer of slipstream.optim with untouched='lazy', or use policy 'psse'"
 
 
@@ -108,6 +110,7 @@ class Saturation(Policy):
         self._tables: dict[str, _Measured] = {}
         self._counts: dict[str, DecayedCounts] = {}
         self._counts_of: dict[int, DecayedCounts] = {}
+        self._lookups: dict[str, int] = {}
         self._step = 0
         self._decisions = 0
         self._thawed = 0
@@ -144,6 +147,7 @@ class Saturation(Policy):
         self._tables = {name: cast(_Measured, table) for name, table in tables.items()}
         self._counts = {name: DecayedCounts(t.num_rows, self.config.half_life) for name, t in tables.items()}
         self._counts_of = {id(table): self._counts[name] for name, table in tables.items()}
+        self._lookups = {name: table.lookups for name, table in tables.items()}
 
     def observe_lookups(self, table: Gated, ids: Tensor) -> None:
         """Counts the lookups."""
@@ -187,7 +191,8 @@ class Saturation(Policy):
     def _decide(self) -> None:
         signals = {name: table.measure() for name, table in self._tables.items()}
         for name, table in self._tables.items():
-            if table.lookups > table.skipped and not bool(signals[name].view(torch.int16).any()):
+            idle = table.lookups == self._lookups[name] and self._step >= _PATIENCE
+            if idle and table.weight.requires_grad and bool(self._counts[name].scores.any()):
                 raise ConfigError(f"the updates of table {name!r} leave no signal to decide by", remedy=_REMEDY)
         scores = [self._counts[name].scores for name in signals]
         self._cut = saturation_cut(
