@@ -8,6 +8,7 @@ import torch
 from slipstream.data.batch import Batch, Inputs
 from slipstream.errors import ConfigError
 from slipstream.policies import Importance, Skipper, build_policy
+from slipstream.staleness.surprise import in_proportion
 
 
 def _batches(number: int, size: int = 512, seed: int = 0) -> list[Batch]:
@@ -95,3 +96,17 @@ def test_labels_outside_the_unit_interval() -> None:
     batch.labels[3] = 5.0
     with pytest.raises(ConfigError, match="labels in"):
         Importance().keep_probability(batch)
+
+
+@pytest.mark.parametrize("total", [60.0, 300.0, 511.0, 512.0])
+def test_probabilities_in_proportion_add_up(total: float) -> None:
+    score = torch.rand(512, generator=torch.Generator().manual_seed(1)) ** 4
+    keep = in_proportion(score, 0.1, total)
+    assert float(keep.sum()) == pytest.approx(total, rel=1e-3)
+    free = (keep > 0.1) & (keep < 1.0)
+    ratios = keep[free] / score[free]
+    assert not len(ratios) or float(ratios.max() / ratios.min()) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_scores_of_zero_get_the_floor() -> None:
+    assert torch.equal(in_proportion(torch.zeros(4), 0.2, 3.0), torch.full((4,), 0.2))

@@ -14,12 +14,11 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from slipstream.policies.base import Policy, PolicyBaseConfig, share_in_range, validated
-from slipstream.staleness.surprise import Scout
+from slipstream.staleness.surprise import Scout, in_proportion
 
 if TYPE_CHECKING:
     from slipstream.data.batch import Batch
 
-_BISECTIONS = 30
 _CORRECTION = 10
 """Batches over which a deviation from the budget is made good."""
 
@@ -106,6 +105,7 @@ class Importance(Policy):
         scout, nothing = Scout(bits=8), torch.zeros(1, 0)
         bag = (torch.zeros(1, dtype=torch.int32), torch.tensor([0, 1]))
         scout.predict_and_learn(torch.zeros(1, 1, dtype=torch.int32), [bag], nothing, torch.zeros(1))
+        in_proportion(torch.ones(1), 0.5, 0.5)
 
     def set_budget(self, budget: float) -> None:
         """Changes the share; the floor falls with it where it has to."""
@@ -143,16 +143,7 @@ class Importance(Policy):
         # What the fresh ones take of the batch's budget: all they want, but at most half.
         of_fresh = min(1.0, max(floor, 0.5 * wanted * score.numel() / always)) if always else 0.0
         goal = wanted * score.numel() - always * of_fresh + always * floor
-        low, high = 0.0, 1.0
-        while float((score * high).clamp_(floor, 1.0).sum()) < goal and high < 1e6:
-            high *= 4.0
-        for _ in range(_BISECTIONS):
-            middle = 0.5 * (low + high)
-            if float((score * middle).clamp_(floor, 1.0).sum()) < goal:
-                low = middle
-            else:
-                high = middle
-        keep = (score * high).clamp_(floor, 1.0)
+        keep = in_proportion(score, floor, goal)
         return keep.masked_fill_(fresh, of_fresh) if always else keep
 
     def state_dict(self) -> dict[str, Any]:

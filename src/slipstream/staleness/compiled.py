@@ -59,3 +59,25 @@ def count_up_to(seen: npt.NDArray[np.uint8], ids: npt.NDArray[Any], most: int) -
     for id_ in ids:
         if 0 <= id_ < seen.size and seen[id_] < most:
             seen[id_] += 1
+
+
+@njit(cache=True, nogil=True)
+def factor_for_sum(scores: npt.NDArray[np.float32], floor: float, total: float) -> float:
+    """The factor c for which min(max(c * score, floor), 1) adds up to ``total``, by bisection."""
+    low, high, bounded = 0.0, 1.0, False
+    for _ in range(60):
+        middle = 0.5 * (low + high) if bounded else high
+        found = 0.0
+        for score in scores:
+            found += min(max(middle * score, floor), 1.0)
+        if found >= total:
+            high, bounded = middle, True
+        elif bounded:
+            low = middle
+        elif high < 1e9:
+            low, high = high, high * 4.0
+        else:
+            break
+        if bounded and high - low < 1e-6 * high:
+            break
+    return high

@@ -10,6 +10,22 @@ from torch import Tensor
 
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
+from slipstream.staleness.compiled import factor_for_sum
+
+
+def in_proportion(score: Tensor, floor: float, total: float) -> Tensor:
+    """Probabilities in proportion to a score, within [floor, 1], that add up to ``total`` as nearly as they can.
+
+    Args:
+        score: float32 [B], 0 or more.
+        floor: Least probability.
+        total: Their sum.
+
+    Returns:
+        float32 [B].
+    """
+    factor = factor_for_sum(score.numpy(), floor, total)
+    return (score * factor).clamp_(floor, 1.0)
 
 
 class Scout:
