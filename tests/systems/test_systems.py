@@ -95,6 +95,7 @@ def test_pulled_rows_get_one_gradient_each() -> None:
         out.square().sum().backward()
         expected.square().sum().backward()
         for mine, theirs in zip(pulled.parameters(), plain.parameters(), strict=True):
+            assert mine.grad is not None and theirs.grad is not None
             torch.testing.assert_close(mine.grad.to_dense(), theirs.grad.to_dense())
         assert pulled.tables["user"].weight.grad._indices().tolist() == [[0, 5]]
         assert pulled.tables["tags"].weight.grad._indices().tolist() == [[1, 4]]

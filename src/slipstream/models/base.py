@@ -26,6 +26,9 @@ Engine = Literal["slipstream", "torch", "xdl"]
 """Whose tables: ours, ``nn.EmbeddingBag(sparse=True)`` as the reference, or XDL-style ones."""
 
 
+_TABLES = {"slipstream": EmbeddingCollection, "torch": PlainEmbeddingCollection, "xdl": PulledEmbeddingCollection}
+
+
 class ModelConfigBase(BaseModel):
     """Settings of every model."""
 
@@ -61,9 +64,7 @@ def make_embeddings(
         for name, feature in zip(_table_names(features), features, strict=True)
     ]
     multi_hot = [table.name for table, feature in zip(tables, features, strict=True) if feature.multi_hot]
-    kind = {"slipstream": EmbeddingCollection, "torch": PlainEmbeddingCollection, "xdl": PulledEmbeddingCollection}[
-        engine
-    ]
+    kind = _TABLES[engine]
     return kind(tables, multi_hot=multi_hot, pooling=config.pooling)
 
 
