@@ -34,7 +34,7 @@ def warm_up(config: TrainConfig, store: Store) -> None:
     inputs = Inputs(torch.zeros(2, store.num_dense), ids, bags)
     batch = Batch(inputs, torch.tensor([0.0, 1.0]), torch.arange(2), torch.ones(2), torch.zeros(2, dtype=torch.int64))
     optimizers = build_optimizers(model, config.optimizer, config.engine)
-    skipper = Skipper(model, build_policy(config.policy), batch_size=2, seed=config.seed)
+    skipper = Skipper(model, build_policy(config.policy), batch_size=2, seed=config.seed, total_samples=2)
     for kept in [*skipper.push(batch), batch]:
         with autocast(config.bf16):
             loss = model.loss(kept)
