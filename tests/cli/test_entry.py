@@ -10,7 +10,7 @@ import pytest
 
 from slipstream.cli.entry import bound_spin
 
-COMMANDS = ("prepare", "train", "evaluate", "predict", "compare", "inspect", "doctor", "bench")
+COMMANDS = ("prepare", "train", "evaluate", "predict", "compare", "inspect", "profile", "doctor", "bench")
 
 
 def slipstream(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

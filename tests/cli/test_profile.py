@@ -10,7 +10,16 @@ def test_the_profile_is_printed_and_written(tmp_path):
     generate(tmp_path / "data", SyntheticConfig(num_samples=2000, cardinalities=(50, 20), num_dense=2))
     out = tmp_path / "profile.json"
     arguments = ["profile", tmp_path / "data", "--batch-size", "128", "--steps", "2", "--threads", "1", "--json", out]
-    arguments += ["--set", "model.embedding_dim=4", "--set", "model.bottom=[8]", "--set", "model.top=[8]"]
+    arguments += [
+        "--model",
+        "dlrm",
+        "--set",
+        "model.embedding_dim=4",
+        "--set",
+        "model.bottom=[8]",
+        "--set",
+        "model.top=[8]",
+    ]
     done = CliRunner(env={"COLUMNS": "120"}).invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
     for word in ("row update", "dense backward", "random", "recommended:"):
