@@ -1,6 +1,24 @@
 """Signals of how much a row or an input still teaches the model, one file each. Policies read them and decide."""
 
+from slipstream.staleness.popular_rows import CountedRows, CutName, Kept, PopularRows, Rule, SketchedRows
 from slipstream.staleness.popularity import DecayedCounts, ExactCounts, PopularityCounts, make_counts
+from slipstream.staleness.sketch import PopularitySketch
+from slipstream.staleness.tail import TailCounts
 from slipstream.staleness.threshold import Cut, share_cut
 
-__all__ = ["Cut", "DecayedCounts", "ExactCounts", "PopularityCounts", "make_counts", "share_cut"]
+__all__ = [
+    "CountedRows",
+    "Cut",
+    "CutName",
+    "DecayedCounts",
+    "ExactCounts",
+    "Kept",
+    "PopularRows",
+    "PopularityCounts",
+    "PopularitySketch",
+    "Rule",
+    "SketchedRows",
+    "TailCounts",
+    "make_counts",
+    "share_cut",
+]

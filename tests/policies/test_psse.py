@@ -1,0 +1,159 @@
+"""PSSE's scores and cuts, worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.policies.support import TwoTables
+
+from slipstream.errors import ConfigError
+from slipstream.policies import PSSE, Progress, Skipper
+from slipstream.staleness import CountedRows, Rule, SketchedRows
+
+SCORES = ["rows", "sketch"]
+USERS, ITEMS = [0, 0, 0, 0, 1, 1, 2], [3, 3, 3, 3, 3, 3, 3]
+
+
+def decided(policy: PSSE, users: list[int] = USERS, items: list[int] = ITEMS, rows: int = 4) -> list[list[int]]:
+    """The gates after one decision: 1 open, 0 frozen."""
+    model = TwoTables(rows=rows)
+    skipper = Skipper(model, policy)
+    policy.update_gates(Progress(0, 0, 100))
+    for table, ids in zip(skipper.tables.values(), (users, items), strict=True):
+        policy.observe_lookups(table, torch.tensor(ids))
+    policy.update_gates(Progress(1, 7, 200))
+    return [[gate // 255 for gate in table.gate.tolist()] for table in skipper.tables.values()]
+
+
+@pytest.mark.parametrize("scores", SCORES)
+@pytest.mark.parametrize("half_life", [None, 1000.0])
+@pytest.mark.parametrize(
+    ("settings", "users", "items"),
+    [
+        # Of 14 accesses item 3 has 7, user 0 has 4, user 1 has 2, user 2 has 1; user 3 and items 0 to 2 none.
+        ({"budget": 0.75}, [1, 0, 0, 0], [0, 0, 0, 1]),
+        ({"budget": 1.0}, [1, 1, 1, 0], [0, 0, 0, 1]),
+        ({"cut": "top_k", "top_k": 1}, [0, 0, 0, 0], [0, 0, 0, 1]),
+        ({"cut": "top_k", "top_k": 3}, [1, 1, 0, 0], [0, 0, 0, 1]),
+        ({"cut": "top_k", "top_k": 100}, [1, 1, 1, 0], [0, 0, 0, 1]),
+        ({"cut": "top_k", "top_k": 1, "scope": "table"}, [1, 0, 0, 0], [0, 0, 0, 1]),
+        ({"cut": "min_count", "min_count": 1.9}, [1, 1, 0, 0], [0, 0, 0, 1]),
+        ({"cut": "min_count", "min_count": 8}, [0, 0, 0, 0], [0, 0, 0, 0]),
+        # A row of the tail is open whatever the cut: users 2 and 3 and items 0 to 2 were looked up less than twice.
+        ({"cut": "top_k", "top_k": 1, "protect_tail": 2}, [0, 0, 1, 1], [1, 1, 1, 1]),
+    ],
+)
+def test_the_cuts(
+    settings: dict[str, object], users: list[int], items: list[int], half_life: float | None, scores: str
+) -> None:
+    policy = PSSE(half_life=half_life, warmup_steps=1, every=1, scores=scores, **settings)
+    assert decided(policy) == [users, items]
+    open_rows = sum(users) + sum(items)
+    assert policy.report()["share_of_rows_updated"] == pytest.approx(open_rows / 8)
+
+
+@pytest.mark.parametrize("scores", SCORES)
+def test_equal_rows_beyond_k_are_closed_in_order(scores: str) -> None:
+    policy = PSSE(cut="top_k", top_k=3, half_life=None, warmup_steps=1, scores=scores)
+    assert decided(policy, [3, 2, 1, 0], [0, 1, 2, 3]) == [[1, 1, 1, 0], [0, 0, 0, 0]]
+    assert policy.report()["share_of_accesses_kept"] == pytest.approx(3 / 8)
+
+
+@pytest.mark.parametrize("scores", SCORES)
+def test_a_half_life_in_seconds(scores: str) -> None:
+    # User 0: eight accesses long ago; user 1: two now. 60 seconds at a half-life of 10 make eight count 1/8.
+    model = TwoTables(rows=2)
+    policy = PSSE(0.5, half_life=10.0, half_life_unit="seconds", warmup_steps=2, every=1, scope="table", scores=scores)
+    user, item = Skipper(model, policy).tables.values()
+    policy.update_gates(Progress(0, 0, 1_600_000_000))
+    policy.observe_lookups(user, torch.tensor([0] * 8))
+    policy.observe_lookups(item, torch.tensor([0]))
+    policy.update_gates(Progress(1, 8, 1_600_000_060))
+    policy.update_gates(Progress(1, 8, 1_600_000_030))  # time that goes back does not age anything
+    policy.observe_lookups(user, torch.tensor([1] * 2))
+    policy.update_gates(Progress(2, 10, 1_600_000_060))
+    assert model.user.table.gate.tolist() == [0, 255]
+    with pytest.raises(ConfigError, match="half_life_unit=seconds needs data with a time; prepare the data"):
+        policy.update_gates(Progress(3, 10, None))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cut": "top_k"}, "cut=top_k needs top_k, 1 or more"),
+        ({"cut": "min_count"}, "cut=min_count needs min_count, above 0"),
+        ({"top_k": 3}, "top_k belongs to cut=top_k, and cut is share"),
+        ({"cut": "top_k", "top_k": 3, "min_count": 1}, "min_count belongs to cut=min_count, and cut is top_k"),
+        ({"cut": "top_k", "top_k": 0}, "top_k: .*greater than or equal to 1"),
+        ({"cut": "min_count", "min_count": 0}, "min_count: .*greater than 0"),
+        (
+            {"cut": "top_k", "top_k": 9, "scores": "sketch", "sketch_heavy": 8},
+            r"in \[1, sketch_heavy=8\]",
+        ),
+        ({"protect_tail": 256}, "protect_tail: .*less than or equal to 255"),
+        ({"sketch_heavy": 7}, "sketch_heavy: .*greater than or equal to 8"),
+        ({"sketch_depth": 0}, "sketch_depth: .*greater than or equal to 1"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PSSE(**settings)
+
+
+def test_only_a_share_has_a_budget() -> None:
+    with pytest.raises(ConfigError, match="no budget with cut=top_k; set cut=share"):
+        PSSE(cut="top_k", top_k=3).set_budget(0.5)
+    policy = PSSE()
+    policy.set_budget(0.25)
+    assert policy.config.budget == 0.25
+
+
+@pytest.mark.parametrize("scores", SCORES)
+def test_state_round_trip(scores: str) -> None:
+    def made(seed: int) -> tuple[TwoTables, PSSE]:
+        model = TwoTables(rows=6)
+        policy = PSSE(0.5, warmup_steps=1, every=1, scores=scores, protect_tail=2, half_life_unit="seconds")
+        Skipper(model, policy, seed=seed)
+        return model, policy
+
+    def step(model: TwoTables, policy: PSSE, number: int, ids: list[int]) -> None:
+        for table in (model.user.table, model.item.table):
+            policy.observe_lookups(table, torch.tensor(ids))
+        policy.update_gates(Progress(number, 4 * number, 1000 * number))
+
+    model, policy = made(0)
+    step(model, policy, 1, [0, 0, 1, 2, 5])
+    other_model, other = made(1)
+    other.load_state_dict(policy.state_dict())
+    assert torch.equal(other_model.user.table.gate, model.user.table.gate)
+    assert other.report() == policy.report()
+    for m, p in ((model, policy), (other_model, other)):
+        step(m, p, 2, [5, 5, 5, 1])
+    assert torch.equal(other_model.item.table.gate, model.item.table.gate)
+    assert other.report() == policy.report()
+    wrong = PSSE(scores="sketch" if scores == "rows" else "rows")
+    Skipper(TwoTables(rows=6), wrong)
+    with pytest.raises(ConfigError, match="of tables"):
+        wrong.load_state_dict(policy.state_dict())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(0, 11), min_size=1, max_size=200),
+    st.sampled_from([Rule("share", 0.3), Rule("share", 0.9), Rule("share", 1), Rule("top_k", 3), Rule("min_count", 2)]),
+    st.sampled_from([torch.int32, torch.int64]),
+)
+def test_a_roomy_sketch_keeps_what_counts_keep(ids: list[int], rule: Rule, dtype: torch.dtype) -> None:
+    num_rows = {"a": 12, "b": 12}
+    counted = CountedRows(num_rows, None)
+    sketched = SketchedRows(num_rows, None, width=1 << 12, depth=4, heavy=1 << 10, seed=0)
+    for rows in (counted, sketched):
+        assert rows.keep(["a", "b"], rule) is None
+        rows.add("a", torch.tensor(ids, dtype=dtype))
+        rows.add("b", torch.tensor(ids[::2], dtype=dtype))
+    one, two = counted.keep(["a", "b"], rule), sketched.keep(["a", "b"], rule)
+    assert all(torch.equal(one.marks[name], two.marks[name]) for name in num_rows)
+    assert one.rows == two.rows
+    assert one.share == pytest.approx(two.share)
