@@ -114,6 +114,10 @@ def test_trainings_alternate_over_the_policies_within_a_seed(config: TrainConfig
     order = [("none", 1.0), ("random", 0.25), ("psse", 0.25), ("random", 0.5), ("psse", 0.5)]
     assert [(point["policy"], point["budget"]) for point in measured.points] == 2 * order
     assert [point["seed"] for point in measured.points] == 5 * [0] + 5 * [1]
+    seeds_done: list[int] = []
+    measured.points.clear()
+    measured.measure(lambda: seeds_done.append(len(measured.points)))
+    assert seeds_done == [5, 10]
     random = measured.points[1]
     assert random["share_of_inputs_trained"] == pytest.approx(0.25, abs=0.05)
     assert random["seconds"] > 0 and {"auc", "log_loss", "calibration", "by_popularity", "lr"} <= random.keys()

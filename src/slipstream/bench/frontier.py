@@ -9,7 +9,7 @@ Trainings of one seed alternate over the policies, so that a slow phase of the m
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,8 +98,12 @@ class Frontier:
             except ConfigError as error:
                 self.left_out[str(place)] = str(error)
 
-    def measure(self) -> None:
-        """Trains every place with every seed, policies alternating within a seed."""
+    def measure(self, after_seed: Callable[[], object] = lambda: None) -> None:
+        """Trains every place with every seed, policies alternating within a seed.
+
+        Args:
+            after_seed: Called after each seed.
+        """
         for seed in range(self.config.seed, self.config.seed + self.options.seeds):
             for place, choice in self.choices.items():
                 base = final_of(self.config.model_copy(update={"seed": seed}), self.samples)
@@ -109,6 +113,7 @@ class Frontier:
                 except ConfigError as error:
                     # A rate that held on the prefix may diverge later; hours of other trainings stay.
                     self.left_out[f"{place}, seed {seed}"] = str(error)
+            after_seed()
 
 
 def run(options: BenchOptions) -> Record:
@@ -136,7 +141,8 @@ def run(options: BenchOptions) -> Record:
         config = training_of(wanted, folder, seed=options.seed, threads=options.threads).resolved()
         frontier = Frontier(config, open_data(config), wanted, QUICK_RATES if options.quick else RATES)
         frontier.tune()
-        frontier.measure()
+        partial = wanted.partial
+        frontier.measure(lambda: partial and _record(frontier, quick=options.quick).save(partial))
         return _record(frontier, quick=options.quick)
 
 

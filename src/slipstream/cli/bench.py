@@ -86,6 +86,7 @@ def bench(
         if html is not None and also and data is None:
             _page(html, _load(also))
             return
+        given["partial"] = json
         frontier = FrontierOptions(**given) if data is None else FrontierOptions(data=data, **given)
     else:
         if given or html is not None or also:
