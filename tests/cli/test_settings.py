@@ -78,3 +78,14 @@ def test_an_empty_file_means_defaults(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("", encoding="utf-8")
     assert resolve(Whole, file, {}) == Whole()
+
+
+def test_parts_of_a_policy_are_chosen_by_name_too() -> None:
+    tree: dict[str, object] = {"policy": "combine"}
+    put(tree, "policy.inputs.name", "random")
+    put(tree, "policy.inputs.budget", 0.5)
+    put(tree, "policy.inputs.name", "random")
+    assert tree == {"policy": {"name": "combine", "inputs": {"name": "random", "budget": 0.5}}}
+    put(tree, "policy.inputs.name", "importance")
+    put(tree, "policy.rows", {"name": "psse"})
+    assert tree == {"policy": {"name": "combine", "inputs": {"name": "importance"}, "rows": {"name": "psse"}}}

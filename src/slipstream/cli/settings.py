@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from slipstream.errors import ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)
-CHOSEN_BY_NAME = ("model", "policy")
-"""Sections whose ``name`` decides which other settings they have."""
+CHOSEN_BY_NAME = ("model", "policy", "inputs", "rows")
+"""Sections whose ``name`` decides which other settings they have; ``inputs`` and ``rows`` are those of a policy."""
 
 
 def resolve(kind: type[Config], file: Path | None, flags: Mapping[str, Any], assignments: Iterable[str] = ()) -> Config:
@@ -74,11 +74,9 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
         ConfigError: If a part of the name but the last is a plain value.
     """
     *path, last = key.split(".")
-    if last == "name" and path and path[-1] in CHOSEN_BY_NAME:
-        chosen = tree.get(path[-1])
-        if not isinstance(chosen, dict) or chosen.get("name") != value:
-            tree[path[-1]] = {"name": value}
-        return
+    chooses = last == "name" and bool(path) and path[-1] in CHOSEN_BY_NAME
+    if chooses:
+        *path, last = path
     branch = tree
     for part in path:
         # A section may be written as its name alone: `policy: random`.
@@ -87,6 +85,11 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
         branch = branch.setdefault(part, {})
         if not isinstance(branch, dict):
             raise ConfigError(f"{key}: {part} has no settings of its own")
+    if chooses:
+        chosen = branch.get(last)
+        if isinstance(chosen, dict) and chosen.get("name") == value:
+            return
+        value = {"name": value}
     branch[last] = value
 
 
