@@ -4,7 +4,8 @@ A policy reads signals and says how likely each input is kept, or sets the rows'
 """
 
 from slipstream.policies.base import Policy, Progress
-from slipstream.policies.configs import PolicyConfig, build_policy
+from slipstream.policies.combine import Combine
+from slipstream.policies.configs import CombineConfig, PartConfig, PolicyConfig, build_policy
 from slipstream.policies.importance import Importance, ImportanceConfig
 from slipstream.policies.none import NoneConfig, NoSkipping
 from slipstream.policies.order import Order, OrderConfig
@@ -16,12 +17,15 @@ from slipstream.policies.slipstream import Slipstream, SlipstreamConfig
 
 __all__ = [
     "PSSE",
+    "Combine",
+    "CombineConfig",
     "Importance",
     "ImportanceConfig",
     "NoSkipping",
     "NoneConfig",
     "Order",
     "OrderConfig",
+    "PartConfig",
     "Policy",
     "PolicyConfig",
     "Progress",

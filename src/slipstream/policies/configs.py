@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from slipstream.errors import ConfigError
-from slipstream.policies.base import Policy, PolicyBaseConfig, first_problem
+from slipstream.policies.base import Policy, PolicyBaseConfig, first_problem, share_in_range
+from slipstream.policies.combine import Combine
 from slipstream.policies.importance import Importance, ImportanceConfig
 from slipstream.policies.none import NoneConfig, NoSkipping
 from slipstream.policies.order import Order, OrderConfig
@@ -17,11 +18,50 @@ from slipstream.policies.random import Random, RandomConfig
 from slipstream.policies.saturation import Saturation, SaturationConfig
 from slipstream.policies.slipstream import Slipstream, SlipstreamConfig
 
+_PartConfig = (
+    NoneConfig
+    | RandomConfig
+    | PsseConfig
+    | ImportanceConfig
+    | SaturationConfig
+    | SlipstreamConfig
+    | OrderConfig
+)
+
+
+def _by_name(value: Any) -> Any:
+    """A part written as its name alone: ``inputs: random``."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+PartConfig = Annotated[_PartConfig, Field(discriminator="name"), BeforeValidator(_by_name)]
+"""Configuration of a policy that holds no other, told apart by ``name``."""
+
+
+class CombineConfig(PolicyBaseConfig):
+    """An input policy and a row policy together."""
+
+    name: Literal["combine"] = "combine"
+    inputs: PartConfig = RandomConfig()
+    """The policy that skips inputs."""
+    rows: PartConfig = PsseConfig()
+    """The policy that skips row updates."""
+    budget: Annotated[float, AfterValidator(share_in_range("budget"))] | None = None
+    """Share of the row updates that is left of both; in (0, 1]. None: each part keeps its own budget."""
+    split: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Inputs keep budget^split, rows budget^(1 - split); in [0, 1]."""
+
+
 PolicyConfig = Annotated[
-    NoneConfig | RandomConfig | PsseConfig | ImportanceConfig | SaturationConfig | SlipstreamConfig | OrderConfig,
+    _PartConfig | CombineConfig,
     Field(discriminator="name"),
 ]
 """Configuration of a policy, told apart by ``name``."""
+
+
+def _combine(inputs: PolicyBaseConfig, rows: PolicyBaseConfig, budget: float | None, split: float) -> Policy:
+    return Combine(build_policy(inputs), build_policy(rows), budget=budget, split=split)
+
 
 _BUILD: dict[type[PolicyBaseConfig], Callable[..., Policy]] = {
     NoneConfig: NoSkipping,
@@ -31,6 +71,7 @@ _BUILD: dict[type[PolicyBaseConfig], Callable[..., Policy]] = {
     SlipstreamConfig: Slipstream,
     OrderConfig: Order,
     SaturationConfig: Saturation,
+    CombineConfig: _combine,
 }
 
 POLICIES: tuple[str, ...] = tuple(str(config.model_fields["name"].default) for config in _BUILD)
