@@ -31,10 +31,11 @@ def test_pass_equals_the_reference(size: int, features: int, dense: int, bag: bo
     assert slots.numel() == 0 or (int(slots.min()) >= 0 and int(slots.max()) < 256)
     columns = 3 * torch.randn(size, dense, generator=draw)
     labels = (torch.rand(size, generator=draw) < 0.4).float()
+    learn = torch.rand(size, generator=draw) < 0.7
     tables = [torch.zeros(256 + 1 + dense, 4) for _ in range(2)]
     for _ in range(2):
-        ours = registry.scout(tables[0], slots, starts, columns, labels, 0.2)
-        theirs = reference.scout(tables[1], slots, starts, columns, labels, 0.2)
+        ours = registry.scout(tables[0], slots, starts, columns, labels, learn, 0.2)
+        theirs = reference.scout(tables[1], slots, starts, columns, labels, learn, 0.2)
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(tables[0], tables[1], rtol=1e-5, atol=1e-6)
 

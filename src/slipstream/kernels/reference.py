@@ -228,7 +228,7 @@ def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tens
 
 
 def scout(
-    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, lr: float
+    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor, lr: float
 ) -> tuple[Tensor, Tensor]:
     """Logistic regression on-line with Adagrad: predicts each input, then learns from its label, one after the other.
 
@@ -239,6 +239,7 @@ def scout(
         starts: int64 [B + 1], where each input's slots begin.
         dense: float32 [B, n]; clipped to ±4.
         labels: float32 [B] in [0, 1].
+        learn: bool [B], which inputs to learn from; the others are predicted alone.
         lr: Learning rate.
 
     Returns:
@@ -253,6 +254,8 @@ def scout(
         values = torch.cat([torch.ones(1), dense[b].clamp(-4.0, 4.0)])
         probability[b] = torch.sigmoid(table[mine, 0].sum() + (table[own, 0] * values).sum())
         seen[b] = table[mine, 2].min() if mine.numel() else float("inf")
+        if not learn[b]:
+            continue
         g = probability[b] - labels[b]
         for row, value in [*((int(s), torch.ones(())) for s in mine), *zip(own.tolist(), values, strict=True)]:
             table[row, 1] += (g * value) ** 2

@@ -59,6 +59,7 @@ def _pass(
     starts: npt.NDArray[np.int64],
     dense: npt.NDArray[np.float32],
     labels: npt.NDArray[np.float32],
+    learn: npt.NDArray[np.bool_],
     lr: float,
     probability: npt.NDArray[np.float32],
     seen: npt.NDArray[np.float32],
@@ -79,6 +80,8 @@ def _pass(
             logit += table[first_own + 1 + k, 0] * min(max(dense[b, k], np.float32(-4.0)), np.float32(4.0))
         p = np.float32(1.0 / (1.0 + math.exp(-logit)))
         probability[b], seen[b] = p, least
+        if not learn[b]:
+            continue
         g = p - labels[b]
         for i in range(starts[b], starts[b + 1]):
             s = slots[i]
@@ -122,11 +125,19 @@ def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) 
 
 
 def scout(
-    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, lr: float
+    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor, lr: float
 ) -> tuple[Tensor, Tensor]:
     """See :func:`slipstream.kernels.reference.scout`."""
     probability, seen = np.empty(labels.numel(), np.float32), np.empty(labels.numel(), np.float32)
     _pass(
-        table.numpy(), slots.numpy(), starts.numpy(), dense.numpy(), labels.numpy(), np.float32(lr), probability, seen
+        table.numpy(),
+        slots.numpy(),
+        starts.numpy(),
+        dense.numpy(),
+        labels.numpy(),
+        learn.numpy(),
+        np.float32(lr),
+        probability,
+        seen,
     )
     return torch.from_numpy(probability), torch.from_numpy(seen)

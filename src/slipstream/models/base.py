@@ -117,6 +117,11 @@ class Recommender(nn.Module):
         logits = self(batch.inputs).float()
         return functional.binary_cross_entropy_with_logits(logits, batch.labels, batch.weights)
 
+    def losses(self, batch: Batch) -> Tensor:
+        """Cross-entropy of each sample, not weighted, float32 ``[B]``; times the weights its mean is :meth:`loss`."""
+        logits = self(batch.inputs).float()
+        return functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
+
 
 def position_of(names: Sequence[str], name: str | None, default: int) -> int:
     """Where the feature ``name`` stands; ``default`` when no name is given.

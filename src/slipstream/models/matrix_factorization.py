@@ -76,6 +76,16 @@ class MatrixFactorization(Recommender):
         factors = rows[..., :-1]
         return self.bias + rows[..., -1].sum(1) + (factors[:, 0] * factors[:, 1]).sum(1)
 
+    def losses(self, batch: Batch) -> Tensor:
+        """See the base class.
+
+        Raises:
+            ConfigError: The objective is BPR, whose loss is of pairs.
+        """
+        if self.objective != "logistic":
+            raise ConfigError("BPR has no loss of single samples", remedy="use objective=logistic, or another policy")
+        return super().losses(batch)
+
     def loss(self, batch: Batch) -> Tensor:
         """Weighted cross-entropy, or BPR's −log σ(score of the positive − score of the drawn item)."""
         if self.objective == "logistic":

@@ -6,6 +6,7 @@ A policy reads signals and says how likely each input is kept, or sets the rows'
 from slipstream.policies.base import Policy, Progress
 from slipstream.policies.combine import Combine
 from slipstream.policies.configs import CombineConfig, PartConfig, PolicyConfig, build_policy
+from slipstream.policies.guard import Guard, GuardConfig
 from slipstream.policies.importance import Importance, ImportanceConfig
 from slipstream.policies.none import NoneConfig, NoSkipping
 from slipstream.policies.order import Order, OrderConfig
@@ -19,6 +20,8 @@ __all__ = [
     "PSSE",
     "Combine",
     "CombineConfig",
+    "Guard",
+    "GuardConfig",
     "Importance",
     "ImportanceConfig",
     "NoSkipping",

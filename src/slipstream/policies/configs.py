@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from slipstream.errors import ConfigError
 from slipstream.policies.base import Policy, PolicyBaseConfig, first_problem, share_in_range
 from slipstream.policies.combine import Combine
+from slipstream.policies.guard import Guard, GuardConfig
 from slipstream.policies.importance import Importance, ImportanceConfig
 from slipstream.policies.none import NoneConfig, NoSkipping
 from slipstream.policies.order import Order, OrderConfig
@@ -23,6 +24,7 @@ _PartConfig = (
     | RandomConfig
     | PsseConfig
     | ImportanceConfig
+    | GuardConfig
     | SaturationConfig
     | SlipstreamConfig
     | OrderConfig
@@ -68,6 +70,7 @@ _BUILD: dict[type[PolicyBaseConfig], Callable[..., Policy]] = {
     RandomConfig: Random,
     PsseConfig: PSSE,
     ImportanceConfig: Importance,
+    GuardConfig: Guard,
     SlipstreamConfig: Slipstream,
     OrderConfig: Order,
     SaturationConfig: Saturation,

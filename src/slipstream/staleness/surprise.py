@@ -28,6 +28,12 @@ def in_proportion(score: Tensor, floor: float, total: float) -> Tensor:
     return (score * factor).clamp_(floor, 1.0)
 
 
+def log_losses(probability: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each prediction, nats, float32 [B]."""
+    clamped = probability.clamp(1e-7, 1.0 - 1e-7)
+    return torch.nn.functional.binary_cross_entropy(clamped, labels, reduction="none")
+
+
 class Scout:
     """An on-line logistic regression over an input's ids and dense columns, learning from every input.
 
@@ -55,7 +61,12 @@ class Scout:
         """Sum of their log-losses, each before learning from it, nats."""
 
     def predict_and_learn(
-        self, ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], dense: Tensor, labels: Tensor
+        self,
+        ids: Tensor,
+        bags: Sequence[tuple[Tensor, Tensor]],
+        dense: Tensor,
+        labels: Tensor,
+        learn: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Predicts each input, then learns from it.
 
@@ -64,6 +75,7 @@ class Scout:
             bags: For each multi-hot feature values [N] and offsets [B + 1].
             dense: float32 [B, n].
             labels: float32 [B] in [0, 1].
+            learn: bool [B], which inputs to learn from; None: all.
 
         Returns:
             float32 [B] probabilities, and float32 [B] how often the input's rarest row was seen before.
@@ -80,11 +92,10 @@ class Scout:
             raise ConfigError(f"inputs have {dense.shape[1]} dense columns, those before had {known}")
         slots, starts = registry.hash_lookups(ids, bags, self.bits)
         labels = labels.to(torch.float32).contiguous()
-        probability, seen = registry.scout(self.table, slots, starts, dense.contiguous(), labels, self.lr)
+        learn = torch.ones_like(labels, dtype=torch.bool) if learn is None else learn
+        probability, seen = registry.scout(self.table, slots, starts, dense.contiguous(), labels, learn, self.lr)
         self.inputs += labels.numel()
-        if labels.numel():
-            clamped = probability.clamp(1e-7, 1.0 - 1e-7)
-            self.loss += float(torch.nn.functional.binary_cross_entropy(clamped, labels, reduction="sum"))
+        self.loss += float(log_losses(probability, labels).sum())
         return probability, seen
 
     def state_dict(self) -> dict[str, Any]:

@@ -167,7 +167,12 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         with autocast(self.config.bf16):
-            loss = self.model.loss(batch)
+            if self.skipper.policy.wants_losses:
+                losses = self.model.losses(batch)
+                self.skipper.observe(batch, losses)
+                loss = (losses * batch.weights).mean()
+            else:
+                loss = self.model.loss(batch)
         loss.backward()
         if self.config.optimizer.clip is not None:
             clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
