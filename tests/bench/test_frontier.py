@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from slipstream.bench import BenchOptions, FrontierOptions, frontier, frontier_data, run
+from slipstream.bench.frontier_options import HALF_BATCH
 from slipstream.bench.frontier_policies import chosen, has_budget, with_policy
 from slipstream.bench.frontier_tune import Choice, Trial, best, final_of, grid, prefix_of
 from slipstream.cli.app import app
@@ -49,7 +50,7 @@ def test_options_out_of_range_are_refused() -> None:
 
 
 def test_full_training_and_random_are_always_in_it() -> None:
-    assert chosen(["psse"]) == ["none", "random", "psse"]
+    assert chosen(["psse"]) == ["none", "random", HALF_BATCH, "psse"]
     assert chosen([])[:2] == ["none", "random"] and "psse" in chosen([])
     with pytest.raises(ConfigError, match="unknown policy 'nothing'"):
         chosen(["nothing"])
@@ -73,7 +74,8 @@ def test_choices_scale_both_rates_and_the_batch(config: TrainConfig) -> None:
     assert tuned.schedule.embedding == "linear"
     assert Choice(2.0).apply(config).optimizer.embedding_lr is None, "the tables follow lr"
     assert len(grid("psse", ["constant"])) == 3
-    assert {choice.batch for choice in grid("random", ["constant", "linear"])} == {1.0, 0.5}
+    assert {choice.batch for choice in grid("random", ["constant", "linear"])} == {1.0}
+    assert {choice.batch for choice in grid(HALF_BATCH, ["constant"])} == {0.5}
 
 
 def test_the_best_choice_is_of_the_trainings_that_converged() -> None:
@@ -103,7 +105,11 @@ def test_a_policy_that_does_not_fit_is_left_out_and_named(config: TrainConfig, s
     measured.tune()
     measured.measure()
     assert measured.left_out == {"psse 0.5": "does not fit"}
-    assert [(point["policy"], point["budget"]) for point in measured.points] == [("none", 1.0), ("random", 0.5)]
+    assert [(point["policy"], point["budget"]) for point in measured.points] == [
+        ("none", 1.0),
+        ("random", 0.5),
+        (HALF_BATCH, 0.5),
+    ]
 
 
 def test_trainings_alternate_over_the_policies_within_a_seed(config: TrainConfig, store: Store) -> None:
@@ -111,13 +117,14 @@ def test_trainings_alternate_over_the_policies_within_a_seed(config: TrainConfig
     measured = frontier.Frontier(config, store, options)
     measured.tune()
     measured.measure()
-    order = [("none", 1.0), ("random", 0.25), ("psse", 0.25), ("random", 0.5), ("psse", 0.5)]
+    names = ("random", HALF_BATCH, "psse")
+    order = [("none", 1.0), *((name, budget) for budget in (0.25, 0.5) for name in names)]
     assert [(point["policy"], point["budget"]) for point in measured.points] == 2 * order
-    assert [point["seed"] for point in measured.points] == 5 * [0] + 5 * [1]
+    assert [point["seed"] for point in measured.points] == 7 * [0] + 7 * [1]
     seeds_done: list[int] = []
     measured.points.clear()
     measured.measure(lambda: seeds_done.append(len(measured.points)))
-    assert seeds_done == [5, 10]
+    assert seeds_done == [7, 14]
     random = measured.points[1]
     assert random["share_of_inputs_trained"] == pytest.approx(0.25, abs=0.05)
     assert random["seconds"] > 0 and {"auc", "log_loss", "calibration", "by_popularity", "lr"} <= random.keys()
@@ -132,8 +139,8 @@ def test_the_command_writes_record_and_page(store: Store, tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     kept = Record.load(record)
     assert kept.name == "frontier_store"
-    assert {point["policy"] for point in kept.points} == {"none", "random", "psse"}
-    assert len(kept.conditions["tuning"]["random 0.5"]) == 4, "two rates, two batch sizes"
+    assert {point["policy"] for point in kept.points} == {"none", "random", HALF_BATCH, "psse"}
+    assert len(kept.conditions["tuning"]["random 0.5"]) == 2, "two rates"
     assert "AUC of full training" in kept.quality
     assert "<svg" in page.read_text(encoding="utf-8")
     again = tmp_path / "again.html"

@@ -72,6 +72,8 @@ def test_at_equal_time_random_is_interpolated_up_to_full_training_and_not_beyond
     assert spread is not None
     assert (spread.low, spread.high) == (pytest.approx(0.010), pytest.approx(0.011))
     assert against_random_at_equal_time(POINTS, "psse", 0.25) is None, "faster than every random point"
+    slower = [*POINTS, point("order", 1.0, 0, 0.79, 20.0)]
+    assert against_random_at_equal_time(slower, "order", 1.0).mean == pytest.approx(-0.01), "full training is faster"  # type: ignore[union-attr]
 
 
 def test_time_saved_is_of_the_fastest_point_within_the_tolerance() -> None:

@@ -1,7 +1,7 @@
 """Quality against wall-clock time: policy x budget x seed on one data set, full training and random skipping in it.
 
 ``slipstream bench frontier --data movietweetings --policies psse --json FILE --html FILE``. Seconds are those of the
-training with every overhead (data, policy, scout, optimizer). Rates (and, for random skipping, the batch size) are
+training with every overhead (data, policy, scout, optimizer). Rates are
 tuned for each policy and budget on a prefix of the data, with one seed, on samples that are not scored in the end.
 Trainings of one seed alternate over the policies, so that a slow phase of the machine hits all alike.
 """

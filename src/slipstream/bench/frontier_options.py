@@ -10,6 +10,8 @@ from slipstream.errors import ConfigError
 
 CONTROLS = ("none", "random")
 """Policies of every frontier, named or not."""
+HALF_BATCH = "random half batch"
+"""Random skipping with half the batch size, hence as many steps as full training at a budget of one half."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from slipstream.bench.frontier_options import CONTROLS
+from slipstream.bench.frontier_options import CONTROLS, HALF_BATCH
 from slipstream.errors import ConfigError
 from slipstream.policies import build_policy
 from slipstream.policies.base import first_problem
@@ -17,7 +17,7 @@ from slipstream.training import TrainConfig
 Settings = dict[str, Any]
 
 
-def _psse(config: TrainConfig, steps: int) -> Settings:
+def _clocks(config: TrainConfig, steps: int) -> Settings:
     return {"warmup_steps": min(500, steps // 8), "every": max(min(200, steps // 20), 1)}
 
 
@@ -28,7 +28,11 @@ def _slipstream(config: TrainConfig, steps: int) -> Settings:
     return {"mode": "once", "snapshot_start": min(1000, steps // 10)}
 
 
-SETTINGS: Mapping[str, Callable[[TrainConfig, int], Settings]] = {"psse": _psse, "slipstream": _slipstream}
+SETTINGS: Mapping[str, Callable[[TrainConfig, int], Settings]] = {
+    "psse": _clocks,
+    "saturation": _clocks,
+    "slipstream": _slipstream,
+}
 """By policy: what differs from its defaults, given the training and its steps without skipping."""
 
 
@@ -42,12 +46,17 @@ def chosen(names: Iterable[str]) -> list[str]:
     unknown = [name for name in names if name not in POLICIES]
     if unknown:
         raise ConfigError(f"unknown policy {unknown[0]!r}", remedy=f"choose among {', '.join(POLICIES)}")
-    return list(dict.fromkeys((*CONTROLS, *names)))
+    return list(dict.fromkeys((*CONTROLS, HALF_BATCH, *names)))
+
+
+def _name(place: str) -> str:
+    """The policy's own name."""
+    return "random" if place == HALF_BATCH else place
 
 
 def has_budget(name: str) -> bool:
     """Whether the policy takes a budget."""
-    config = getattr(build_policy(name), "config", None)
+    config = getattr(build_policy(_name(name)), "config", None)
     return config is not None and "budget" in type(config).model_fields
 
 
@@ -64,7 +73,7 @@ def with_policy(config: TrainConfig, name: str, budget: float, samples: int) -> 
         ConfigError: The policy does not fit the training, or the budget the policy.
     """
     settings = SETTINGS[name](config, samples // config.batch_size) if name in SETTINGS else {}
-    policy = {"name": name, **settings, **({"budget": budget} if has_budget(name) else {})}
+    policy = {"name": _name(name), **settings, **({"budget": budget} if has_budget(name) else {})}
     build_policy(policy)
     try:
         return TrainConfig.model_validate({**config.model_dump(), "policy": policy})

@@ -59,11 +59,11 @@ def against_random(points: Sequence[Point], policy: str, budget: float) -> Sprea
 def against_random_at_equal_time(points: Sequence[Point], policy: str, budget: float) -> Spread | None:
     """AUC above random skipping that takes as long, seed by seed.
 
-    What random skipping would reach in that time is interpolated linearly between its budgets and full training (its
-    budget of 1), by seconds.
+    What random skipping (with either batch size) and full training reach in that time: the best of those that take no
+    longer, linearly interpolated by seconds towards the next better one.
 
     Returns:
-        None where no seed's time lies between the fastest and the slowest of them.
+        None where every seed is faster than all of them.
     """
     groups = grouped(points)
     differences: list[float] = []
@@ -71,12 +71,17 @@ def against_random_at_equal_time(points: Sequence[Point], policy: str, budget: f
         line = [
             (float(group[seed]["seconds"]), float(group[seed]["auc"]))
             for (name, _), group in groups.items()
-            if name in ("none", "random") and seed in group
+            if _is_control(name) and seed in group
         ]
-        seconds, auc = (np.asarray(values) for values in zip(*sorted(line), strict=True)) if line else ((), ())
-        if len(seconds) > 1 and seconds[0] <= point["seconds"] <= seconds[-1]:
-            differences.append(float(point["auc"] - np.interp(point["seconds"], seconds, auc)))
+        if line and min(line)[0] <= point["seconds"]:
+            seconds, auc = np.asarray(sorted(line)).T
+            reached = np.interp(point["seconds"], seconds, np.maximum.accumulate(auc))
+            differences.append(float(point["auc"] - reached))
     return Spread.of(differences) if differences else None
+
+
+def _is_control(policy: str) -> bool:
+    return policy == "none" or policy.startswith("random")
 
 
 class TimeSaved(NamedTuple):
@@ -145,7 +150,7 @@ def summary(points: Sequence[Point]) -> list[dict[str, Any]]:
             "skipped": _mean(members, "share_of_row_updates_skipped"),
         }
         equal_share = against_random(points, policy, budget) if policy != "random" else None
-        equal_time = against_random_at_equal_time(points, policy, budget) if policy not in ("none", "random") else None
+        equal_time = against_random_at_equal_time(points, policy, budget) if not _is_control(policy) else None
         for name, spread in (("above random", equal_share), ("same time", equal_time)):
             row[name] = "–" if spread is None else f"{spread.mean:+.4f} ± {spread.std:.4f}"
         rows.append(row)
