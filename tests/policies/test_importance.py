@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from slipstream.data.batch import Batch, Inputs
+from slipstream.data.batch import Bag, Batch, Inputs
 from slipstream.errors import ConfigError
 from slipstream.policies import Importance, Skipper, build_policy
 from slipstream.staleness.surprise import in_proportion
@@ -73,12 +75,87 @@ def test_state_goes_on_and_budget_changes() -> None:
         assert one is not None and other is not None and torch.equal(one, other)
     first.set_budget(0.05)
     assert first.config.floor == 0.05
-    first.set_budget(1.0)
-    assert first.keep_probability(batches[0]) is None
+    first.set_budget(0.5)
+    assert first.config.floor == 0.1, "the floor stayed down after the budget had come back"
+    for budget in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(ConfigError, match="budget must be in"):
+            first.set_budget(budget)
+
+
+def test_at_a_budget_of_one_a_scout_that_has_begun_goes_on_learning() -> None:
+    policy, batches = Importance(1.0, warmup_samples=100), _batches(3)
+    assert policy.keep_probability(batches[0]) is None
+    assert "scout_log_loss" not in policy.report()
+    policy.set_budget(0.5)
+    assert policy.keep_probability(batches[0]) is not None
+    loss = policy.report()["scout_log_loss"]
+    policy.set_budget(1.0)
+    assert policy.keep_probability(batches[1]) is None
+    assert policy.report()["scout_log_loss"] < loss
+    assert policy.report()["expected_share"] == pytest.approx(0.75)
+
+
+def test_a_state_of_other_slots_is_refused() -> None:
+    saved = Importance(0.5, bits=10)
+    saved.keep_probability(_batches(1)[0])
+    for bits in (9, 12):
+        with pytest.raises(ConfigError, match=rf"not those of 2\^{bits} slots"):
+            Importance(0.5, bits=bits).load_state_dict(saved.state_dict())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_dense_values_that_are_no_numbers_are_refused_before_anything_is_learned(value: float) -> None:
+    policy = Importance(0.5, warmup_samples=0)
+    good, bad, other = _batches(3)
+    for batch in (good, bad, other):
+        batch.inputs = batch.inputs._replace(dense=torch.zeros(512, 2))
+    policy.keep_probability(good)
+    bad.inputs.dense[7, 1] = value
+    with pytest.raises(ConfigError, match="finite"):
+        policy.keep_probability(bad)
+    keep = policy.keep_probability(other)
+    assert keep is not None and bool(keep.isfinite().all())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    budget=st.sampled_from([0.02, 0.25, 0.5, 0.9]),
+    share_of_floor=st.sampled_from([0.1, 0.5, 1.0]),
+    power=st.sampled_from([0.5, 1.0, 4.0]),
+    fresh_below=st.integers(0, 3),
+    sizes=st.lists(st.sampled_from([0, 1, 2, 33, 200]), min_size=1, max_size=6),
+    bags=st.booleans(),
+    wide=st.booleans(),
+    seed=st.integers(0, 5),
+)
+def test_probabilities_stay_within_floor_and_one(
+    budget: float,
+    share_of_floor: float,
+    power: float,
+    fresh_below: int,
+    sizes: list[int],
+    bags: bool,
+    wide: bool,
+    seed: int,
+) -> None:
+    floor = budget * share_of_floor
+    policy = Importance(budget, floor=floor, power=power, fresh_below=fresh_below, warmup_samples=20, bits=8)
+    draw = torch.Generator().manual_seed(seed)
+    for size in sizes:
+        # Columns of a wider tensor (not contiguous), many duplicates, bags of which a third is empty.
+        ids = torch.randint(0, 5, (size, 4), generator=draw, dtype=torch.int64 if wide else torch.int32)[:, 1:3]
+        lengths = torch.randint(0, 3, (size,), generator=draw)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        bag = Bag(torch.randint(0, 4, (int(lengths.sum()),), generator=draw).int(), offsets.int())
+        labels = (torch.rand(size, generator=draw) < 0.4).float()
+        inputs = Inputs(torch.zeros(size, 0), ids, (bag,) if bags else ())
+        keep = policy.keep_probability(Batch(inputs, labels, torch.arange(size), torch.ones(size)))
+        assert keep is not None and keep.dtype == torch.float32 and keep.shape == (size,)
+        assert bool(((keep >= floor * (1 - 1e-6)) & (keep <= 1.0)).all())
 
 
 @pytest.mark.parametrize(
-    ("settings", "problem"),
+    ("wrong", "problem"),
     [
         ({"budget": 0.05}, "floor must be at most budget"),
         ({"budget": 0.0}, "budget must be in"),
@@ -86,9 +163,9 @@ def test_state_goes_on_and_budget_changes() -> None:
         ({"bits": 40}, "bits"),
     ],
 )
-def test_settings_that_make_no_sense(settings: dict[str, float], problem: str) -> None:
+def test_settings_that_make_no_sense(wrong: dict[str, float], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        build_policy({"name": "importance", **settings})
+        build_policy({"name": "importance", **wrong})
 
 
 def test_labels_outside_the_unit_interval() -> None:

@@ -96,6 +96,7 @@ class Importance(Policy):
                 "lr": lr,
             },
         )
+        self._floor = floor  # as asked for; the one in use may be lower for a while
         self._scout = Scout(bits=bits, lr=lr)
         self._debt = 0.0  # inputs that the budget allowed and that were not kept, in expectation
         self._expected = 0.0
@@ -108,20 +109,30 @@ class Importance(Policy):
         in_proportion(torch.ones(1), 0.5, 0.5)
 
     def set_budget(self, budget: float) -> None:
-        """Changes the share; the floor falls with it where it has to."""
-        values = self.config.model_dump() | {"budget": budget}
-        self.config = validated(ImportanceConfig, values | {"floor": min(self.config.floor, budget)})
+        """Changes the share; the floor falls with it where it has to, and comes back with it."""
+        values = self.config.model_dump() | {"budget": budget, "floor": min(self._floor, budget)}
+        # A budget out of range is the problem to name, not the floor that follows it.
+        self.config = validated(ImportanceConfig, values if 0.0 < budget <= 1.0 else values | {"floor": self._floor})
 
     def keep_probability(self, batch: Batch) -> Tensor | None:
-        """Lets the scout predict and learn, and turns its surprise into probabilities."""
+        """Lets the scout predict and learn, and turns its surprise into probabilities.
+
+        None at a budget of 1, where a scout that has begun goes on learning: the budget may fall again.
+
+        Raises:
+            ConfigError: A label is outside [0, 1], or a dense value is not a finite number; nothing was learned then.
+        """
         config, inputs = self.config, batch.inputs
-        if config.budget == 1.0:
+        if config.budget == 1.0 and not self._scout.inputs:
             return None
         if not len(batch):
             return torch.empty(0)
         known = self._scout.inputs
         bags = [(bag.values, bag.offsets) for bag in inputs.bags]
         predicted, seen = self._scout.predict_and_learn(inputs.ids, bags, inputs.dense, batch.labels)
+        if config.budget == 1.0:
+            self._expected += len(batch)
+            return None
         if known < config.warmup_samples:
             keep = torch.full((len(batch),), config.budget)
         else:
@@ -151,7 +162,11 @@ class Importance(Policy):
         return {"scout": self._scout.state_dict(), "debt": self._debt, "expected": self._expected}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state."""
+        """Takes over a state.
+
+        Raises:
+            ConfigError: The state is of a scout with another number of slots.
+        """
         self._scout.load_state_dict(state["scout"])
         self._debt, self._expected = float(state["debt"]), float(state["expected"])
 

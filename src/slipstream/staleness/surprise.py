@@ -81,10 +81,13 @@ class Scout:
             float32 [B] probabilities, and float32 [B] how often the input's rarest row was seen before.
 
         Raises:
-            ConfigError: A label is outside [0, 1], or the number of dense columns has changed.
+            ConfigError: A label is outside [0, 1], a dense value is not a finite number, or the number of dense columns
+                has changed; nothing was learned then.
         """
         if labels.numel() and not (float(labels.min()) >= 0.0 and float(labels.max()) <= 1.0):
             raise ConfigError("surprise needs labels in [0, 1]", remedy="use another policy, or binary labels")
+        if not bool(dense.isfinite().all()):
+            raise ConfigError("surprise needs dense values that are finite numbers", remedy="fill or drop the others")
         if self.table is None:
             self.table = torch.zeros((1 << self.bits) + 1 + dense.shape[1], 4)
         elif self.table.shape[0] != (1 << self.bits) + 1 + dense.shape[1]:
@@ -103,6 +106,16 @@ class Scout:
         return {"table": self.table, "inputs": self.inputs, "loss": self.loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a state of a scout with as many slots."""
-        self.table = None if state["table"] is None else state["table"].clone()
+        """Takes over a state.
+
+        Raises:
+            ConfigError: The state is of a scout with another number of slots.
+        """
+        table: Tensor | None = state["table"]
+        if table is not None and not 0 < table.shape[0] - (1 << self.bits) <= 1 << self.bits:
+            raise ConfigError(
+                f"the state's scout has {table.shape[0]} rows, which are not those of 2^{self.bits} slots",
+                remedy="set bits as it was when the state was saved",
+            )
+        self.table = None if table is None else table.clone()
         self.inputs, self.loss = int(state["inputs"]), float(state["loss"])
