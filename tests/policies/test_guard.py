@@ -44,7 +44,7 @@ def _feed(policy: Guard, batches: list[Batch], loss: float = 0.5) -> list[float]
 
 def test_it_skips_where_the_data_is_redundant() -> None:
     policy = _guard(tolerance=0.02)
-    budgets = _feed(policy, _stream(120, rows=8))
+    budgets = _feed(policy, _stream(150, rows=8))
     assert budgets[:6] == [1.0] * 6
     assert policy.budget < 1.0
     # Open chunks stay open.
@@ -61,7 +61,7 @@ def test_it_does_not_skip_where_all_data_teaches() -> None:
 
 def test_it_backs_off_when_the_cost_comes() -> None:
     policy = _guard(tolerance=0.02)
-    _feed(policy, _stream(120, rows=8))
+    _feed(policy, _stream(150, rows=8))
     before = policy.budget
     _feed(policy, _stream(40, rows=8, seed=1, fickle=True))
     assert policy.budget > before
@@ -70,11 +70,20 @@ def test_it_backs_off_when_the_cost_comes() -> None:
 
 def test_a_model_that_gets_worse_against_the_scout_vetoes() -> None:
     policy = _guard(tolerance=0.02)
-    _feed(policy, _stream(120, rows=8))
+    _feed(policy, _stream(150, rows=8))
     before = policy.budget
     _feed(policy, _stream(12, rows=8, seed=2), loss=0.8)
     assert policy.budget > before
     assert any("model" in move["reason"] for move in policy.report()["moves"])
+
+
+def test_a_scout_that_explains_nothing_is_no_witness() -> None:
+    policy = _guard(tolerance=0.02)
+    batches = _stream(60, rows=8)
+    for batch in batches:
+        batch.inputs.ids.zero_()
+    assert min(_feed(policy, batches)) == 1.0
+    assert policy.budget == 1.0
 
 
 def test_state_goes_on() -> None:

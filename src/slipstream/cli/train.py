@@ -23,7 +23,12 @@ def train(
         str | None,
         typer.Option(help="Train as a published system: dlrm_reference, intel_dlrm, xdl, fae or slipstream_paper."),
     ] = None,
-    budget: Annotated[float | None, typer.Option(help="The policy's budget, the share that is kept.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="The policy's budget, the share that is kept; auto: the guard finds it for random or importance."
+        ),
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, adagrad, rowwise_adagrad, adam or adamw.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the dense part.")] = None,
     embedding_lr: Annotated[float | None, typer.Option(help="Learning rate of the tables.")] = None,
@@ -50,7 +55,7 @@ def train(
         "out": None if out is None else str(out),
         "model.name": model,
         "policy.name": policy,
-        "policy.budget": budget,
+        **_budget(policy, budget),
         "optimizer.name": optimizer,
         "optimizer.lr": lr,
         "optimizer.embedding_lr": embedding_lr,
@@ -84,3 +89,19 @@ def train(
             "run": settings.out,
         }
     )
+
+
+def _budget(policy: str | None, budget: str | None) -> dict[str, Any]:
+    """Settings of ``--budget``.
+
+    Raises:
+        ConfigError: It is neither a number nor ``auto``.
+    """
+    from slipstream.errors import ConfigError
+
+    if budget == "auto":
+        return {"policy.name": "guard", "policy.policy": policy or "random"}
+    try:
+        return {"policy.budget": None if budget is None else float(budget)}
+    except ValueError as error:
+        raise ConfigError(f"--budget must be a number in (0, 1] or auto, got {budget!r}") from error

@@ -4,7 +4,9 @@ Losses of chunks differ by far more than any tolerance worth having, so both of 
 
 *What skipping costs.* Scouts (on-line logistic regressions) predict every input; one learns from all, each of the
 others from a random share, one share for each rung of a ladder. The difference of their losses on the same inputs says
-what skipping costs on this data. The real model has more to learn than a linear one: a safety factor multiplies it.
+what skipping costs on this data. The real model has more to learn than a linear one: a safety factor multiplies it, and
+the model's share of explained loss over the scout's. Where the scout explains nothing, or learns better from less, it
+is no witness, and nothing is skipped.
 
 *What the model says.* Some chunks are not skipped. On these the model's loss before training on them is divided by
 that of the full scout on the same inputs, a yardstick that no skipping touches. When the quotient has risen against its
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 Inner = Literal["random", "importance"]
 LADDER = (1.0, 0.9, 0.75, 0.5, 0.35, 0.25)
 """Budgets that the guard chooses from."""
+_LEAST_WITNESS = 0.1
+"""Share of what the model explains that the scout must explain."""
 _FORGET = 0.9
 """What a chunk's measurement counts for one chunk later."""
 
@@ -137,7 +141,10 @@ class Guard(Policy):
         self._rung = self._in_chunk = self._chunks = self._samples = self._barred = 0
         self._open_index: list[Tensor] = []
         self._open_loss: list[Tensor] = []
-        self._model_loss = self._scout_loss = 0.0
+        self._model_loss = self._scout_loss = self._observed = 0.0
+        self._labels = 0.0  # sum of all labels
+        self._scale = math.inf  # how much more the model explains than the full scout
+        self._last_rise = 0
         self._moves: list[dict[str, Any]] = []
         self._draws = torch.Generator()
 
@@ -179,6 +186,7 @@ class Guard(Policy):
         inputs = batch.inputs
         bags = [(bag.values, bag.offsets) for bag in inputs.bags]
         draw = torch.rand(len(batch), generator=self._draws)
+        self._labels += float(batch.labels.sum())
         for rung, (scout, budget) in enumerate(zip(self._scouts, LADDER, strict=True)):
             before = scout.loss
             # The same draws for all: what a smaller share keeps, a larger one keeps too.
@@ -195,6 +203,7 @@ class Guard(Policy):
         index, order = torch.cat(self._open_index).sort()
         place = torch.searchsorted(index, batch.index).clamp_(max=index.numel() - 1)
         found = index[place] == batch.index
+        self._observed += int(found.sum())
         self._model_loss += float(losses[found].sum())
         self._scout_loss += float(torch.cat(self._open_loss)[order[place[found]]].sum())
 
@@ -205,12 +214,22 @@ class Guard(Policy):
         if self._scout_loss > 0.0 and self._chunks % self.config.open_every != 0:
             # The chunk after an open one: by now the model has trained on what was open.
             self._quotients.add(self._model_loss / self._scout_loss)
-            self._model_loss = self._scout_loss = 0.0
+            self._scale = self._explained_more()
+            self._model_loss = self._scout_loss = self._observed = 0.0
             self._open_index, self._open_loss = [], []
             self._veto()
         self._sums = [0.0] * len(LADDER)
         self._chunks, self._in_chunk = self._chunks + 1, 0
         self._decide()
+
+    def _explained_more(self) -> float:
+        """What the model explains of the entropy ÷ what the full scout does, at least 1; inf if that is little."""
+        rate = min(max(self._labels / max(self._samples, 1), 1e-6), 1.0 - 1e-6)
+        entropy = -self._observed * (rate * math.log(rate) + (1.0 - rate) * math.log(1.0 - rate))
+        by_scout, by_model = entropy - self._scout_loss, entropy - self._model_loss
+        if by_scout <= max(_LEAST_WITNESS * by_model, 0.0):
+            return math.inf
+        return max(by_model / by_scout, 1.0)
 
     def _veto(self) -> None:
         if self._reference is None or self._rung == 0:
@@ -229,15 +248,20 @@ class Guard(Policy):
         wanted = max(within)  # rung 0 costs nothing
         if wanted < self._rung:
             self._move(wanted, self._costs[self._rung].mean, bounds[self._rung], "the scouts' cost broke the tolerance")
-        elif wanted > self._rung and self._chunks >= self._barred:
+        elif wanted > self._rung and self._chunks >= max(self._barred, self._last_rise + 2 * self.config.open_every):
+            self._last_rise = self._chunks
             self._reference = self._quotients.mean if self._quotients.weight else None
             rung = self._rung + 1
             self._move(rung, self._costs[rung].mean, bounds[rung], "the scouts' cost is within the tolerance")
 
     def _bound(self, rung: int) -> float:
-        """Upper bound of the relative cost of a rung, with the safety factor; 0 for no skipping."""
-        cost = self._costs[rung]
-        return 0.0 if rung == 0 else self.config.safety * (cost.mean + 2.0 * cost.error())
+        """Upper bound of a rung's relative cost, with the safety factor; 0 for no skipping, inf without a witness."""
+        cost, noise = self._costs[rung], 2.0 * self._costs[rung].error()
+        if rung == 0:
+            return 0.0
+        if cost.mean < -noise:
+            return math.inf
+        return self._scale * self.config.safety * (max(cost.mean, 0.0) + noise)
 
     def _move(self, rung: int, estimate: float, bound: float, reason: str) -> None:
         self._rung = rung
@@ -254,10 +278,17 @@ class Guard(Policy):
             "sums": list(self._sums),
             "quotients": self._quotients.state(),
             "reference": self._reference,
-            "counters": [self._rung, self._in_chunk, self._chunks, self._samples, self._barred],
+            "counters": [
+                self._rung,
+                self._in_chunk,
+                self._chunks,
+                self._samples,
+                self._barred,
+                self._last_rise,
+            ],
             "open_index": list(self._open_index),
             "open_loss": list(self._open_loss),
-            "losses": [self._model_loss, self._scout_loss],
+            "losses": [self._model_loss, self._scout_loss, self._observed, self._labels, self._scale],
             "moves": [dict(move) for move in self._moves],
             "draws": self._draws.get_state(),
             "inner": self._inner.state_dict(),
@@ -277,9 +308,9 @@ class Guard(Policy):
             cost.load(saved)
         self._sums, self._reference = list(state["sums"]), state["reference"]
         self._quotients.load(state["quotients"])
-        self._rung, self._in_chunk, self._chunks, self._samples, self._barred = state["counters"]
+        self._rung, self._in_chunk, self._chunks, self._samples, self._barred, self._last_rise = state["counters"]
         self._open_index, self._open_loss = list(state["open_index"]), list(state["open_loss"])
-        self._model_loss, self._scout_loss = state["losses"]
+        self._model_loss, self._scout_loss, self._observed, self._labels, self._scale = state["losses"]
         self._moves = [dict(move) for move in state["moves"]]
         self._draws.set_state(state["draws"])
         self._inner.set_budget(self.budget)
@@ -292,5 +323,6 @@ class Guard(Policy):
             "tolerance": self.config.tolerance,
             "budget": self.budget,
             "moves": [dict(move) for move in self._moves],
+            "model_explains_more_by": self._scale if math.isfinite(self._scale) else None,
             "scouts_cost": {str(budget): cost.mean for budget, cost in zip(LADDER, self._costs, strict=True)},
         }
