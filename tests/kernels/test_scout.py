@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,3 +46,17 @@ def test_an_id_has_a_slot_of_its_own_in_each_feature_whatever_surrounds_it() -> 
     both, _ = registry.hash_lookups(torch.tensor([[7, 7], [7, 3]], dtype=torch.int32), [], 20)
     assert alone[0] == both[0] == both[2]
     assert both[0] != both[1]
+
+
+def test_labels_of_a_batch_do_not_reach_its_predictions() -> None:
+    """Learning at once, the first label of a group would push the others' predictions the wrong way."""
+    slots, starts = registry.hash_lookups(torch.zeros(3, 1, dtype=torch.int32), [], 8)
+    table, learn, dense = torch.zeros(257, 4), torch.ones(3, dtype=torch.bool), torch.zeros(3, 0)
+    labels = torch.tensor([1.0, 0.0, 0.0])
+    probability, seen = registry.scout(table, slots, starts, dense, labels, learn, 0.2)
+    assert probability.tolist() == [0.5, 0.5, 0.5]
+    assert seen.tolist() == [0.0, 0.0, 0.0]
+    # By hand: gradients -1/2, 1/2, 1/2, their squares 1/4 each added up before each step.
+    weight = 0.2 * 0.5 * (1.25**-0.5 - 1.5**-0.5 - 1.75**-0.5)
+    assert table[int(slots[0])].tolist() == pytest.approx([weight, 0.75, 3.0, 0.0])
+    assert table[256].tolist() == pytest.approx([weight, 0.75, 0.0, 0.0])

@@ -230,7 +230,10 @@ def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tens
 def scout(
     table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor, lr: float
 ) -> tuple[Tensor, Tensor]:
-    """Logistic regression on-line with Adagrad: predicts each input, then learns from its label, one after the other.
+    """Logistic regression on-line with Adagrad: predicts all inputs, then learns from their labels one by one.
+
+    Predicting all before any label is learned keeps labels out of their neighbours' predictions: where a click is
+    followed by its non-clicks, one that learned at once would foresee each label's opposite.
 
     Args:
         table: float32 [S + 1 + n, 4], changed in place: for each slot weight, sum of squared gradients, lookups seen,
@@ -254,8 +257,9 @@ def scout(
         values = torch.cat([torch.ones(1), dense[b].clamp(-4.0, 4.0)])
         probability[b] = torch.sigmoid(table[mine, 0].sum() + (table[own, 0] * values).sum())
         seen[b] = table[mine, 2].min() if mine.numel() else float("inf")
-        if not learn[b]:
-            continue
+    for b in learn.nonzero().flatten().tolist():
+        mine = slots[int(starts[b]) : int(starts[b + 1])].long()
+        values = torch.cat([torch.ones(1), dense[b].clamp(-4.0, 4.0)])
         g = probability[b] - labels[b]
         for row, value in [*((int(s), torch.ones(())) for s in mine), *zip(own.tolist(), values, strict=True)]:
             table[row, 1] += (g * value) ** 2

@@ -52,7 +52,19 @@ def _hash_bag(
             ends[b] += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _clip(value: np.float32) -> np.float32:
+    return min(max(value, np.float32(-4.0)), np.float32(4.0))
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _learn(table: npt.NDArray[np.float32], row: int, g: np.float32, lr: np.float32) -> None:
+    total = table[row, 1] + g * g
+    table[row, 1] = total
+    table[row, 0] -= lr * g / np.sqrt(np.float32(1.0) + total)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _pass(
     table: npt.NDArray[np.float32],
     slots: npt.NDArray[np.int32],
@@ -60,41 +72,38 @@ def _pass(
     dense: npt.NDArray[np.float32],
     labels: npt.NDArray[np.float32],
     learn: npt.NDArray[np.bool_],
-    lr: float,
+    lr: np.float32,
     probability: npt.NDArray[np.float32],
     seen: npt.NDArray[np.float32],
 ) -> None:
-    first_own = table.shape[0] - dense.shape[1] - 1
+    bias = table.shape[0] - dense.shape[1] - 1
     address = table.ctypes.data
     size = labels.size
     for b in range(size):
         soon = min(b + AHEAD, size - 1)
         for i in range(starts[soon], starts[soon + 1]):
             prefetch_write(address + np.int64(slots[i]) * 16)
-        logit = table[first_own, 0]
+        logit = table[bias, 0]
         least = np.float32(np.inf)
         for i in range(starts[b], starts[b + 1]):
             logit += table[slots[i], 0]
             least = min(least, table[slots[i], 2])
         for k in range(dense.shape[1]):
-            logit += table[first_own + 1 + k, 0] * min(max(dense[b, k], np.float32(-4.0)), np.float32(4.0))
-        p = np.float32(1.0 / (1.0 + math.exp(-logit)))
-        probability[b], seen[b] = p, least
+            logit += table[bias + 1 + k, 0] * _clip(dense[b, k])
+        probability[b], seen[b] = np.float32(1.0 / (1.0 + math.exp(-logit))), least
+    for b in range(size):
         if not learn[b]:
             continue
-        g = p - labels[b]
+        soon = min(b + AHEAD, size - 1)
+        for i in range(starts[soon], starts[soon + 1]):
+            prefetch_write(address + np.int64(slots[i]) * 16)
+        g = probability[b] - labels[b]
         for i in range(starts[b], starts[b + 1]):
-            s = slots[i]
-            table[s, 1] += g * g
-            table[s, 0] -= lr * g / math.sqrt(1.0 + table[s, 1])
-            table[s, 2] += np.float32(1.0)
-        table[first_own, 1] += g * g
-        table[first_own, 0] -= lr * g / math.sqrt(1.0 + table[first_own, 1])
+            _learn(table, slots[i], g, lr)
+            table[slots[i], 2] += np.float32(1.0)
+        _learn(table, bias, g, lr)
         for k in range(dense.shape[1]):
-            s = first_own + 1 + k
-            gk = g * min(max(dense[b, k], np.float32(-4.0)), np.float32(4.0))
-            table[s, 1] += gk * gk
-            table[s, 0] -= lr * gk / math.sqrt(1.0 + table[s, 1])
+            _learn(table, bias + 1 + k, g * _clip(dense[b, k]), lr)
 
 
 def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) -> tuple[Tensor, Tensor]:

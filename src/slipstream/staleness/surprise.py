@@ -38,7 +38,7 @@ class Scout:
     """An on-line logistic regression over an input's ids and dense columns, learning from every input.
 
     [ours] Ids of all features share ``2^bits`` slots by a hash: two ids may meet, and the memory, 16 bytes a slot,
-    does not grow with the tables. The scout never learns from an input before it has predicted it.
+    does not grow with the tables. The scout learns from no input of a batch before it has predicted all of them.
 
     Args:
         bits: Slots are ``2^bits``, 8 to 28.
@@ -68,7 +68,7 @@ class Scout:
         labels: Tensor,
         learn: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Predicts each input, then learns from it.
+        """Predicts all inputs, then learns from them: no label tells on another input of the batch.
 
         Args:
             ids: int32 or int64 [B, F].
