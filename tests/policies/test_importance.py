@@ -168,9 +168,10 @@ def test_settings_that_make_no_sense(wrong: dict[str, float], problem: str) -> N
         build_policy({"name": "importance", **wrong})
 
 
-def test_labels_outside_the_unit_interval() -> None:
+@pytest.mark.parametrize("label", [5.0, -0.5, float("nan")])
+def test_labels_outside_the_unit_interval(label: float) -> None:
     batch = _batches(1)[0]
-    batch.labels[3] = 5.0
+    batch.labels[3] = label
     with pytest.raises(ConfigError, match="labels in"):
         Importance().keep_probability(batch)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,9 +85,11 @@ class Scout:
             ConfigError: A label is outside [0, 1], a dense value is not a finite number, or the number of dense columns
                 has changed; nothing was learned then.
         """
-        if labels.numel() and not (float(labels.min()) >= 0.0 and float(labels.max()) <= 1.0):
+        least, most = labels.aminmax() if labels.numel() else (0.0, 0.0)
+        if not (float(least) >= 0.0 and float(most) <= 1.0):
             raise ConfigError("surprise needs labels in [0, 1]", remedy="use another policy, or binary labels")
-        if not bool(dense.isfinite().all()):
+        # The sum is quick, and finite only if every value is; one that is not may have overflowed.
+        if not math.isfinite(float(dense.sum())) and not bool(dense.isfinite().all()):
             raise ConfigError("surprise needs dense values that are finite numbers", remedy="fill or drop the others")
         if self.table is None:
             self.table = torch.zeros((1 << self.bits) + 1 + dense.shape[1], 4)
