@@ -59,10 +59,11 @@ def test_rows_that_are_not_contiguous() -> None:
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_hooks_of_single_layers_are_called() -> None:
+@pytest.mark.parametrize("position", [0, 1])
+def test_hooks_of_single_layers_are_called(position: int) -> None:
     ours, _ = _twins([5, 8, 4], last_relu=True)
     seen: list[torch.Size] = []
-    ours[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
+    ours[position].register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
     ours(torch.randn(6, 5))
     assert seen == [torch.Size([6, 8])]
 

@@ -19,7 +19,7 @@ class MLP(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         """``[B, in]`` to ``[B, out]``."""
         linear = [module for module in self if isinstance(module, nn.Linear)]
-        if not _fits(input, linear):
+        if not _fits(input, linear) or _watched(self):
             return super().forward(input)
         parameters = [tensor for layer in linear for tensor in (layer.weight, layer.bias)]
         return _Layers.apply(input, isinstance(self[-1], nn.ReLU), *parameters)
@@ -34,8 +34,18 @@ def _fits(input: Tensor, linear: list[nn.Linear]) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and all(layer.bias is not None and layer.weight.dtype == torch.float32 for layer in linear)
-        # Hooks and wrappers of single layers must be seen.
-        and not any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks for layer in linear)
+    )
+
+
+def _watched(modules: nn.Sequential) -> bool:
+    """Whether a single module has hooks, or is a subclass that may compute something else: then it must be called."""
+    return any(
+        type(module) not in (nn.Linear, nn.ReLU)
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in modules
     )
 
 

@@ -57,9 +57,9 @@ class Scout:
         self.bits, self.lr = bits, lr
         self.table: Tensor | None = None
         self.inputs = 0
-        """Inputs that it has learned from."""
+        """Inputs that it has predicted."""
         self.loss = 0.0
-        """Sum of their log-losses, each before learning from it, nats."""
+        """Sum of their log-losses, each predicted before learning from it, nats."""
 
     def predict_and_learn(
         self,
