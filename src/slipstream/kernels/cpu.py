@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slipstream.errors import IndexOutOfRange, UnsupportedOption
 from slipstream.kernels import cpu_pool, cpu_update, parallel, reference
-from slipstream.kernels.cpu_update import BLOCK_FIELDS, TABLE_FIELDS
+from slipstream.kernels.cpu_lookups import BLOCK_FIELDS, TABLE_FIELDS
 from slipstream.kernels.hashing import SEED_FACTOR, stream
 from slipstream.kernels.signal import TRAIL_LANES, corrections, is_measured
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableSet, TableState, UpdateCounts, UpdateSettings
@@ -95,7 +95,7 @@ def row_update(
     """
     dim = tables[0].weight.shape[1]
     blocks, alive = _blocks(gradients)
-    table_records, scales = _table_records(tables)
+    (table_records, order), scales = _table_records(tables)
     blocks, most, total = _assign_blocks(table_records, blocks)
     threads = _threads(total)
     parts = 1
@@ -108,6 +108,7 @@ def row_update(
     record = arguments[0]
     record["counter"], record["num_items"], record["parts"] = _at(counter), num_items, parts
     record["tables"], record["scales"], record["blocks"] = _at(table_records), _at(scales), _at(blocks)
+    record["order"] = _at(order)
     record["max_lookups"], record["counts"], record["norms"] = most, _at(counts), _at(norms)
     _fill_settings(record, settings, dim)
     record["measured"] = is_measured(settings.step)
@@ -169,8 +170,11 @@ def _feature_records(weights: Sequence[Tensor], lookups: Lookups) -> np.ndarray:
     return features
 
 
-def _table_records(tables: Sequence[TableState]) -> tuple[np.ndarray, np.ndarray]:
-    """The tables as the worker reads them, int64 [T, fields], and their scales, float32 [T]; kept in a TableSet."""
+def _table_records(tables: Sequence[TableState]) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """The tables as the worker reads them, int64 [T, fields], the largest first; and their scales, float32 [T].
+
+    The first two are kept in a TableSet.
+    """
     prepared = tables.prepared if isinstance(tables, TableSet) else None
     if prepared is None:
         records = np.zeros((len(tables), len(TABLE_FIELDS)), np.int64)
@@ -185,7 +189,8 @@ def _table_records(tables: Sequence[TableState]) -> tuple[np.ndarray, np.ndarray
             record[4], record[5] = _address(t.gate), _address(t.last_step)
             record[9], record[10] = _address(t.signal), _address(t.trail)
         records[:, 6] = np.array([(t.seed * SEED_FACTOR) & _MASK for t in tables], dtype=np.uint64).view(np.int64)
-        prepared = records
+        # Work on a large table takes longest: begun last, it would leave the other threads idle.
+        prepared = records, np.argsort(-records[:, 1], kind="stable")
         if isinstance(tables, TableSet):
             tables.prepared = prepared
     return prepared, np.array([t.scale for t in tables], dtype=np.float32)

@@ -4,8 +4,9 @@ Work is shared out as items (table, part): an item owns the rows of its table wh
 row belongs to exactly one thread. An item
 
 1. scans its table's lookups in sample order, keeps those whose row is its own and whose gate is open, and finds
-   duplicates by a hash table of the batch's size (it stays in cache; nothing is kept per row);
-2. sums the gradients of each row in sample order, while the gradients to come are prefetched;
+   duplicates (:mod:`slipstream.kernels.cpu_lookups`);
+2. sums the gradients of each row in sample order, while the gradients to come are prefetched: in the same pass where
+   there are no gates, bags and factors;
 3. updates each row, while the rows to come are prefetched.
 
 The order of every sum is that of the samples, so results are bit-identical for any number of threads and parts.
@@ -24,14 +25,13 @@ import numba
 import numpy as np
 from numba import carray, types
 
-from slipstream.kernels.hashing import KEY_FACTOR, MIX_1, MIX_2
+from slipstream.kernels.cpu_lookups import GRAD_AHEAD, TABLE, all_one_hot, collect, mix, sum_one_hot
 from slipstream.kernels.intrinsics import (
     address_of,
     fetch_add,
     load_f32,
     load_i32,
     load_i64,
-    load_u8,
     load_u16,
     pointer_f64,
     pointer_i64,
@@ -57,10 +57,8 @@ from slipstream.kernels.types import Rule
 
 AHEAD = 8
 """Rows by which prefetching runs ahead of the update."""
-GATE_AHEAD = 16
-"""Samples by which prefetching of gates runs ahead."""
-GRAD_AHEAD = 16
-"""Lookups by which prefetching of gradients runs ahead of their sum."""
+EARLY_BYTES = 512 << 10
+"""Rows and their state that are asked for as soon as their lookup is found: half of a second-level cache."""
 
 ARGUMENTS = np.dtype(
     [
@@ -68,6 +66,7 @@ ARGUMENTS = np.dtype(
         ("num_items", "i8"),
         ("parts", "i8"),  # of each table; a power of two
         ("tables", "i8"),  # address of int64 [T, 11], see TABLE_FIELDS
+        ("order", "i8"),  # address of int64 [T]: the tables in the order in which they are handed out
         ("scales", "i8"),  # address of float32 [T]
         ("blocks", "i8"),  # address of int64 [S, 12], see BLOCK_FIELDS: S features of forward passes, sorted by table
         ("max_lookups", "i8"),  # of a table
@@ -92,132 +91,6 @@ ARGUMENTS = np.dtype(
     align=True,
 )
 _RECORD = numba.from_dtype(ARGUMENTS)
-
-TABLE_FIELDS = (
-    "weight", "rows", "first", "second", "gate", "last_step", "seed_hash", "first_block", "end_block", "signal",
-    "trail",
-)  # fmt: skip
-"""Addresses (0 for none), number of rows, hash of the seed, and the table's range of blocks."""
-BLOCK_FIELDS = (
-    "ids", "wide", "id_stride", "offsets", "batch_size", "grad", "grad_stride", "sample_weights", "mean", "padding",
-    "lookups", "table",
-)  # fmt: skip
-"""Lookups of one feature in one forward pass.
-
-Without offsets one a sample; strides in elements; with offsets ``offsets`` is the address of the feature's B + 1.
-"""
-_TABLE, _BLOCK = len(TABLE_FIELDS), len(BLOCK_FIELDS)
-
-
-@numba.njit(inline="always")
-def _mix(row: int, salt: int) -> int:
-    x = np.uint64(row) * np.uint64(KEY_FACTOR) + np.uint64(salt)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX_1)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX_2)
-    return x ^ (x >> np.uint64(31))
-
-
-@numba.njit(inline="always")
-def _spread(row: int) -> int:
-    """32 well-mixed bits of a row, for parts and the hash table (cheaper than the gate's hash)."""
-    return (np.uint64(row) * np.uint64(KEY_FACTOR)) >> np.uint64(32)
-
-
-@numba.njit(inline="always")
-def _load_id(base: int, wide: int, index: int) -> int:
-    return load_i64(base, index) if wide else np.int64(load_i32(base, index))
-
-
-@numba.njit(cache=True)
-def _gate_is_open(gate: int, row: int, salt: int) -> bool:
-    value = load_u8(gate, row)
-    if value == 255 or value == 0:
-        return value == 255
-    return (_mix(row, salt) >> np.uint64(56)) < np.uint64(value)
-
-
-@numba.njit(inline="always")
-def _collect(
-    blocks: int,
-    table: Any,
-    part: int,
-    part_shift: int,
-    salt: int,
-    rows: Any,
-    owners: Any,
-    sources: Any,
-    factors: Any,
-    slots: Any,
-    counts: Any,
-) -> Any:
-    """Step 1: the lookups of an item that update a row, and their distinct ``rows``.
-
-    For each lookup, in sample order, ``owners`` holds the position of its row, ``sources`` the address of its gradient
-    and ``factors`` its factor. Returns the number of lookups and of rows.
-    """
-    num_rows, gate = table[1], table[4]
-    lookups, skipped, bad, used, unique = 0, 0, 0, 0, 0
-    one_part = part_shift >= 32
-    total = 0
-    for s in range(table[7], table[8]):
-        total += load_i64(blocks + s * _BLOCK * 8, 10)
-    bits = 1
-    while (1 << bits) < 2 * total:
-        bits += 1
-    mask = np.uint64((1 << bits) - 1)
-    direct = num_rows <= (1 << bits)  # the ids of a small table need no hash
-    slots[: 1 << bits] = -1
-    for s in range(table[7], table[8]):
-        base = blocks + s * _BLOCK * 8
-        ids, wide, id_stride, offsets = load_i64(base, 0), load_i64(base, 1), load_i64(base, 2), load_i64(base, 3)
-        batch, grad, grad_bytes = load_i64(base, 4), load_i64(base, 5), load_i64(base, 6) * 4
-        sample_weights, mean, padding = load_i64(base, 7), load_i64(base, 8), load_i64(base, 9)
-        for b in range(batch):
-            begin, end = b, b + 1
-            share = np.float32(1.0)
-            if offsets != 0:
-                begin, end = load_i64(offsets, b), load_i64(offsets, b + 1)
-                if mean != 0 and end - begin > 1:
-                    in_bag = 0
-                    for j in range(begin, end):
-                        in_bag += _load_id(ids, wide, j * id_stride) != padding
-                    share = np.float32(1.0) / np.float32(max(in_bag, 1))
-            if gate != 0 and offsets == 0 and b + GATE_AHEAD < batch:
-                soon = _load_id(ids, wide, (b + GATE_AHEAD) * id_stride)
-                if 0 <= soon < num_rows:
-                    prefetch_read(gate + soon)
-            for j in range(begin, end):
-                row = _load_id(ids, wide, j * id_stride)
-                if row == padding:
-                    continue
-                if row < 0 or row >= num_rows:
-                    bad += 1
-                    continue
-                spread = _spread(row)
-                if not one_part and spread >> np.uint64(part_shift) != np.uint64(part):
-                    continue
-                lookups += 1
-                if gate != 0 and not _gate_is_open(gate, row, salt):
-                    skipped += 1
-                    continue
-                slot = np.uint64(row) if direct else spread & mask
-                while True:
-                    u = slots[slot]
-                    if u < 0:
-                        u = unique
-                        slots[slot] = u
-                        rows[u] = row
-                        unique += 1
-                        break
-                    if rows[u] == row:
-                        break
-                    slot = (slot + np.uint64(1)) & mask
-                owners[used] = u
-                sources[used] = grad + b * grad_bytes
-                factors[used] = share if sample_weights == 0 else share * load_f32(sample_weights, j)
-                used += 1
-    counts[0], counts[1], counts[2], counts[3] = lookups, skipped, unique, bad
-    return used, unique
 
 
 @cache
@@ -262,23 +135,34 @@ def update_worker(rule: int, dim: int) -> Any:
         slots = np.empty(4 * size + 4, np.int32)
         before = np.empty(width, np.float32)
         before_address = address_of(before)
-        corrections = a.corrections
+        corrections, order = a.corrections, a.order
         while True:
-            item = fetch_add(counter, 1)
-            if item >= num_items:
+            number = fetch_add(counter, 1)
+            if number >= num_items:
                 break
-            t = item // parts
-            table = carray(pointer_i64(tables + t * _TABLE * 8), _TABLE)
+            t = load_i64(order, number // parts)
+            part = number % parts
+            item = t * parts + part
+            table = carray(pointer_i64(tables + t * TABLE * 8), TABLE)
             salt = np.uint64(a.step_hash) + np.uint64(table[6])
-            used, unique = _collect(
-                blocks, table, item % parts, part_shift, salt, rows, owners, sources, factors, slots, counts[item]
-            )
-            sums[: unique * width] = 0
-            for e in range(used):
-                if e + GRAD_AHEAD < used:
-                    for line in range(0, row_bytes, 64):
-                        prefetch_read(sources[e + GRAD_AHEAD] + line)
-                add_row(width, (sums_address + owners[e] * row_bytes, sources[e], factors[e]))
+            first_bytes = row_bytes if ((sgd and table[2] != 0) or adagrad or adam) else np.int64(4 if rowwise else 0)
+            second_bytes = row_bytes if adam else np.int64(0)
+            if all_one_hot(blocks, table):
+                early = 0 if norm else EARLY_BYTES // (row_bytes + first_bytes + second_bytes)
+                unique = sum_one_hot(
+                    blocks, table, part, part_shift, width, early, first_bytes, second_bytes, rows, sums_address,
+                    slots, counts[item],
+                )  # fmt: skip
+            else:
+                used, unique = collect(
+                    blocks, table, part, part_shift, salt, rows, owners, sources, factors, slots, counts[item]
+                )
+                sums[: unique * width] = 0
+                for e in range(used):
+                    if e + GRAD_AHEAD < used:
+                        for line in range(0, row_bytes, 64):
+                            prefetch_read(sources[e + GRAD_AHEAD] + line)
+                    add_row(width, (sums_address + owners[e] * row_bytes, sources[e], factors[e]))
             scale = load_f32(scales, t)
             weight, first, second, last_step = table[0], table[2], table[3], table[5]
             signal, trail = table[9] * a.measured, table[10]
@@ -292,14 +176,10 @@ def update_worker(rule: int, dim: int) -> Any:
                         if not adam:
                             prefetch_write(trail + rows[u + AHEAD] * TRAIL_BYTES)
                             prefetch_write(trail + rows[u + AHEAD] * TRAIL_BYTES + TRAIL_BYTES - 4)
-                    if rowwise:
-                        prefetch_write(first + rows[u + AHEAD] * 4)
-                    if (sgd and first != 0) or adagrad or adam:
-                        for line in range(0, row_bytes, 64):
-                            prefetch_write(first + soon + line)
-                    if adam:
-                        for line in range(0, row_bytes, 64):
-                            prefetch_write(second + soon + line)
+                    for line in range(0, first_bytes, 64):
+                        prefetch_write(first + rows[u + AHEAD] * first_bytes + line)
+                    for line in range(0, second_bytes, 64):
+                        prefetch_write(second + soon + line)
                 g = sums_address + u * row_bytes
                 if scale != np.float32(1.0):
                     scale_row(width, (g, scale))
@@ -343,7 +223,7 @@ def update_worker(rule: int, dim: int) -> Any:
                     adam_row(width, (w, m, v, g, fresh1, fresh2, step_size, eps))
                 if signal != 0:
                     steps = np.int64(load_u16(signal, row)) & 255
-                    steps = counted(steps, _mix(row, salt) if steps >= 128 else np.uint64(0))
+                    steps = counted(steps, mix(row, salt) if steps >= 128 else np.uint64(0))
                     if adam:
                         code = moments_code(width, (m, v, load_f32(corrections, steps)))
                     else:

@@ -51,11 +51,20 @@ def _masked(builder: Any, name: str, result: Any, arguments: Sequence[Any], vect
     return builder.call(function, arguments)
 
 
+def _sum_of_lanes(b: Any, vector: Any) -> Any:
+    """Halves added until one is left: four additions deep instead of fifteen."""
+    while vector.type.count > 1:
+        half = vector.type.count // 2
+        low, high = (ir.Constant(ir.VectorType(_I32, half), list(range(at, at + half))) for at in (0, half))
+        vector = b.fadd(b.shuffle_vector(vector, vector, low), b.shuffle_vector(vector, vector, high))
+    return b.extract_element(vector, _I32(0))
+
+
 def _row_operation(pointers: int, scalars: int, body: Body, *, reduce: bool = False) -> Any:
     """A Numba intrinsic ``(width, (pointers…, scalars…))``: ``body`` applied along rows of ``width`` elements.
 
-    With ``reduce`` the last vector that ``body`` returns is summed over the row in float64, first in lanes, then lane
-    by lane, and the sum returned.
+    With ``reduce`` the last vector that ``body`` returns is summed over the row in float64, first in lanes, then
+    halves of lanes, and the sum returned.
     """
 
     def typer(_context: Any, width: Any, arguments: Any) -> Any:
@@ -105,11 +114,7 @@ def _row_operation(pointers: int, scalars: int, body: Body, *, reduce: bool = Fa
                         _masked(builder, "store", ir.VoidType(), [value, to, _I32(size), mask], kind)
             if not reduce:
                 return _I64(0)
-            vector = builder.load(sums)
-            total = builder.extract_element(vector, _I32(0))
-            for lane in range(1, LANES):
-                total = builder.fadd(total, builder.extract_element(vector, _I32(lane)))
-            return total
+            return _sum_of_lanes(builder, builder.load(sums))
 
         # One tuple of addresses (int64) and numbers (float32): intrinsics have a fixed number of arguments.
         tuple_type = types.Tuple([types.int64] * pointers + [types.float32] * scalars)

@@ -17,6 +17,7 @@ _INLINED = (
     "signal.py",
     "signal_ops.py",
     "types.py",
+    "cpu_lookups.py",
     "cpu_pool.py",
     "cpu_update.py",
 )
