@@ -176,8 +176,9 @@ class EmbeddingCollection(nn.Module):
                 )
             self.tables.add(config.name, _Weight(weight, config.name))
         self.table_of = {name: cast(_Weight, self.tables[name]).table for name in self.tables}
-        self._one_hot_keys = tuple(self.tables.keys_by_name[name] for name in self.one_hot_names)
-        self._multi_hot_keys = tuple(self.tables.keys_by_name[name] for name in self.multi_hot_names)
+        # nn.Module's own attribute look-up costs more than the lookup of a row.
+        self._one_hot_weights = [self.tables[name]._parameters for name in self.one_hot_names]
+        self._multi_hot_weights = [self.tables[name]._parameters for name in self.multi_hot_names]
         self.one_hot = Site([self.table_of[name] for name in self.one_hot_names])
         self.bags = Site([self.table_of[name] for name in self.multi_hot_names])
 
@@ -197,21 +198,22 @@ class EmbeddingCollection(nn.Module):
                 f"got ids of shape {tuple(ids.shape)} and {len(bags)} bags for "
                 f"{len(self.one_hot_names)} one-hot and {len(self.multi_hot_names)} multi-hot tables"
             )
-        if any(bag.offsets.shape[0] != ids.shape[0] + 1 for bag in bags):
+        if bags and any(bag.offsets.shape[0] != ids.shape[0] + 1 for bag in bags):
             raise ConfigError(
                 f"{ids.shape[0]} samples, but bags with {[bag.offsets.shape[0] for bag in bags]} offsets",
                 remedy="give every bag one more offset than there are samples",
             )
         parts: list[Tensor] = []
         if self.one_hot_names:
-            parts.append(look_up(self.one_hot, self._weights(self._one_hot_keys), ids, out_dtype=self.out_dtype))
+            weights = [parameters["weight"] for parameters in self._one_hot_weights]
+            parts.append(look_up(self.one_hot, weights, ids, out_dtype=self.out_dtype))
         if bags:
             parts.append(self._pooled(bags))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _pooled(self, bags: Sequence[BagLike]) -> Tensor:
         mean = self.pooling == "mean"
-        weights = self._weights(self._multi_hot_keys)
+        weights = [parameters["weight"] for parameters in self._multi_hot_weights]
         if len(bags) == 1:
             values, offsets = bags[0].values, bags[0].offsets
         else:
@@ -222,10 +224,6 @@ class EmbeddingCollection(nn.Module):
             joined = [bag.offsets[:-1] + start for bag, start in zip(bags, starts, strict=False)]
             offsets = torch.cat([*joined, bags[0].offsets.new_full((1,), starts[-1])])
         return look_up(self.bags, weights, values, offsets, mean=mean, out_dtype=self.out_dtype)
-
-    def _weights(self, keys: Sequence[str]) -> list[nn.Parameter]:
-        modules = self.tables._modules  # nn.Module's own attribute look-up costs more than the lookup of a row
-        return [cast(Any, modules[key])._parameters["weight"] for key in keys]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         result = super()._apply(fn, recurse)

@@ -110,14 +110,14 @@ class Table:
             grad.add_block(block, features)
             return
         gradient = self._spare
-        if (
-            gradient is None
-            or sys.getrefcount(gradient) > _UNSHARED
-            or gradient.dtype != weight.dtype
-            or gradient.device != weight.device
-            or gradient.size(0) != weight.size(0)
-        ):
-            gradient = self._spare = RowGradient(self)
+        if gradient is not None and sys.getrefcount(gradient) <= _UNSHARED:
+            gradient.start(block, features, grad)
+            try:
+                weight.grad = gradient
+                return
+            except RuntimeError:
+                pass  # the weight has become one of another size, type or device: it needs another gradient
+        gradient = self._spare = RowGradient(self)
         gradient.start(block, features, grad)
         weight.grad = gradient
 
@@ -174,8 +174,9 @@ class Site:
         for table, features in self._readers:
             if table.weight.requires_grad:
                 table.receive(block, features)
-            for listener in table.listeners:
-                listener(table, _ids_of(lookups, features))
+            if table.listeners:
+                for listener in table.listeners:
+                    listener(table, _ids_of(lookups, features))
 
     def __getstate__(self) -> dict[str, Any]:
         """The tables: copies and loaded models get handles of their own."""

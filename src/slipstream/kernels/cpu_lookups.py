@@ -40,6 +40,7 @@ TABLE, BLOCK = len(TABLE_FIELDS), len(BLOCK_FIELDS)
 
 @numba.njit(inline="always")
 def mix(row: int, salt: int) -> int:
+    """The hash of :mod:`slipstream.kernels.hashing`, uint64."""
     x = np.uint64(row) * np.uint64(KEY_FACTOR) + np.uint64(salt)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX_1)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX_2)

@@ -18,20 +18,22 @@ from numba import carray, types
 from torch import Tensor
 
 from slipstream.kernels import parallel
-from slipstream.kernels.intrinsics import fetch_add, load_f32, store_f32
+from slipstream.kernels.intrinsics import fetch_add, load_f32, load_u16, store_f32, store_u16
 from slipstream.kernels.row_ops import copy_row
 from slipstream.kernels.sources import digest
 
 BLOCK = 32
 """Samples that a thread takes at a time."""
+DTYPES = (torch.float32, torch.bfloat16)
+"""Types of elements that there are kernels for."""
 
 ARGUMENTS = np.dtype(
     [
         ("counter", "i8"),  # address of the int64 that hands out blocks of samples
         ("batch_size", "i8"),
         ("count", "i8"),  # V
-        ("square", "i8"),  # address of float32 [B, V, V]
-        ("pairs", "i8"),  # address of float32 [B, V (V - 1) / 2]
+        ("square", "i8"),  # address of [B, V, V]
+        ("pairs", "i8"),  # address of [B, V (V - 1) / 2]
         ("stride", "i8"),  # of pairs from sample to sample, in elements
     ],
     align=True,
@@ -39,9 +41,19 @@ ARGUMENTS = np.dtype(
 _RECORD = numba.from_dtype(ARGUMENTS)
 
 
+@numba.njit(inline="always")
+def _copy_halves(count: int, to: int, source: int) -> None:
+    """``count`` elements of two bytes."""
+    copy_row(count // 2, (to, source))
+    if count % 2:
+        store_u16(to, count - 1, load_u16(source, count - 1))
+
+
 @cache
-def _worker(pack: bool) -> Any:
+def _worker(pack: bool, size: int) -> Any:
+    """The worker for elements of ``size`` bytes, 4 or 2."""
     source_digest = digest()
+    whole = size == 4
 
     def worker(pointer: Any) -> None:
         _ = source_digest  # part of the cache's key
@@ -59,25 +71,34 @@ def _worker(pack: bool) -> Any:
             if first >= batch_size:
                 break
             for b in range(first, min(first + BLOCK, batch_size)):
-                matrix = square + b * count * count * 4
-                packed = pairs + b * stride * 4
+                matrix = square + b * count * count * size
+                packed = pairs + b * stride * size
                 if not pack:
                     for i in range(count):
-                        store_f32(matrix, i * count + i, np.float32(0.0))
+                        if whole:
+                            store_f32(matrix, i * count + i, np.float32(0.0))
+                        else:
+                            store_u16(matrix, i * count + i, np.uint16(0))
                 for i in range(1, count):
-                    if pack:
-                        copy_row(i, (packed, matrix + i * count * 4))
+                    row = matrix + i * count * size
+                    to, source = (packed, row) if pack else (row, packed)
+                    if whole:
+                        copy_row(i, (to, source))
                     else:
-                        copy_row(i, (matrix + i * count * 4, packed))
+                        _copy_halves(i, to, source)
+                    if not pack:
                         for j in range(i):
-                            store_f32(matrix, j * count + i, load_f32(packed, j))
-                    packed += i * 4
+                            if whole:
+                                store_f32(matrix, j * count + i, load_f32(packed, j))
+                            else:
+                                store_u16(matrix, j * count + i, load_u16(packed, j))
+                    packed += i * size
 
     return numba.cfunc(types.void(types.CPointer(_RECORD)), cache=True, error_model="numpy")(worker)
 
 
 def pack_pairs(square: Tensor) -> Tensor:
-    """See :func:`slipstream.kernels.reference.pack_pairs`; float32."""
+    """See :func:`slipstream.kernels.reference.pack_pairs`; of a type of :data:`DTYPES`."""
     square = square.contiguous()
     batch, count, _ = square.shape
     pairs = square.new_empty(batch, count * (count - 1) // 2)
@@ -86,7 +107,7 @@ def pack_pairs(square: Tensor) -> Tensor:
 
 
 def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
-    """See :func:`slipstream.kernels.reference.unpack_pairs`; float32."""
+    """See :func:`slipstream.kernels.reference.unpack_pairs`; of a type of :data:`DTYPES`."""
     if pairs.stride(1) != 1:
         pairs = pairs.contiguous()
     square = pairs.new_empty(pairs.shape[0], count, count)
@@ -102,4 +123,5 @@ def _run(pack: bool, square: Tensor, pairs: Tensor) -> None:
     record["counter"] = counter.ctypes.data
     record["batch_size"], record["count"] = square.shape[0], square.shape[1]
     record["square"], record["pairs"], record["stride"] = square.data_ptr(), pairs.data_ptr(), pairs.stride(0)
-    parallel.run(_worker(pack).address, arguments, torch.get_num_threads() if square.shape[0] > 4 * BLOCK else 1)
+    worker = _worker(pack, square.element_size())
+    parallel.run(worker.address, arguments, torch.get_num_threads() if square.shape[0] > 4 * BLOCK else 1)

@@ -79,18 +79,20 @@ def pool_worker(dim: int) -> Any:
             last = min(first + BLOCK, batch_size)
             if offsets == 0:
                 for b in range(first, last):
+                    ahead = b + AHEAD < batch_size
                     for f in range(num_features):
-                        if b + AHEAD < batch_size:
-                            soon = _load_id(ids, wide, (b + AHEAD) * sample_stride + f * feature_stride)
-                            if 0 <= soon < load_i64(features, f * 4 + 1):
-                                address = load_i64(features, f * 4) + soon * row_bytes
-                                for line in range(0, row_bytes, 64):
-                                    prefetch_read(address + line)
-                        row = _load_id(ids, wide, b * sample_stride + f * feature_stride)
-                        if row < 0 or row >= load_i64(features, f * 4 + 1):
+                        weight, rows = load_i64(features, f * 4), load_i64(features, f * 4 + 1)
+                        at = b * sample_stride + f * feature_stride
+                        if ahead:
+                            # An id outside the table may be asked for: prefetching never faults.
+                            soon = weight + _load_id(ids, wide, at + AHEAD * sample_stride) * row_bytes
+                            for line in range(0, row_bytes, 64):
+                                prefetch_read(soon + line)
+                        row = _load_id(ids, wide, at)
+                        if row < 0 or row >= rows:
                             carray(pointer, 1)[0].bad = 1 + b * num_features + f
                             continue
-                        source = load_i64(features, f * 4) + row * row_bytes
+                        source = weight + row * row_bytes
                         out = (b * num_features + f) * width
                         if out_bf16:
                             copy_row_bf16(width, (destination + out * 2, source, np.float32(1.0)))

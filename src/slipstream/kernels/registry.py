@@ -30,6 +30,7 @@ __all__ = [
     "backend_name",
     "count",
     "count_marked",
+    "has_pairs",
     "hash_lookups",
     "hash_uniform",
     "pack_pairs",
@@ -79,14 +80,41 @@ def count(counts: Tensor, ids: Tensor, amount: float) -> None:
     _backend(counts).count(counts, ids, amount)
 
 
-def pack_pairs(square: Tensor) -> Tensor:
-    """Lower triangles of float32 matrices on the CPU. See :func:`slipstream.kernels.reference.pack_pairs`."""
+def has_pairs(tensor: Tensor) -> bool:
+    """Whether :func:`pack_pairs` and :func:`unpack_pairs` take it: float32 or bfloat16 on the CPU."""
+    return tensor.device.type == "cpu" and tensor.dtype in cpu_pairs.DTYPES
+
+
+@torch.library.custom_op("slipstream::pack_pairs", mutates_args=())
+def _pack_pairs(square: Tensor) -> Tensor:
     return cpu_pairs.pack_pairs(square)
 
 
-def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
-    """Symmetric float32 matrices on the CPU. See :func:`slipstream.kernels.reference.unpack_pairs`."""
+@_pack_pairs.register_fake
+def _(square: Tensor) -> Tensor:
+    count = square.shape[1]
+    return square.new_empty((square.shape[0], count * (count - 1) // 2))
+
+
+@torch.library.custom_op("slipstream::unpack_pairs", mutates_args=())
+def _unpack_pairs(pairs: Tensor, count: int) -> Tensor:
     return cpu_pairs.unpack_pairs(pairs, count)
+
+
+@_unpack_pairs.register_fake
+def _(pairs: Tensor, count: int) -> Tensor:
+    return pairs.new_empty((pairs.shape[0], count, count))
+
+
+def pack_pairs(square: Tensor) -> Tensor:
+    """Lower triangles of matrices. See :func:`has_pairs`, :func:`slipstream.kernels.reference.pack_pairs`."""
+    # The operator is for compiled graphs: its dispatch costs more than a small batch.
+    return _pack_pairs(square) if torch.compiler.is_compiling() else cpu_pairs.pack_pairs(square)
+
+
+def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
+    """Symmetric matrices. See :func:`has_pairs`, :func:`slipstream.kernels.reference.unpack_pairs`."""
+    return _unpack_pairs(pairs, count) if torch.compiler.is_compiling() else cpu_pairs.unpack_pairs(pairs, count)
 
 
 def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:

@@ -51,13 +51,13 @@ def _masked(builder: Any, name: str, result: Any, arguments: Sequence[Any], vect
     return builder.call(function, arguments)
 
 
-def _sum_of_lanes(b: Any, vector: Any) -> Any:
-    """Halves added until one is left: four additions deep instead of fifteen."""
-    while vector.type.count > 1:
+def _fold(b: Any, vector: Any, lanes: int) -> Any:
+    """The vector of ``lanes`` elements whose element i sums every ``lanes``-th element from the i-th on."""
+    while vector.type.count > lanes:
         half = vector.type.count // 2
         low, high = (ir.Constant(ir.VectorType(_I32, half), list(range(at, at + half))) for at in (0, half))
         vector = b.fadd(b.shuffle_vector(vector, vector, low), b.shuffle_vector(vector, vector, high))
-    return b.extract_element(vector, _I32(0))
+    return vector
 
 
 def _row_operation(pointers: int, scalars: int, body: Body, *, reduce: bool = False) -> Any:
@@ -114,7 +114,7 @@ def _row_operation(pointers: int, scalars: int, body: Body, *, reduce: bool = Fa
                         _masked(builder, "store", ir.VoidType(), [value, to, _I32(size), mask], kind)
             if not reduce:
                 return _I64(0)
-            return _sum_of_lanes(builder, builder.load(sums))
+            return builder.extract_element(_fold(builder, builder.load(sums), 1), _I32(0))
 
         # One tuple of addresses (int64) and numbers (float32): intrinsics have a fixed number of arguments.
         tuple_type = types.Tuple([types.int64] * pointers + [types.float32] * scalars)

@@ -23,6 +23,7 @@ from slipstream.kernels.row_ops import (
     _VECTOR,
     LANES,
     _at,
+    _fold,
     _masked,
     _splat,
 )
@@ -77,15 +78,6 @@ def _encode(b: Any, value: Any) -> Any:
     code = b.select(b.icmp_signed("<", code, _I32(0)), _I32(0), code)
     code = b.select(b.icmp_signed(">", code, _I32(CODES - 1)), _I32(CODES - 1), code)
     return b.zext(code, _I64)
-
-
-def _fold(b: Any, vector: Any, lanes: int) -> Any:
-    """The vector of ``lanes`` elements whose element i sums every ``lanes``-th element from the i-th on."""
-    while vector.type.count > lanes:
-        half = vector.type.count // 2
-        low, high = (ir.Constant(ir.VectorType(_I32, half), list(range(at, at + half))) for at in (0, half))
-        vector = b.fadd(b.shuffle_vector(vector, vector, low), b.shuffle_vector(vector, vector, high))
-    return vector
 
 
 def _sum(b: Any, vector: Any) -> Any:

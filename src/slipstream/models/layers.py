@@ -39,11 +39,6 @@ def head(inputs: int, hidden: Sequence[int]) -> MLP:
     return mlp([inputs, *hidden, 1], last_relu=False)
 
 
-def _has_kernel(tensor: Tensor) -> bool:
-    """Whether our kernels take it; torch.compile makes good code of torch's own operators."""
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 class _Dots(torch.autograd.Function):
     """Dot products of all pairs of vectors, with one ``bmm`` each way.
 
@@ -56,14 +51,17 @@ class _Dots(torch.autograd.Function):
     def forward(ctx: Any, vectors: Tensor, pairs: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(vectors, places)
         products = torch.bmm(vectors, vectors.transpose(1, 2))
-        return registry.pack_pairs(products) if _has_kernel(products) else products.flatten(1).index_select(1, pairs)
+        if registry.has_pairs(products):
+            return registry.pack_pairs(products)
+        return products.flatten(1).index_select(1, pairs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         vectors, places = ctx.saved_tensors
         batch, count, _ = vectors.shape
-        if _has_kernel(gradients[0]):
-            return torch.bmm(registry.unpack_pairs(gradients[0], count), vectors), None, None
+        if registry.has_pairs(gradients[0]):
+            square = registry.unpack_pairs(gradients[0], count)
+            return torch.bmm(square.to(vectors.dtype), vectors), None, None
         # The column of zeros is what the diagonal reads: a vector's product with itself is no feature.
         padded = torch.cat([gradients[0], gradients[0].new_zeros(batch, 1)], dim=1)
         symmetric = padded.index_select(1, places).view(batch, count, count)

@@ -12,7 +12,7 @@ from slipstream.embedding.row_gradient import RowGradient
 from slipstream.errors import SlipstreamError
 from slipstream.kernels import registry
 from slipstream.kernels.types import Rule, TableState, UpdateSettings
-from slipstream.optim.row_step import joined
+from slipstream.optim.plan import joined
 
 
 def clip_grad_norm_(

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar, Literal, cast
 
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 
 from slipstream.embedding.memory import zeros_like_table
 from slipstream.embedding.row_gradient import RowGradient
-from slipstream.embedding.table import Table
 from slipstream.errors import ConfigError, UnsupportedOption
 from slipstream.kernels import registry
 from slipstream.kernels.parallel import SlowPathWarning
-from slipstream.kernels.types import RowGradients, TableSet, TableState, UpdateSettings
+from slipstream.kernels.types import TableSet, TableState, UpdateSettings
+from slipstream.optim.plan import Part, joined
 
 Untouched = Literal["lazy", "dense"]
 """What happens to rows that a step does not touch.
@@ -103,8 +102,9 @@ class RowStep(torch.optim.Optimizer):
                     _refuse(self, group)
                     work.append((group, rows))
                 group["params"] = dense
-            with torch.no_grad():
-                self._dense_step()
+            if any(group["params"] for group in self.param_groups):
+                with torch.no_grad():
+                    self._dense_step()
         finally:
             for group, params in zip(self.param_groups, everything, strict=True):
                 group["params"] = params
@@ -116,17 +116,27 @@ class RowStep(torch.optim.Optimizer):
                     self._row_step(group, rows)
         return loss
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """See torch; with ``set_to_none`` without the label for its profiler, which costs more than the work."""
+        if not set_to_none:
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
     def _sorted_out(
         self, group: Group, densified: list[tuple[nn.Parameter, RowGradient]]
     ) -> tuple[list[nn.Parameter], list[RowGradient]]:
         """The parameters that torch's optimizer steps, and the row gradients that a kernel takes."""
         dense: list[nn.Parameter] = []
         rows: list[RowGradient] = []
+        lazy = group["untouched"] == "lazy"
         for parameter in group["params"]:
             grad = parameter.grad
             if type(grad) is not RowGradient:
                 dense.append(parameter)
-            elif group["untouched"] == "lazy" and grad.dense is None:
+            elif lazy and grad.dense is None:
                 rows.append(grad)
             else:
                 densified.append((parameter, grad))
@@ -168,12 +178,14 @@ class RowStep(torch.optim.Optimizer):
     def _update(tables: TableSet, gradients: list[RowGradient], settings: UpdateSettings) -> None:
         counts = registry.row_update(tables, joined(gradients), settings)
         for gradient, lookups, skipped in zip(gradients, counts.lookups, counts.skipped, strict=True):
-            gradient.table.lookups += lookups
-            gradient.table.skipped += skipped
+            table = gradient.table
+            table.lookups += lookups
+            if skipped:
+                table.skipped += skipped
 
-    def _plan(self, group: Group, gradients: list[RowGradient]) -> list[_Part]:
+    def _plan(self, group: Group, gradients: list[RowGradient]) -> list[Part]:
         """The group's tables, prepared for the kernel: made once, and again when other tables have gradients."""
-        plans: dict[Any, list[_Part]] = self.__dict__.setdefault("_plans", {})
+        plans: dict[Any, list[Part]] = self.__dict__.setdefault("_plans", {})
         options = (self._row_state_of(group), group["on_skip"], self.gate_seed)
         key = (options, *[id(gradient.table) for gradient in gradients])
         plan = plans.get(key)
@@ -196,7 +208,7 @@ class RowStep(torch.optim.Optimizer):
             plans[key] = plan
         return plan
 
-    def _part(self, positions: list[int], gradients: list[RowGradient]) -> _Part:
+    def _part(self, positions: list[int], gradients: list[RowGradient]) -> Part:
         owners = [gradients[i].table for i in positions]
         states = [self.state[table.weight] for table in owners]
         order = {id(p): i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
@@ -206,7 +218,7 @@ class RowStep(torch.optim.Optimizer):
             # Else equal ids of all tables would draw alike.
             seed = (self.gate_seed << 20) + order.get(id(table.weight), 0)
             tables.append(TableState(table.weight, first, second, table.gate, state.get("last_step"), seed=seed))
-        return _Part(positions, owners, tables, states, [])
+        return Part(positions, owners, tables, states, [])
 
     def _new_state(self, weight: Tensor, group: Group, state: dict[str, Any]) -> None:
         state.setdefault("step", 0)  # a number: a tensor for each table would cost more than the kernel
@@ -236,36 +248,6 @@ class RowStep(torch.optim.Optimizer):
                 self.state[parameter]["last_step"] = saved[position]["last_step"].to(parameter.device, copy=True)
 
 
-@dataclass(slots=True)
-class _Part:
-    """Tables of one row size and device, ready for the kernel."""
-
-    positions: list[int]
-    owners: list[Table]
-    tables: TableSet
-    optimizer_states: list[dict[str, Any]]
-    addresses: list[int]
-
-    def refresh(self, gradients: list[RowGradient], unscale: float) -> None:
-        """Take over what may have changed since the last step: gates, moved weights, scales."""
-        addresses = [table.weight.data_ptr() for table in self.owners]
-        if addresses != self.addresses:
-            self.addresses = addresses
-            self.tables.prepared = None
-            for table, state in zip(self.owners, self.tables, strict=True):
-                state.weight = table.weight
-        for position, table, state in zip(self.positions, self.owners, self.tables, strict=True):
-            state.scale = gradients[position].scale * unscale
-            if state.gate is not table.gate:
-                state.gate = table.gate
-                self.tables.prepared = None
-            if table.signal is not state.signal or table.trail is not state.trail:
-                if table.signal is not None and state.second is None:  # no moments to measure
-                    table.open_trail()
-                state.signal, state.trail = table.signal, table.trail
-                self.tables.prepared = None
-
-
 def _refuse(optimizer: RowStep, group: Group) -> None:
     for name in ("amsgrad", "maximize", "nesterov", "dampening", "differentiable", "capturable"):
         if group.get(name):
@@ -291,23 +273,4 @@ def _dense(gradient: RowGradient) -> Tensor:
     return gradient.to_dense()
 
 
-def joined(gradients: Sequence[RowGradient]) -> list[RowGradients]:
-    """The backward passes of several tables, each once, with the position of every feature's table."""
-    merged: dict[int, tuple[RowGradients, list[int]]] = {}
-    for position, gradient in enumerate(gradients):
-        for block, features in gradient.blocks:
-            # The object is the identity of a backward pass: blocks are copied when their scale differs.
-            entry = merged.get(id(block))
-            if entry is None:
-                if block.version not in (-1, block.lookups.version()):
-                    raise UnsupportedOption(
-                        f"the ids looked up in table {gradient.table.name!r} were changed in place since backward",
-                        remedy="give each forward pass ids of its own (ids.clone()): the step still reads them",
-                    )
-                entry = merged[id(block)] = (block, [-1] * block.lookups.num_features)
-            for feature in features:
-                entry[1][feature] = position
-    return [RowGradients(block.lookups, block.grad, tuple(positions)) for block, positions in merged.values()]
-
-
-__all__ = ["OnSkip", "RowStep", "Untouched", "joined"]
+__all__ = ["OnSkip", "RowStep", "Untouched"]

@@ -1,0 +1,63 @@
+"""What an optimizer hands to the kernel: its tables, kept prepared from step to step, and their row gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slipstream.embedding.row_gradient import RowGradient
+from slipstream.embedding.table import Table
+from slipstream.errors import UnsupportedOption
+from slipstream.kernels.types import RowGradients, TableSet
+
+
+@dataclass(slots=True)
+class Part:
+    """Tables of one row size and device, ready for the kernel."""
+
+    positions: list[int]
+    owners: list[Table]
+    tables: TableSet
+    optimizer_states: list[dict[str, Any]]
+    addresses: list[int]
+
+    def refresh(self, gradients: list[RowGradient], unscale: float) -> None:
+        """Take over what may have changed since the last step: gates, moved weights, scales."""
+        addresses = [table.weight.data_ptr() for table in self.owners]
+        if addresses != self.addresses:
+            self.addresses = addresses
+            self.tables.prepared = None
+            for table, state in zip(self.owners, self.tables, strict=True):
+                state.weight = table.weight
+        for position, table, state in zip(self.positions, self.owners, self.tables, strict=True):
+            state.scale = gradients[position].scale * unscale
+            if state.gate is not table.gate:
+                state.gate = table.gate
+                self.tables.prepared = None
+            if table.signal is not state.signal or table.trail is not state.trail:
+                if table.signal is not None and state.second is None:  # no moments to measure
+                    table.open_trail()
+                state.signal, state.trail = table.signal, table.trail
+                self.tables.prepared = None
+
+
+def joined(gradients: Sequence[RowGradient]) -> list[RowGradients]:
+    """The backward passes of several tables, each once, with the position of every feature's table."""
+    merged: dict[int, tuple[RowGradients, list[int]]] = {}
+    last, entry = None, None
+    for position, gradient in enumerate(gradients):
+        for block, features in gradient.blocks:
+            # The object is the identity of a backward pass: blocks are copied when their scale differs.
+            if block is not last:
+                last, entry = block, merged.get(id(block))
+            if entry is None:
+                if block.version not in (-1, block.lookups.version()):
+                    raise UnsupportedOption(
+                        f"the ids looked up in table {gradient.table.name!r} were changed in place since backward",
+                        remedy="give each forward pass ids of its own (ids.clone()): the step still reads them",
+                    )
+                entry = merged[id(block)] = (block, [-1] * block.lookups.num_features)
+            for feature in features:
+                entry[1][feature] = position
+    return [RowGradients(block.lookups, block.grad, tuple(positions)) for block, positions in merged.values()]
