@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from slipstream.errors import ConfigError
+from slipstream.kernels.inputs import select_bags
 
 
 class Bag(NamedTuple):
@@ -31,12 +32,7 @@ class Bag(NamedTuple):
 
     def select(self, rows: Tensor) -> Bag:
         """The bags of the samples ``rows`` (int64 ``[K]``), in that order."""
-        first = self.offsets.index_select(0, rows)
-        lengths = self.offsets.index_select(0, rows + 1) - first
-        offsets = torch.zeros(rows.numel() + 1, dtype=torch.int64)
-        torch.cumsum(lengths, 0, out=offsets[1:])
-        source = torch.repeat_interleave(first - offsets[:-1], lengths) + torch.arange(int(offsets[-1]))
-        return Bag(self.values.index_select(0, source), offsets)
+        return Bag(*select_bags(self.values, self.offsets, rows))
 
     def narrow(self, start: int, stop: int) -> Bag:
         """The bags of the samples ``start`` to ``stop``; ``values`` is a view."""

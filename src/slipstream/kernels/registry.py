@@ -20,9 +20,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from slipstream.kernels import classify, cpu, cpu_pairs, reference
+from slipstream.kernels import classify, cpu, cpu_pairs, hashing, inputs, reference
 from slipstream.kernels import scout as scout_kernel
-from slipstream.kernels.hashing import hash_uniform
 from slipstream.kernels.parallel import SlowPathWarning, threading_layer
 from slipstream.kernels.types import Lookups, RowGradients, TableState, UpdateCounts, UpdateSettings
 
@@ -78,6 +77,12 @@ def row_update(
 def count(counts: Tensor, ids: Tensor, amount: float) -> None:
     """Add ``amount`` to ``counts[id]`` for each id. See :func:`slipstream.kernels.reference.count`."""
     _backend(counts).count(counts, ids, amount)
+
+
+def hash_uniform(keys: Tensor, seed: int, step: int = 0) -> Tensor:
+    """A number in [0, 1) for each key. See :func:`slipstream.kernels.hashing.hash_uniform`."""
+    in_kernel = keys.device.type == "cpu" and keys.dtype in (torch.int32, torch.int64)
+    return (inputs if in_kernel else hashing).hash_uniform(keys, seed, step)
 
 
 def has_pairs(tensor: Tensor) -> bool:

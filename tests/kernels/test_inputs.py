@@ -1,0 +1,47 @@
+"""Draws and bags of inputs: the compiled code against plain PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slipstream.kernels import hashing, inputs, registry
+
+
+@settings(deadline=None)  # the first example compiles
+@given(
+    keys=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=40),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    step=st.integers(0, 2**40),
+)
+def test_draws_are_those_of_the_reference(keys: list[int], dtype: torch.dtype, seed: int, step: int) -> None:
+    tensor = torch.tensor(keys, dtype=dtype)
+    assert torch.equal(registry.hash_uniform(tensor, seed, step), hashing.hash_uniform(tensor, seed, step))
+    every_second = torch.stack([tensor, tensor], dim=1)[:, 0]
+    assert torch.equal(registry.hash_uniform(every_second, seed, step), hashing.hash_uniform(tensor, seed, step))
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=20),
+    picks=st.lists(st.integers(0, 19), max_size=30),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+)
+def test_bags_of_any_inputs_in_any_order(lengths: list[int], picks: list[int], dtype: torch.dtype) -> None:
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    values = torch.arange(100, 100 + int(starts[-1]), dtype=dtype)
+    rows = torch.tensor([pick % len(lengths) for pick in picks], dtype=torch.int64)
+    out, offsets = inputs.select_bags(values, starts, rows)
+    parts = [values[starts[row] : starts[row + 1]] for row in rows.tolist()]
+    assert out.dtype == dtype
+    assert out.tolist() == [int(value) for part in parts for value in part]
+    assert offsets.tolist() == [0, *torch.tensor([len(part) for part in parts], dtype=torch.int64).cumsum(0).tolist()]
+
+
+@pytest.mark.parametrize(("offsets", "row"), [([0, 2], 1), ([0, 2], -1), ([0, 9], 0), ([2, 1], 0), ([-1, 2], 0)])
+def test_bags_outside_are_refused(offsets: list[int], row: int) -> None:
+    with pytest.raises(IndexError, match="bags"):
+        inputs.select_bags(torch.arange(3), torch.tensor(offsets), torch.tensor([row]))
