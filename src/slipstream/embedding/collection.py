@@ -176,7 +176,8 @@ class EmbeddingCollection(nn.Module):
                 )
             self.tables.add(config.name, _Weight(weight, config.name))
         self.table_of = {name: cast(_Weight, self.tables[name]).table for name in self.tables}
-        # nn.Module's own attribute look-up costs more than the lookup of a row.
+        # The dictionaries: functional_call and others put parameters straight into them, and nn.Module's own attribute
+        # look-up costs more than the lookup of a row.
         self._one_hot_weights = [self.tables[name]._parameters for name in self.one_hot_names]
         self._multi_hot_weights = [self.tables[name]._parameters for name in self.multi_hot_names]
         self.one_hot = Site([self.table_of[name] for name in self.one_hot_names])
