@@ -4,6 +4,7 @@ On batches of a hundred inputs torch's operators cost more to call than to run.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportArgumentType=false
 from __future__ import annotations
 
 from typing import Any

@@ -10,6 +10,8 @@ A GPU back end (``cuda``) will be named in :func:`_backend`. The lookups are ``t
 compiled graph, and is a plain function.
 """
 
+# torch's decorators of operators are typed in part only.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 import warnings
