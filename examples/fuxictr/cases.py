@@ -21,10 +21,10 @@ METRIC = "AUC"
 LR = 1e-3
 
 
-def run(name: str, data: Clicks, test: Clicks, folder: Path, untouched: str | None, policy: Any) -> Outcome:
+def run(name: str, data: Clicks, test: Clicks | None, folder: Path, untouched: str | None, policy: Any) -> Outcome:
     """One epoch; ``untouched`` None: FuxiCTR's own way; ``policy`` None: its own ``fit``."""
     fields = _feature_map(data, folder)
-    loaders = [_loader(fields, part, folder / kind) for kind, part in (("train", data), ("test", test))]
+    loader = _loader(fields, data, folder / "train")
     torch.manual_seed(0)
     model = MODELS[name](
         fields,
@@ -43,14 +43,16 @@ def run(name: str, data: Clicks, test: Clicks, folder: Path, untouched: str | No
     if untouched is not None:
         accelerate(model, LR, untouched)
     if policy is not None:
-        report = train(model, loaders[0], policy)
+        report = train(model, loader, policy)
     else:
         # Its fit would also score and save after each epoch; the time of a training is compared.
         model._max_gradient_norm, model._eval_steps, model._total_steps = 10.0, sys.maxsize, 0
         model._stop_training = False
-        model.train_epoch(loaders[0])
+        model.train_epoch(loader)
     seconds = time.perf_counter() - began
-    return Outcome(model.evaluate(loaders[1])["AUC"], seconds, report)
+    if test is None:
+        return Outcome(float("nan"), seconds, report)
+    return Outcome(model.evaluate(_loader(fields, test, folder / "test"))["AUC"], seconds, report)
 
 
 def _feature_map(data: Clicks, folder: Path) -> FeatureMap:
