@@ -141,6 +141,16 @@ def _converted(module: nn.Module, by_weight: dict[int, Table], names: dict[int, 
     return new
 
 
+def original_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class that a converted module had before; None for every other module."""
+    for plain, ours in _REPLACEMENT.items():
+        if type(module) is ours:
+            return plain
+        if isinstance(module, ours) and type(module).__bases__[0] is ours:
+            return type(module).__bases__[1]
+    return None
+
+
 def tables(model: nn.Module) -> dict[str, Table]:
     """The tables of a model by parameter name; a tied one under its first name."""
     found: dict[int, Table] = {}
