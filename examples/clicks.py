@@ -61,7 +61,12 @@ def wide(rows: int, samples: int) -> Clicks:
 
 
 def _clicks(
-    user: npt.NDArray, movie: npt.NDArray, weekday: npt.NDArray, year: npt.NDArray, label: npt.NDArray, rows: dict[str, int]
+    user: npt.NDArray,
+    movie: npt.NDArray,
+    weekday: npt.NDArray,
+    year: npt.NDArray,
+    label: npt.NDArray,
+    rows: dict[str, int],
 ) -> Clicks:
     history = np.zeros((len(user), HISTORY), dtype=np.int64)
     recent: dict[int, list[int]] = {}

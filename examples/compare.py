@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from examples.clicks import movietweetings, wide
 
 LIBRARIES = ("fuxictr", "deepctr_torch", "recbole", "torchrec")

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from deepctr_torch.inputs import DenseFeat, SparseFeat, VarLenSparseFeat, get_feature_names
 from deepctr_torch.models import DIN, DeepFM
-
 from examples.clicks import HISTORY, Clicks
 from examples.compare import Outcome
 from examples.deepctr_torch.recipe import accelerate, train

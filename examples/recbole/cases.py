@@ -12,13 +12,12 @@ for _name, _now in {"float_": np.float64, "complex_": np.complex128, "unicode_":
     if not hasattr(np, _name):  # RecBole 1.2.1 asks for aliases that NumPy 2 took away
         setattr(np, _name, _now)
 
-from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
-from recbole.utils import get_model, get_trainer, init_seed
-
 from examples.clicks import Clicks
 from examples.compare import Outcome
 from examples.recbole.recipe import accelerate, train
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_seed
 
 MODELS = {
     "BPR": {"embedding_size": 16},

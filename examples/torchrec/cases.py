@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from examples.clicks import Clicks
+from examples.compare import Outcome
+from examples.torchrec.recipe import accelerate, features, train
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.models.deepfm import SimpleDeepFMNN
 from torchrec.models.dlrm import DLRM
-
-from examples.clicks import Clicks
-from examples.compare import Outcome
-from examples.torchrec.recipe import accelerate, features, train
 
 METRIC = "AUC"
 LR = 1e-3
