@@ -1,7 +1,7 @@
 """What the comparison needs of DeepCTR-Torch: its models trained its way or with the recipe.
 
-Its L2 penalty on whole tables (1e-5 by default) is off in both: with it every step passes over every table, whatever the
-optimizer.
+Its L2 penalty on whole tables (1e-5 by default) is off in both: with it every step passes over every table, whatever
+the optimizer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """DeepFM, DCNv2 and DLRM from FuxiCTR's layers.
 
-FuxiCTR keeps its models in its repository, not in the package on PyPI. These assemble the package's layers as published,
-so that the comparison needs nothing but the package; its own classes are used in the same way.
+FuxiCTR keeps its models in its repository, not in the package on PyPI. These assemble the package's layers as
+published, so that the comparison needs nothing but the package; its own classes are used in the same way.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class DeepFM(_Model):
         self._finish(settings)
 
     def forward(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """Probabilities, as ``y_pred`` [B, 1]."""
         features = self.get_inputs(inputs)
         rows = self.embedding_layer(features)
         return {"y_pred": self.output_activation(self.fm(features, rows) + self.mlp(rows.flatten(start_dim=1)))}
@@ -58,6 +59,7 @@ class DCNv2(_Model):
         self._finish(settings)
 
     def forward(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """Probabilities, as ``y_pred`` [B, 1]."""
         rows = self.embedding_layer(self.get_inputs(inputs), flatten_emb=True)
         return {"y_pred": self.output_activation(self.last(torch.cat([self.cross(rows), self.deep(rows)], dim=1)))}
 
@@ -76,6 +78,7 @@ class DLRM(_Model):
         self._finish(settings)
 
     def forward(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """Probabilities, as ``y_pred`` [B, 1]."""
         features = self.get_inputs(inputs)
         dense = self.bottom(torch.stack([features[name] for name in self.dense], dim=1).float())
         rows = torch.cat([self.embedding_layer(features), dense.unsqueeze(1)], dim=1)

@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 
-for _name, _now in {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}.items():
-    if not hasattr(np, _name):  # RecBole 1.2.1 asks for aliases that NumPy 2 took away
-        setattr(np, _name, _now)
-
+import examples.recbole.numpy_names  # noqa: F401  # isort: skip
 from examples.clicks import Clicks
 from examples.compare import Outcome
 from examples.recbole.recipe import accelerate, train

@@ -31,7 +31,7 @@ class Exchanged(NamedTuple):
 
 
 def data_parallel(model: nn.Module, **kwargs: object) -> DistributedDataParallel:
-    """``DistributedDataParallel`` over the dense part; tables start as those of rank 0 and are left to :func:`exchange`.
+    """``DistributedDataParallel`` over the dense part; tables start as rank 0's and are left to :func:`exchange`.
 
     Args:
         model: A converted model, the same on all ranks; on the CPU or on this rank's device.
@@ -76,7 +76,7 @@ def check_policy(policy: Policy) -> None:
     """Refuses policies whose gates would differ between ranks.
 
     Raises:
-        ConfigError: The policy sets gates by what it sees of the lookups, or by the model's losses; a rank sees its own.
+        ConfigError: The policy decides by the lookups or by the model's losses; a rank sees only its own.
     """
     listens = type(policy).observe_lookups is not Policy.observe_lookups
     if listens or policy.wants_losses:

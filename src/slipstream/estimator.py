@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class _Wide(nn.Module):
         self.embeddings = EmbeddingCollection(tables) if tables else None
         sizes = [len(rows) * dim + numbers, *hidden]
         layers: list[nn.Module] = []
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.deep = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
         self.linear = nn.Linear(sizes[0], 1)
@@ -50,12 +51,12 @@ class _Wide(nn.Module):
 class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
     """A binary classifier: embeddings of categorical columns, numbers standardised, an MLP and a linear part.
 
-    Takes what scikit-learn's classifiers take, and works in its pipelines, searches and cross-validation. For logs that do
-    not fit in memory there is :func:`slipstream.training.train`.
+    Takes what scikit-learn's classifiers take, and works in its pipelines, searches and cross-validation. For logs that
+    do not fit in memory there is :func:`slipstream.training.train`.
 
     Args:
-        categorical_features: Positions of the columns that hold categories (whole numbers of any range). A category that
-            ``fit`` did not see gets a row of its own.
+        categorical_features: Positions of the columns that hold categories (any numbers). What ``fit`` did not see has
+            a row of its own.
         embedding_dim: Elements of a row.
         hidden: Units of the hidden layers.
         policy: Name of a policy that skips inputs or row updates, its settings as a dictionary with ``name``, or None.
@@ -188,7 +189,8 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: Any) -> np.ndarray[Any, Any]:
         """Logits of the second class, float64 [N]."""
         check_is_fitted(self, "model_")
-        inputs = self._inputs(validate_data(self, X, dtype=np.float64, reset=False))
+        checked: Any = validate_data(self, X, dtype=np.float64, reset=False)
+        inputs = self._inputs(checked)
         pieces = zip(inputs.dense.split(_PREDICT), inputs.ids.split(_PREDICT), strict=True)
         with torch.no_grad():
             logits = [self.model_(Inputs(dense, ids)) for dense, ids in pieces]

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import save_model
@@ -55,7 +55,7 @@ def _plain(module: nn.Module) -> nn.Module:
         plain = PlainEmbeddingCollection(
             [config._replace(num_embeddings=1) for config in module.configs],
             multi_hot=module.multi_hot_names,
-            pooling=module.pooling,
+            pooling=cast(Literal["sum", "mean"], module.pooling),
         )
         plain.configs = module.configs
         for name in module.table_of:
@@ -111,7 +111,7 @@ def to_onnx(model: nn.Module, inputs: Sequence[Any], path: str | Path, *, dynami
         NotInstalled: ``onnxscript`` is missing.
     """
     try:
-        import onnxscript  # noqa: F401
+        import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise NotInstalled("the ONNX export", "slipstream-rec[onnx]") from error
     with atomic_file(path) as partial, warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Patterns of other libraries' models that convert and our optimizers must live with; each test names where one was met.
+"""Patterns of other libraries' models that convert and our optimizers must live with; each says where it was met.
 
 The libraries themselves run under ``make interop``.
 """
@@ -111,11 +111,11 @@ def test_a_penalty_on_whole_tables_held_by_the_model_in_a_list() -> None:
 
 @pytest.mark.parametrize("untouched", ["lazy", "dense"])
 def test_the_penalty_before_or_after_the_loss_is_one_gradient(untouched: Any) -> None:
+    ids = torch.tensor([1, 5, 5])
+    terms = [lambda m: m.weight.norm(2) ** 2, lambda m: m(ids).square().sum()]
     for first in (True, False):
         plain, ours = twins(lambda: nn.Embedding(ROWS, DIM))
-        ids = torch.tensor([1, 5, 5])
         for model in (plain, ours):
-            terms = [lambda m: m.weight.norm(2) ** 2, lambda m: m(ids).square().sum()]
             for term in terms if first else terms[::-1]:
                 term(model).backward()
         torch.testing.assert_close(ours.weight.grad.to_dense(), plain.weight.grad)

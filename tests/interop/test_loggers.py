@@ -42,9 +42,7 @@ def test_tensorboard_has_steps_and_results(data: Path, tmp_path: Path) -> None:
     assert len(events.Scalars("train/loss")) >= 3 and events.Scalars("result/auc")[0].step == 1350
 
 
-def test_mlflow_has_a_finished_run_with_its_settings(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_has_a_finished_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

@@ -150,10 +150,8 @@ def _bag(column: pa.Array, name: str, first: int) -> Bag:
     if column.null_count:
         row = first + int(pc.index(column.is_null(), True).as_py())
         raise DataError("a list is missing", line=row + 1, column=name, remedy="use an empty list")
-    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-    offsets = np.zeros(len(column) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return Bag(torch.from_numpy(_ids(column.flatten(), name, first)), torch.from_numpy(offsets))
+    offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64)  # of a slice: they begin where it does
+    return Bag(torch.from_numpy(_ids(column.flatten(), name, first)), torch.from_numpy(offsets - offsets[0]))
 
 
 def _seconds(column: pa.Array, name: str, first: int) -> Tensor:

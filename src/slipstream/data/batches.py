@@ -95,10 +95,9 @@ class Batches:
         batch_size: int = 2048,
         drop_last: bool = False,
     ) -> ArrowBatches:
-        """Batches of anything with ``__arrow_c_stream__``: Arrow tables and readers, Polars frames, DuckDB relations,
-        pandas frames, and Hugging Face datasets. Input of a Skipper; nothing is copied to disk.
+        """Batches of anything with ``__arrow_c_stream__``, as input of a Skipper; nothing is copied to disk.
 
-        Samples are numbered from 0 in the order of the source. Values must be row ids already.
+        Arrow tables and readers, Polars and pandas frames, DuckDB relations, and Hugging Face datasets. Samples are numbered from 0 in the order of the source. Values must be row ids already.
 
         Args:
             source: Where the samples come from; tables can be iterated again, readers once.

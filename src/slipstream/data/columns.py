@@ -15,18 +15,18 @@ from slipstream.errors import ConfigError
 class Columns:
     """Makes a :class:`Batch` of what another library's loader yields: the Skipper's ``to_batch``.
 
-    The loader's own tensors travel along as ``batch.carried``, so the library's model gets its inputs as it knows them::
+    The loader's own tensors travel along as ``batch.carried``, so the library's model gets the inputs that it knows::
 
         skipper = Skipper(model, Random(0.5), batch_size=1024, to_batch=Columns(ids=["user", "item"], label="clicked"))
         for batch in skipper(loader):
             loss = train_step(batch.carried)
 
-    A batch is a mapping of names to tensors ``[B, ...]``, an object with such a mapping as ``interaction`` (RecBole's), or
-    a tuple or list of tensors, whose names are ``"0"``, ``"1"``, …
+    A batch is a mapping of names to tensors ``[B, ...]``, an object with such a mapping as ``interaction`` (RecBole's),
+    or a tuple or list of tensors, whose names are ``"0"``, ``"1"``, …
 
     Args:
-        ids: Names of the columns that hold row ids, ``[B]`` or ``[B, n]``, in the order of the model's tables if the
-            policy tells tables apart by their column (``slipstream`` and ``psse``'s kin do not need it). Any dtype.
+        ids: Names of the columns that hold row ids, ``[B]`` or ``[B, n]``, in the order of the model's tables where the
+            policy tells tables apart by their column (``slipstream`` does). Any dtype.
         label: Name of the column of labels, ``[B]`` or ``[B, 1]``; None: all 1, as in logs of positives.
         dense: Names of columns of numbers.
         index: Name of a column of sample numbers. None: numbered as they pass, which is enough unless a training is to

@@ -47,7 +47,7 @@ def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
 
 
 def _empty(ours: type[Any], theirs: type[Any]) -> Any:
-    kind = joined_class(ours, theirs)
+    kind: Any = joined_class(ours, theirs)
     return kind.__new__(kind)
 
 

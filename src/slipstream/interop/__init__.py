@@ -1,4 +1,4 @@
-"""Slipstream in the company of other libraries. Each part imports the library that it is for, and only when it is used."""
+"""Slipstream in the company of other libraries; each part imports its library when it is used."""
 
 from slipstream.interop.weighted import weighted
 
