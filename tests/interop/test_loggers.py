@@ -44,10 +44,10 @@ def test_tensorboard_has_steps_and_results(data: Path, tmp_path: Path) -> None:
 
 def test_mlflow_has_a_finished_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     train(data, tmp_path / "run", "mlflow")
-    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "run" / "mlflow" / "mlruns").as_uri())
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'run' / 'mlflow' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("slipstream")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED" and run.data.params["model.name"] == "dlrm"

@@ -77,7 +77,7 @@ class Batch:
     time: Tensor | None = None
     """int64 ``[B]``, unix seconds, or None when the data has no time."""
     carried: dict[str, Tensor] | None = None
-    """Tensors ``[B, ...]`` by name that travel with their samples, for models that take other things than ``inputs``."""
+    """Tensors ``[B, ...]`` by name that travel with the samples, for models that take other things than ``inputs``."""
 
     def __len__(self) -> int:
         return self.labels.numel()

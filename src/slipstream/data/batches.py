@@ -97,7 +97,8 @@ class Batches:
     ) -> ArrowBatches:
         """Batches of anything with ``__arrow_c_stream__``, as input of a Skipper; nothing is copied to disk.
 
-        Arrow tables and readers, Polars and pandas frames, DuckDB relations, and Hugging Face datasets. Samples are numbered from 0 in the order of the source. Values must be row ids already.
+        Arrow tables and readers, Polars and pandas frames, DuckDB relations, and Hugging Face datasets. Samples
+        are numbered from 0 in the order of the source. Values must be row ids already.
 
         Args:
             source: Where the samples come from; tables can be iterated again, readers once.

@@ -45,8 +45,8 @@ class SkipperCallback(Callback):
         trainer = Trainer(callbacks=[SkipperCallback(skipper)])
         trainer.fit(module, SkippedLoader(skipper, loader))
 
-    ``training_step`` multiplies the loss of each sample by ``batch.weights``. For a policy that wants losses (``guard``)
-    it returns ``{"loss": loss, "losses": losses}``, the losses of the samples, not weighted, ``[B]``.
+    ``training_step`` multiplies the loss of each sample by ``batch.weights``. For a policy that wants losses
+    (``guard``) it returns ``{"loss": loss, "losses": losses}``, those of the samples, not weighted, ``[B]``.
 
     A checkpoint holds the state after the last epoch that ended: Lightning fetches batches ahead of the step, so in the
     middle of an epoch the skipper is further than the model.

@@ -88,7 +88,7 @@ class TensorBoard(_Logger):
 
 
 class MLflow(_Logger):
-    """A run in MLflow, in a database beside the run's files unless ``MLFLOW_TRACKING_URI`` says otherwise.
+    """A run in MLflow, in a database of its own (SQLite) unless ``MLFLOW_TRACKING_URI`` says otherwise.
 
     Args:
         folder: Where ``mlflow.db`` goes.
@@ -101,13 +101,15 @@ class MLflow(_Logger):
     def __init__(self, folder: str | Path, experiment: str = "slipstream") -> None:
         super().__init__()
         self._mlflow: Any = _package("mlflow", "mlflow")
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            _package("sqlalchemy", "mlflow")
         self.folder, self.experiment = Path(folder), experiment
         self._client: Any = None
         self._run = ""
 
     def _start(self, config: TrainConfig) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or (self.folder / "mlruns").resolve().as_uri()
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(self.folder / 'mlflow.db').resolve()}"
         # The client, not mlflow.start_run: a run of the caller's own stays as it is.
         self._client = self._mlflow.MlflowClient(tracking_uri=uri)
         found = self._client.get_experiment_by_name(self.experiment)
