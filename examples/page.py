@@ -28,7 +28,7 @@ def _code(recipe: Path) -> str:
 
 def _table() -> str:
     head = (
-        "| library | model | metric | its own | nothing skipped | lazy | random half | s, its own | s, ours | speed-up |"
+        "| library | model | metric | its own | nothing skipped | lazy | random half | its own, s | ours, s | faster |"
         "\n|---|---|---|---:|---:|---:|---:|---:|---:|---:|\n"
     )
     lines = [_line(row) for name in _NAMES for row in _rows(RECORDS / f"interop_{name}.json")]
