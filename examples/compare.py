@@ -16,6 +16,7 @@ import logging
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -43,15 +44,14 @@ class Outcome:
     """The Skipper's, if there was one."""
 
 
-def compare(library: str, *, timed_samples: int = 51_200, turns: int = 3) -> list[dict[str, Any]]:
-    """A row for each model of a library."""
+def compare(library: str, *, timed_samples: int = 51_200, turns: int = 3) -> Iterator[dict[str, Any]]:
+    """A row for each model of a library, as soon as it is there."""
     from slipstream.policies import NoSkipping, Random
 
     cases = import_module(f"examples.{library}.cases")
     clicks = movietweetings()
     train, test = clicks.part(0, 80_000), clicks.part(80_000, len(clicks))
     timed = wide(ROWS, timed_samples)
-    rows: list[dict[str, Any]] = []
     for name in cases.MODELS:
         with tempfile.TemporaryDirectory() as folder:
 
@@ -69,25 +69,21 @@ def compare(library: str, *, timed_samples: int = 51_200, turns: int = 3) -> lis
                 times["ours"].append(run(timed, None, "lazy").seconds)
                 times["half"].append(run(timed, None, "lazy", Random(0.5)).seconds)
         best = {kind: min(values) for kind, values in times.items()}
-        rows.append(
-            {
-                "library": library,
-                "model": name,
-                "metric": cases.METRIC,
-                "own": own.metric,
-                "none_dense": none.metric,
-                "difference": abs(none.metric - own.metric),
-                "lazy": lazy.metric,
-                "random_half": half.metric,
-                "share_of_inputs": half.report.share_of_inputs_trained,
-                "seconds_own": best["own"],
-                "seconds_ours": best["ours"],
-                "seconds_random_half": best["half"],
-                "speedup": best["own"] / best["ours"],
-            }
-        )
-        print(_line(rows[-1]), flush=True)
-    return rows
+        yield {
+            "library": library,
+            "model": name,
+            "metric": cases.METRIC,
+            "own": own.metric,
+            "none_dense": none.metric,
+            "difference": abs(none.metric - own.metric),
+            "lazy": lazy.metric,
+            "random_half": half.metric,
+            "share_of_inputs": half.report.share_of_inputs_trained,
+            "seconds_own": best["own"],
+            "seconds_ours": best["ours"],
+            "seconds_random_half": best["half"],
+            "speedup": best["own"] / best["ours"],
+        }
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -104,9 +100,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("library", choices=LIBRARIES)
     parser.add_argument("--json", type=Path, help="write a record of the figures")
+    parser.add_argument("--turns", type=int, default=3, help="trainings of each kind, of which the best is taken")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    rows = compare(arguments.library)
+    rows: list[dict[str, Any]] = []
+    for row in compare(arguments.library, turns=arguments.turns):
+        print(_line(row), flush=True)
+        rows.append(row)
     if arguments.json is not None:
         from slipstream.report.record import Record
 
@@ -119,7 +119,7 @@ def main() -> int:
                 "batch_size": 1024,
                 "dim": 16,
                 "optimizer": "Adam, theirs dense, ours lazy",
-                "seconds": "best of 3 trainings of 50 batches, loading included",
+                "seconds": f"best of {arguments.turns} trainings of 50 batches, loading included",
             },
             ratios={row["model"]: round(row["speedup"], 2) for row in rows},
             quality={f"{row['metric']} {row['model']} {kind}": round(row[kind], 5) for row in rows for kind in _KINDS},
