@@ -119,7 +119,7 @@ def main() -> int:
                 "batch_size": 1024,
                 "dim": 16,
                 "optimizer": "Adam, theirs dense, ours lazy",
-                "seconds": f"best of {arguments.turns} trainings of 50 batches, loading included",
+                "seconds": f"best of {arguments.turns} trainings on 51,200 clicks (RecBole: less its holdout)",
             },
             ratios={row["model"]: round(row["speedup"], 2) for row in rows},
             quality={f"{row['metric']} {row['model']} {kind}": round(row[kind], 5) for row in rows for kind in _KINDS},
