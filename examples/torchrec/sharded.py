@@ -19,7 +19,7 @@ from torch.nn import functional
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.types import ShardingEnv
 from torchrec.models.dlrm import DLRM
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -43,7 +43,10 @@ def build(rows: dict[str, int]) -> Any:
     model = DLRM(collection, 1, [64, 16], [64, 32, 1])
     apply_optimizer_in_backward(torch.optim.Adagrad, collection.parameters(), {"lr": 0.02})
     sharders: Any = [EmbeddingBagCollectionSharder()]
-    planner = EmbeddingShardingPlanner(topology=Topology(world_size=dist.get_world_size(), compute_device="cpu"))
+    # Sharded, not replicated, however small the tables are.
+    constraints = {name: ParameterConstraints(sharding_types=["table_wise", "row_wise"]) for name in rows}
+    topology = Topology(world_size=dist.get_world_size(), compute_device="cpu")
+    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
     plan = planner.collective_plan(model, sharders, dist.GroupMember.WORLD)
     env = ShardingEnv.from_process_group(dist.GroupMember.WORLD)
     return DistributedModelParallel(model, env=env, plan=plan, sharders=sharders, device=torch.device("cpu"))
@@ -64,7 +67,13 @@ def train(data: Clicks, budget: float) -> dict[str, Any]:
         optimizer.zero_grad()
         distributed.mean_loss(losses * own.weights, batch).backward()
         optimizer.step()
-    return {"loss": float(losses.mean()), "steps": skipper.steps, "order": torch.cat(order)}
+    plan = next(iter(model.plan.plan.values()))
+    return {
+        "sharding": [sharding.sharding_type for sharding in plan.values()],
+        "loss": float(losses.mean()),
+        "steps": skipper.steps,
+        "order": torch.cat(order),
+    }
 
 
 if __name__ == "__main__":
@@ -72,6 +81,9 @@ if __name__ == "__main__":
     for share in (1.0, 0.5):
         outcome = train(movietweetings().part(0, 20_000), share)
         same = distributed.same_everywhere({"order": outcome["order"]}) == []
+        if not same:
+            raise SystemExit("the ranks decided differently")
         if dist.get_rank() == 0:
-            print(f"budget {share}: {outcome['steps']} steps, last loss {outcome['loss']:.3f}, ranks agree: {same}")
+            print(f"tables: {sorted(set(outcome['sharding']))}")
+            print(f"budget {share}: {outcome['steps']} steps, last loss {outcome['loss']:.3f}, the ranks decided alike")
     dist.destroy_process_group()
