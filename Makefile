@@ -11,7 +11,10 @@ RECORD_globo := globo_prequential
 # Extra flags of `slipstream bench`, for example: make bench-step BENCH_FLAGS=--quick
 BENCH_FLAGS ?=
 
-.PHONY: help env env-bench demo test lint format types results clean bench-frontier $(addprefix bench-,$(BENCHES))
+INTEROP := .venv-interop
+LIBRARIES := fuxictr deepctr_torch recbole torchrec
+
+.PHONY: help env env-bench interop demo test lint format types results clean bench-frontier $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
@@ -19,6 +22,7 @@ help:
 	@echo "make test     all tests          make lint / make types / make format"
 	@echo "make bench-X  X one of: $(BENCHES); the record goes to benchmarks/results/"
 	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
+	@echo "make interop  train models of $(LIBRARIES) with and without us"
 	@echo "make results  rewrite README's tables from benchmarks/results/"
 
 env: $(STAMP)
@@ -36,6 +40,26 @@ env-bench: $(PEERS)
 $(PEERS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt fbgemm-gpu-cpu pyre-extensions tensordict torchmetrics tqdm
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchrec
+	@touch $@
+
+# Other libraries' models, in an environment of their own. What requirements.txt marks comes without its dependencies:
+# RecBole and TorchRec pin versions that do not exist beside this torch.
+interop: $(INTEROP)/.installed
+	for library in $(LIBRARIES); do \
+	  $(INTEROP)/bin/python -m examples.compare $$library --json benchmarks/results/interop_$$library.json || exit 1; \
+	done
+	$(INTEROP)/bin/torchrun --nproc-per-node 2 -m examples.torchrec.sharded
+	$(INTEROP)/bin/python -m examples.page
+
+$(INTEROP)/.installed: pyproject.toml constraints.txt $(LIBRARIES:%=examples/%/requirements.txt)
+	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	for library in $(LIBRARIES); do \
+	  grep -v -- '# --no-deps' examples/$$library/requirements.txt > $(INTEROP)/with-deps.txt; \
+	  grep -- '# --no-deps' examples/$$library/requirements.txt > $(INTEROP)/without-deps.txt; \
+	  $(INTEROP)/bin/python -m pip install --quiet --constraint constraints.txt -r $(INTEROP)/with-deps.txt || exit 1; \
+	  $(INTEROP)/bin/python -m pip install --quiet --no-deps -r $(INTEROP)/without-deps.txt || exit 1; \
+	done
 	@touch $@
 
 demo: env

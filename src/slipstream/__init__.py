@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from slipstream._version import __version__
 
 if TYPE_CHECKING:
-    from slipstream import optim, policies
+    from slipstream import distributed, export, interop, optim, policies
     from slipstream.embedding import Embedding, EmbeddingBag, EmbeddingCollection, check, convert
     from slipstream.policies import Skipper
 
@@ -24,6 +24,9 @@ __all__ = [
     "__version__",
     "check",
     "convert",
+    "distributed",
+    "export",
+    "interop",
     "optim",
     "policies",
 ]
@@ -36,7 +39,7 @@ _HOME = {
     "check": "slipstream.embedding",
     "convert": "slipstream.embedding",
 }
-_ROOMS = frozenset({"optim", "policies"})
+_ROOMS = frozenset({"distributed", "export", "interop", "optim", "policies"})
 
 
 def __getattr__(name: str) -> Any:

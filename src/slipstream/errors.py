@@ -66,3 +66,15 @@ class IndexOutOfRange(SlipstreamError, IndexError):
 
 class NotPrepared(DataError):
     """A folder is not a prepared data set, or was made by a newer version."""
+
+
+class NotInstalled(SlipstreamError, ImportError):
+    """An optional package is missing.
+
+    Args:
+        what: What needs it.
+        package: Its name on PyPI, or an extra of ours such as ``slipstream-rec[mlflow]``.
+    """
+
+    def __init__(self, what: str, package: str) -> None:
+        super().__init__(f"{what} needs {package}", remedy=f"pip install '{package}'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,34 @@ BLOCKS = [
 ]
 
 
+OPTIONAL = ("lightning",)
+"""Packages that a page is about and that the tests' environment need not have."""
+
+
 @pytest.mark.parametrize(("page", "block"), BLOCKS)
+@pytest.mark.filterwarnings("ignore")
 def test_code_runs_as_written(page: Path, block: str) -> None:
+    for package in OPTIONAL:
+        if re.search(rf"^import {package}\b", block, flags=re.MULTILINE):
+            pytest.importorskip(package)
     exec(compile(block, page.name, "exec"), {"__name__": page.stem})
+
+
+def test_figures_and_recipes_on_the_page_are_those_of_the_files() -> None:
+    """``python -m examples.page`` writes them."""
+    source = (ROOT / "examples" / "page.py").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "page", "__file__": str(ROOT / "examples" / "page.py")}
+    exec(compile(source, "page.py", "exec"), names)
+    text = names["PAGE"].read_text(encoding="utf-8")
+    assert names["rendered"](text) == text
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "examples").glob("*/recipe.py")), ids=lambda path: path.parent.name)
+def test_recipes_are_short(recipe: Path) -> None:
+    """No function of a recipe has more than 15 lines of code."""
+    tree = ast.parse(recipe.read_text(encoding="utf-8"))
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        assert (function.end_lineno or 0) - function.body[0].lineno <= 15, function.name
 
 
 def test_the_policy_on_the_page_is_short_skips_and_stays_whole() -> None:
@@ -41,5 +67,6 @@ def test_the_policy_on_the_page_is_short_skips_and_stays_whole() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", page.read_text(encoding="utf-8")):
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", prose):
         assert (page.parent / target).exists(), target

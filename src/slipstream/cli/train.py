@@ -47,6 +47,10 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Any setting, such as optimizer.lr=0.01; wins over all; repeatable."),
     ] = None,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(help="Log to tensorboard, mlflow or wandb too, into the run folder; repeatable."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Train a model, with or without skipping, and score it on samples it has not seen."""
@@ -75,7 +79,9 @@ def train(
         from slipstream import systems
 
         settings = systems.configure(system, settings)
-    listeners = [] if quiet else [training.Progress()]
+    listeners: list[training.Listener] = [] if quiet else [training.Progress()]
+    if logger:
+        listeners += _loggers(logger, settings.out)
     result = training.train(settings, listeners=listeners)
     output.facts(
         {
@@ -89,6 +95,21 @@ def train(
             "run": settings.out,
         }
     )
+
+
+def _loggers(names: list[str], out: Path | None) -> list[Any]:
+    """Loggers by name.
+
+    Raises:
+        ConfigError: There is no run folder, or no such logger.
+        NotInstalled: A logger's package is missing.
+    """
+    from slipstream.errors import ConfigError
+    from slipstream.interop.loggers import make_logger
+
+    if out is None:
+        raise ConfigError("--logger writes into the run folder, and there is none", remedy="add --out")
+    return [make_logger(name, out / name) for name in names]
 
 
 def _budget(policy: str | None, budget: str | None) -> dict[str, Any]:

@@ -5,7 +5,8 @@
 
 from slipstream.data.batch import Bag, Batch, Inputs
 from slipstream.data.batches import Batches
+from slipstream.data.columns import Columns
 from slipstream.data.schema import FeatureInfo, MultiHot, Schema
 from slipstream.data.store import Store, StoreWriter
 
-__all__ = ["Bag", "Batch", "Batches", "FeatureInfo", "Inputs", "MultiHot", "Schema", "Store", "StoreWriter"]
+__all__ = ["Bag", "Batch", "Batches", "Columns", "FeatureInfo", "Inputs", "MultiHot", "Schema", "Store", "StoreWriter"]

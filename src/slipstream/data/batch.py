@@ -72,6 +72,8 @@ class Batch:
     """float32 ``[B]``, the weight of each sample's loss; ones unless an input policy set them."""
     time: Tensor | None = None
     """int64 ``[B]``, unix seconds, or None when the data has no time."""
+    carried: dict[str, Tensor] | None = None
+    """Tensors ``[B, ...]`` by name that travel with the samples, for models that take other things than ``inputs``."""
 
     def __len__(self) -> int:
         return self.labels.numel()
@@ -90,6 +92,7 @@ class Batch:
             self.index.index_select(0, rows),
             self.weights.index_select(0, rows),
             None if self.time is None else self.time.index_select(0, rows),
+            None if self.carried is None else {name: c.index_select(0, rows) for name, c in self.carried.items()},
         )
 
     def narrow(self, start: int, stop: int) -> Batch:
@@ -104,6 +107,7 @@ class Batch:
             self.index[start:stop],
             self.weights[start:stop],
             None if self.time is None else self.time[start:stop],
+            None if self.carried is None else {name: column[start:stop] for name, column in self.carried.items()},
         )
 
     def split(self, n: int) -> tuple[Batch, Batch]:
@@ -121,7 +125,7 @@ class Batch:
         """One batch of the samples of all, in order. A single batch is returned as it is.
 
         Raises:
-            ConfigError: There is no batch, or only some of them have a time.
+            ConfigError: There is no batch, only some of them have a time, or they carry different things.
         """
         if not batches:
             raise ConfigError("concat needs at least one batch")
@@ -130,6 +134,9 @@ class Batch:
         times = [batch.time for batch in batches if batch.time is not None]
         if len(times) not in (0, len(batches)):
             raise ConfigError("cannot join batches with and without time")
+        carried = [batch.carried or {} for batch in batches]
+        if any(part.keys() != carried[0].keys() for part in carried):
+            raise ConfigError("cannot join batches that carry different things")
         inputs = [batch.inputs for batch in batches]
         return Batch(
             Inputs(
@@ -141,6 +148,7 @@ class Batch:
             torch.cat([batch.index for batch in batches]),
             torch.cat([batch.weights for batch in batches]),
             torch.cat(times) if times else None,
+            {name: torch.cat([part[name] for part in carried]) for name in carried[0]} or None,
         )
 
 

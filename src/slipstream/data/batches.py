@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from slipstream.data.arrow import ArrowBatches
 from slipstream.data.batch import Batch
 from slipstream.data.shuffle import BlockShuffle
 from slipstream.errors import ConfigError
@@ -81,6 +82,42 @@ class Batches:
         """Whole passes that have been handed out."""
         self.position = 0
         """Samples of this pass that have been handed out."""
+
+    @staticmethod
+    def from_arrow(
+        source: Any,
+        ids: Sequence[str],
+        label: str | None,
+        *,
+        dense: Sequence[str] = (),
+        bags: Sequence[str] = (),
+        time: str | None = None,
+        batch_size: int = 2048,
+        drop_last: bool = False,
+    ) -> ArrowBatches:
+        """Batches of anything with ``__arrow_c_stream__``, as input of a Skipper; nothing is copied to disk.
+
+        Arrow tables and readers, Polars and pandas frames, DuckDB relations, and Hugging Face datasets. Samples
+        are numbered from 0 in the order of the source. Values must be row ids already.
+
+        Args:
+            source: Where the samples come from; tables can be iterated again, readers once.
+            ids: Columns of row ids (integers of 0 to 2^31 − 1), one for each one-hot feature.
+            label: Column of labels; None: all 1.
+            dense: Columns of numbers.
+            bags: Columns of lists of row ids.
+            time: Column of unix seconds, or of timestamps.
+            batch_size: Samples of a batch.
+            drop_last: Leave out the last batch if it is smaller.
+
+        Raises:
+            ConfigError: The source has no stream, or ``batch_size`` is below 1.
+            DataError: While iterating: a column is missing or of a wrong type, a value is missing or no row id; says
+                which, and the row.
+        """
+        return ArrowBatches(
+            source, ids, label, dense=dense, bags=bags, time=time, batch_size=batch_size, drop_last=drop_last
+        )
 
     def __len__(self) -> int:
         """Batches of a whole pass."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -18,6 +19,36 @@ _REPLACEMENT: dict[type[nn.Module], type[Embedding | EmbeddingBag]] = {
 }
 
 _ITSELF = "(the model itself)"
+
+
+def _replacement(module: nn.Module) -> type[Embedding | EmbeddingBag] | None:
+    """The class that takes the module's place: of ours, or of ours with what the module's own subclass adds."""
+    if isinstance(module, _OneTable):
+        return None
+    for plain, ours in _REPLACEMENT.items():
+        if isinstance(module, plain):
+            kind = type(module)
+            if kind.forward is not plain.forward or module._parameters.get("weight") is None:
+                return None
+            return ours if kind is plain else joined_class(ours, kind)
+    return None
+
+
+@cache
+def joined_class(ours: type[Any], theirs: type[Any]) -> type[Any]:
+    """A class that looks rows up as ``ours`` does and is ``theirs`` otherwise."""
+    return type(theirs.__name__, (ours, theirs), {"__module__": theirs.__module__, "__reduce_ex__": _reduce})
+
+
+def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """For copies and saved models: joined classes have no name by which they could be found."""
+    ours, theirs = type(module).__bases__
+    return _empty, (ours, theirs), module.__dict__
+
+
+def _empty(ours: type[Any], theirs: type[Any]) -> Any:
+    kind: Any = joined_class(ours, theirs)
+    return kind.__new__(kind)
 
 
 class Finding(NamedTuple):
@@ -41,7 +72,7 @@ def check(model: nn.Module) -> list[Finding]:
     """
     findings: list[Finding] = []
     for name, module in model.named_modules():
-        if type(module) in _REPLACEMENT:
+        if _replacement(module) is not None:
             assert isinstance(module, nn.Embedding | nn.EmbeddingBag)
             try:
                 refuse_unsupported(module)
@@ -49,16 +80,20 @@ def check(model: nn.Module) -> list[Finding]:
                 findings.append(Finding(name or _ITSELF, str(error), "error"))
         elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and not isinstance(module, _OneTable):
             kind = f"{type(module).__module__}.{type(module).__qualname__}"
-            findings.append(
-                Finding(name, f"{kind} is a subclass with a forward of its own; it is left as it is", "note")
+            why = (
+                "a subclass with a forward of its own"
+                if module._parameters.get("weight") is not None
+                else "parametrized: its weight is computed, not a parameter"
             )
+            findings.append(Finding(name or _ITSELF, f"{kind} is {why}; it is left as it is", "note"))
     return findings
 
 
 def convert(model: nn.Module, *, strict: bool = True) -> nn.Module:
     """Swap every ``nn.Embedding`` and ``nn.EmbeddingBag`` for ours, in place.
 
-    Exactly these types, not subclasses; in nested containers, under several names and with tied weights too.
+    Subclasses too, unless they have a ``forward`` of their own or a parametrized weight; in nested containers, under
+    several names and with tied weights.
     Parameters stay the same objects with the same ``state_dict`` keys, so an optimizer made before keeps them, though
     only ``slipstream.optim`` can use their gradients.
 
@@ -81,13 +116,13 @@ def convert(model: nn.Module, *, strict: bool = True) -> nn.Module:
     by_weight = {id(table.weight): table for table in tables(model).values()}  # tied weights share one table
     by_module: dict[int, nn.Module] = {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    if type(model) in _REPLACEMENT and id(model) not in refused:
+    if _replacement(model) is not None and id(model) not in refused:
         return _converted(model, by_weight, names)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() leaves out a module's second name
             if child is None:
                 continue
-            if type(child) in _REPLACEMENT and id(child) not in refused:
+            if _replacement(child) is not None and id(child) not in refused:
                 if id(child) not in by_module:
                     by_module[id(child)] = _converted(child, by_weight, names)
                 setattr(parent, name, by_module[id(child)])
@@ -95,13 +130,25 @@ def convert(model: nn.Module, *, strict: bool = True) -> nn.Module:
 
 
 def _converted(module: nn.Module, by_weight: dict[int, Table], names: dict[int, str]) -> nn.Module:
-    new = _REPLACEMENT[type(module)].__new__(_REPLACEMENT[type(module)])
+    kind = _replacement(module)
+    assert kind is not None
+    new = kind.__new__(kind)
     new.__dict__.update(module.__dict__)  # parameters, hooks and settings stay the same objects
     weight = new.weight
     table = by_weight.setdefault(id(weight), Table(weight, names.get(id(weight), "weight")))
     advise_huge_pages(weight.data, collapse=True)
     new._adopt(table)
     return new
+
+
+def original_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class that a converted module had before; None for every other module."""
+    for plain, ours in _REPLACEMENT.items():
+        if type(module) is ours:
+            return plain
+        if isinstance(module, ours) and type(module).__bases__[0] is ours:
+            return type(module).__bases__[1]
+    return None
 
 
 def tables(model: nn.Module) -> dict[str, Table]:

@@ -77,6 +77,28 @@ class RowGradient(Tensor):
         dense = reference.row_gradient_dense(self.for_table(0), 0, self.table.weight.detach(), self.scale)
         return dense if self.dense is None else dense.add_(self.dense)
 
+    def to_rows(self) -> tuple[Tensor, Tensor]:
+        """The distinct rows of the lookups, int64 [U] in ascending order, and their gradients [U, D].
+
+        Not those of uses outside of lookups (``dense``). The sum of a row's contributions is taken in the order of
+        backward, so it is the same for any number of threads.
+        """
+        weight = self.table.weight
+        ids: list[Tensor] = []
+        grads: list[Tensor] = []
+        for block, features in self.blocks:
+            for feature in features:
+                rows, bags, factor = reference.feature_lookups(block.lookups, feature)
+                used = rows != block.lookups.padding_of(feature)
+                ids.append(rows[used])
+                grad = block.grad[:, feature][bags].to(weight.dtype) * factor.unsqueeze(1).to(weight.dtype)
+                grads.append(grad[used])
+        if not ids:
+            return weight.new_empty(0, dtype=torch.int64), weight.new_empty(0, weight.shape[1])
+        distinct, places = torch.unique(torch.cat(ids).to(torch.int64), return_inverse=True)
+        sums = weight.new_zeros(len(distinct), weight.shape[1]).index_add_(0, places, torch.cat(grads))
+        return distinct, sums if self.scale == 1.0 else sums.mul_(self.scale)
+
     def squared_norm(self) -> float:
         """Sum of squares of the gradient, each row's contributions added up first."""
         if self.dense is not None:

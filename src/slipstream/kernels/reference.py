@@ -166,15 +166,22 @@ def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> 
 
 
 def row_gradient_dense(gradients: Sequence[RowGradients], target: int, weight: Tensor, scale: float) -> Tensor:
-    """The gradient of one table as a dense tensor [R, D], as torch would have made it."""
-    dense = torch.zeros_like(weight)
+    """The gradient of one table as a dense tensor [R, D], as torch would have made it.
+
+    To the bit: each lookup summed up by itself, and then the lookups, in the order of backward. Training amplifies
+    rounding where gradients are as small as Adam's eps.
+    """
+    dense: Tensor | None = None
     for block in gradients:
         for feature, table in enumerate(block.tables):
             if table == target:
                 rows, bags, factor = feature_lookups(block.lookups, feature)
                 used = rows != block.lookups.padding_of(feature)
                 grad = block.grad[:, feature][bags].to(weight.dtype) * factor.unsqueeze(1).to(weight.dtype)
-                dense.index_add_(0, rows[used], grad[used])
+                part = torch.zeros_like(weight).index_add_(0, rows[used], grad[used])
+                dense = part if dense is None else dense.add_(part)
+    if dense is None:
+        return torch.zeros_like(weight)
     return dense if scale == 1.0 else dense.mul_(scale)
 
 

@@ -58,6 +58,8 @@ class Packer:
         }
         if batch.time is not None:
             state["time"] = batch.time.clone()
+        if batch.carried is not None:
+            state["carried"] = {name: column.clone() for name, column in batch.carried.items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -75,5 +77,6 @@ class Packer:
                 index=state["index"],
                 weights=state["weights"],
                 time=time,
+                carried=state.get("carried"),
             )
         )

@@ -85,6 +85,8 @@ class Skipper:
         """Batches handed out."""
         self.epoch = 0
         """Epochs finished; each draws anew which inputs are kept."""
+        self.weights: Tensor | None = None
+        """float32 [B], those of the batch handed out last, for losses that are not computed in the loop itself."""
         self._samples = 0
         self._dropped = 0
         self._packer = Packer()
@@ -154,6 +156,7 @@ class Skipper:
         self.policy.update_gates(Progress(self.steps, self._samples, time, share))
         self.steps += 1
         self._samples += len(batch)
+        self.weights = batch.weights
         return batch
 
     def observe(self, batch: Batch, losses: Tensor) -> None:

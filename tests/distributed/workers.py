@@ -1,0 +1,97 @@
+"""What each rank runs; found by name in the processes that the tests start."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+import slipstream as sl
+from slipstream import distributed
+from slipstream.data import Batch, Inputs
+from slipstream.policies import Importance, NoSkipping, Policy, Random
+
+ROWS, SAMPLES, BATCH = 60, 330, 64
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "none": NoSkipping,
+    "random": lambda: Random(0.5),
+    "importance": lambda: Importance(0.5, warmup_samples=100, bits=10),
+    "rows": lambda: Random(0.5, level="rows"),
+}
+
+
+class Model(nn.Module):
+    """Two tables of one row size, one of another, one that is scored as a whole (tied), and a dense part."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.rows = nn.ModuleList([nn.Embedding(ROWS, 4), nn.Embedding(ROWS, 4, padding_idx=0)])
+        self.bag = nn.EmbeddingBag(ROWS, 6, mode="mean")
+        self.top = nn.Linear(14, 1)
+        self.tied = tied
+
+    def forward(self, ids: Tensor) -> Tensor:
+        parts = [self.rows[0](ids[:, 0]), self.rows[1](ids[:, 1]), self.bag(ids)]
+        score = self.top(torch.cat(parts, dim=1)).squeeze(1)
+        return score + (self.rows[0].weight.mean(0) * parts[0]).sum(1) if self.tied else score
+
+
+def batches() -> Iterator[Batch]:
+    random = torch.Generator().manual_seed(5)
+    ids = (torch.rand(SAMPLES, 2, generator=random) ** 3 * ROWS).int()
+    labels = torch.rand(SAMPLES, generator=random).round()
+    whole = Batch(Inputs(torch.empty(SAMPLES, 0), ids), labels, torch.arange(SAMPLES), torch.ones(SAMPLES))
+    for first in range(0, SAMPLES, 50):
+        yield whole.narrow(first, min(first + 50, SAMPLES))
+
+
+def trained(optimizer: str, policy: str, tied: bool, world: int) -> dict[str, Tensor]:
+    """Weights after an epoch; ``world`` 1: one process on the joint batches."""
+    torch.manual_seed(dist.get_rank() if world > 1 and dist.get_rank() else 0)  # rank 0's start is everyone's
+    model: Any = sl.convert(Model(tied))
+    chosen = POLICIES[policy]()
+    distributed.check_policy(chosen)
+    skipper = sl.Skipper(model, chosen, batch_size=BATCH)
+    net = distributed.data_parallel(model) if world > 1 else model
+    step = getattr(sl.optim, optimizer)(model.parameters(), lr=0.1)
+    order = []
+    for batch in skipper(batches()):
+        own = distributed.part(batch) if world > 1 else batch
+        order.append(batch.index)
+        losses = functional.binary_cross_entropy_with_logits(net(own.inputs.ids), own.labels, reduction="none")
+        losses = losses * own.weights
+        step.zero_grad()
+        (distributed.mean_loss(losses, batch) if world > 1 else losses.mean()).backward()
+        if world > 1:
+            distributed.exchange(net)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            step.step()
+    return model.state_dict() | {"order": torch.cat(order)}
+
+
+def train_and_save(rank: int, world: int, folder: str, cases: list[tuple[str, str, bool]]) -> None:
+    """All cases in one start of the processes; each rank saves what it has."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    for case in cases:
+        state = trained(*case, world)
+        assert distributed.same_everywhere(state) == [], "replicas have drifted apart"
+        torch.save(state, Path(folder) / f"{'-'.join(map(str, case))}-{rank}.pt")
+    # What a step sends: a rank's distinct rows, not its tables.
+    big: Any = sl.convert(nn.ModuleDict({"rows": nn.Embedding(100_000, 8)}))
+    big["rows"](torch.arange(10 + rank).repeat(3)).sum().backward()
+    torch.save(distributed.exchange(big)._asdict(), Path(folder) / f"exchanged-{rank}.pt")
+    # A rank without a single lookup takes part all the same.
+    lone: Any = sl.convert(nn.ModuleDict({"rows": nn.Embedding(9, 2)}))
+    if rank == 0:
+        lone["rows"](torch.tensor([3, 3])).sum().backward()
+    distributed.exchange(lone)
+    torch.save(lone["rows"].weight.grad.to_dense(), Path(folder) / f"lone-{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,61 @@
+"""Losses that other libraries compute, with the weights of an input policy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import slipstream as sl
+from slipstream.data import Columns
+from slipstream.errors import ConfigError
+from slipstream.interop import weighted
+from slipstream.policies import NoSkipping, Policy, Random
+
+
+class Halves(Policy):
+    """Keeps even samples always, odd ones with probability 0.5."""
+
+    name = "halves"
+    skips_inputs = True
+
+    def keep_probability(self, batch):  # type: ignore[no-untyped-def]
+        return torch.where(batch.index % 2 == 0, 1.0, 0.5)
+
+
+def one_batch(policy: Policy) -> sl.Skipper:
+    skipper = sl.Skipper(nn.Linear(1, 1), policy, batch_size=30, to_batch=Columns(["0"]))
+    next(iter(skipper([(torch.arange(100),)])))
+    return skipper
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shape", [(30,), (30, 1)])
+def test_functions_and_modules_weigh_each_sample(reduction: str, shape: tuple[int, ...]) -> None:
+    skipper = one_batch(Halves())
+    assert skipper.weights is not None and skipper.weights.unique().numel() == 2
+    logits, labels = torch.randn(shape, requires_grad=True), torch.rand(shape).round()
+    each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").flatten() * skipper.weights
+    expected = {"mean": each.mean(), "sum": each.sum(), "none": each.unsqueeze(1)}[reduction]
+    function = weighted(functional.binary_cross_entropy_with_logits, skipper)
+    module = weighted(nn.BCEWithLogitsLoss(reduction=reduction), skipper)
+    torch.testing.assert_close(function(logits, labels, reduction=reduction), expected)
+    torch.testing.assert_close(module(logits, labels), expected)
+    assert isinstance(module, nn.Module) and not list(module.parameters())
+
+
+def test_outside_of_training_and_without_skipping_it_is_the_loss() -> None:
+    logits, labels = torch.randn(7), torch.rand(7)
+    loss = functional.binary_cross_entropy_with_logits
+    torch.testing.assert_close(weighted(loss, one_batch(Halves()))(logits, labels), loss(logits, labels))
+    logits.requires_grad_()
+    torch.testing.assert_close(weighted(loss, one_batch(NoSkipping()))(logits, labels), loss(logits, labels))
+
+
+def test_what_cannot_be_weighted_is_refused() -> None:
+    skipper = one_batch(Random(0.5))
+    with pytest.raises(ConfigError, match="Linear has no reduction"):
+        weighted(nn.Linear(1, 1), skipper)
+    with pytest.raises(ConfigError, match="7 values for a batch of 30"):
+        weighted(functional.mse_loss, skipper)(torch.randn(7, requires_grad=True), torch.randn(7))

@@ -1,0 +1,90 @@
+"""SlipstreamClassifier: scikit-learn's own checks, and what they do not cover."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OrdinalEncoder
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+from slipstream.errors import ConfigError
+from slipstream.estimator import SlipstreamClassifier
+
+EXPECTED_TO_FAIL = {
+    "check_sample_weight_equivalence_on_dense_data": "a sample of weight 2 is in one step, repeated it is in two",
+}
+
+# Enough steps on the few samples of the checks.
+CHECKS = list(
+    estimator_checks_generator(
+        SlipstreamClassifier(epochs=40, batch_size=16, hidden=(16,), learning_rate=0.01, random_state=0),
+        legacy=True,
+        expected_failed_checks=EXPECTED_TO_FAIL,
+        mark="xfail",
+    )
+)
+
+
+@pytest.mark.parametrize(("estimator", "check"), CHECKS, ids=str)
+def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def clicks(samples: int = 6000) -> tuple[np.ndarray, np.ndarray]:
+    """A user and an item with an effect each (as texts' codes, any whole numbers), and a number."""
+    draw = np.random.default_rng(0)
+    user, item = draw.integers(0, 80, samples), draw.integers(0, 50, samples)
+    number = draw.normal(size=samples)
+    logit = draw.normal(size=80)[user] + draw.normal(size=50)[item] + number
+    return np.stack([user * 1000 - 7, item, number], 1), (logit + draw.logistic(size=samples) > 0)
+
+
+def test_categories_are_learned_and_skipping_is_reported() -> None:
+    X, y = clicks()
+    plain = SlipstreamClassifier([0, 1], epochs=6, batch_size=256, embedding_lr=0.02, random_state=0)
+    full = plain.fit(X[:5000], y[:5000])
+    auc = roc_auc_score(y[5000:], full.predict_proba(X[5000:])[:, 1])
+    blind = clone(plain).set_params(categorical_features=[]).fit(X[:5000], y[:5000])
+    assert auc > 0.8 > roc_auc_score(y[5000:], blind.decision_function(X[5000:]))
+    assert full.report_.share_of_inputs_trained == 1.0
+    half = clone(plain).set_params(policy={"name": "random", "budget": 0.5}).fit(X[:5000], y[:5000])
+    assert half.report_.share_of_inputs_trained == pytest.approx(0.5, abs=0.03)
+    assert half.n_iter_ < 0.6 * full.n_iter_ and roc_auc_score(y[5000:], half.decision_function(X[5000:])) > 0.7
+
+
+def test_one_seed_one_model_and_the_callers_draws_are_left_alone() -> None:
+    import torch
+
+    X, y = clicks(500)
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    first, second = (SlipstreamClassifier([0], random_state=1).fit(X, y).decision_function(X) for _ in range(2))
+    assert np.array_equal(first, second) and torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_category_not_seen_before_has_a_row_of_its_own() -> None:
+    X, y = clicks(500)
+    model = SlipstreamClassifier([0, 1], random_state=1).fit(X, y)
+    strange = X[:2].copy()
+    strange[:, 0] = [5e9, -5e9]
+    assert model._inputs(strange).ids[:, 0].tolist() == [0, 0] and np.isfinite(model.predict_proba(strange)).all()
+
+
+def test_in_a_pipeline_with_texts_and_cross_validation() -> None:
+    X, y = clicks(800)
+    texts = np.array([[f"u{user:.0f}", f"i{item:.0f}"] for user, item, _ in X])
+    encode = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+    scores = cross_val_score(make_pipeline(encode, SlipstreamClassifier([0, 1], random_state=0)), texts, y, cv=2)
+    assert scores.shape == (2,)
+
+
+def test_an_unknown_policy_is_named() -> None:
+    X, y = clicks(100)
+    with pytest.raises(ConfigError, match="'nonsense'"):
+        SlipstreamClassifier(policy="nonsense").fit(X, y)
