@@ -10,7 +10,7 @@ from slipstream.bench.frontier_options import HALF_BATCH
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
 from slipstream.training import TrainConfig, train
-from slipstream.training.config import Decay
+from slipstream.training.config import HOLDOUT, Decay
 
 RATES = (0.5, 1.0, 2.0)
 """Factors on both learning rates."""
@@ -66,7 +66,7 @@ def prefix_of(config: TrainConfig, samples: int) -> TrainConfig:
     """
     if config.mode == "prequential":
         return config.model_copy(update={"max_samples": samples // 3, "score_from": samples // 6, "score_to": None})
-    trained = samples - round(samples * config.holdout)
+    trained = samples - round(samples * (config.holdout or HOLDOUT))
     return config.model_copy(update={"max_samples": trained // 3, "holdout": 0.2})
 
 
