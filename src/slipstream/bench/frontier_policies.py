@@ -25,7 +25,7 @@ def _slipstream(config: TrainConfig, steps: int) -> Settings:
     if config.mode == "prequential":
         every = max(min(1000, steps // 8), 20)
         return {"mode": "periodic", "every": every, "window": every // 10}
-    return {"mode": "once", "snapshot_start": min(1000, steps // 10)}
+    return {"mode": "once", "snapshot_start": min(1000, steps // config.epochs // 10)}
 
 
 SETTINGS: Mapping[str, Callable[[TrainConfig, int], Settings]] = {
@@ -67,12 +67,13 @@ def with_policy(config: TrainConfig, name: str, budget: float, samples: int) -> 
         config: The training without one.
         name: Name of the policy.
         budget: Its budget, if it takes one.
-        samples: Samples of the data that the training passes.
+        samples: Samples of the data that the training passes in an epoch.
 
     Raises:
         ConfigError: The policy does not fit the training, or the budget the policy.
     """
-    settings = SETTINGS[name](config, samples // config.batch_size) if name in SETTINGS else {}
+    steps = samples * config.epochs // config.batch_size
+    settings = SETTINGS[name](config, steps) if name in SETTINGS else {}
     policy = {"name": _name(name), **settings, **({"budget": budget} if has_budget(name) else {})}
     build_policy(policy)
     try:

@@ -43,10 +43,10 @@ class Choice(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A point of the grid and what it reached; None where the training diverged."""
+    """A point of the grid and the AUC, or NDCG, that it reached; None where the training diverged."""
 
     choice: Choice
-    auc: float | None
+    quality: float | None
 
 
 def grid(policy: str, decays: Sequence[Decay], rates: Sequence[float] = RATES) -> list[Choice]:
@@ -91,7 +91,7 @@ def tune(config: TrainConfig, choices: Sequence[Choice], store: Store) -> list[T
     trials: list[Trial] = []
     for choice in choices:
         try:
-            trials.append(Trial(choice, train(choice.apply(config), store=store).auc))
+            trials.append(Trial(choice, train(choice.apply(config), store=store).quality))
         except ConfigError:
             # The settings were validated before: what is left is a loss that is no longer finite.
             trials.append(Trial(choice, None))
@@ -99,12 +99,12 @@ def tune(config: TrainConfig, choices: Sequence[Choice], store: Store) -> list[T
 
 
 def best(trials: Sequence[Trial]) -> Choice:
-    """The choice of the highest AUC.
+    """The choice of the highest AUC, or NDCG.
 
     Raises:
         ConfigError: Every training diverged.
     """
-    reached = [trial for trial in trials if trial.auc is not None]
+    reached = [trial for trial in trials if trial.quality is not None]
     if not reached:
         raise ConfigError("every learning rate that was tried diverged", remedy="lower the learning rates")
-    return max(reached, key=lambda trial: trial.auc or 0.0).choice
+    return max(reached, key=lambda trial: trial.quality or 0.0).choice
