@@ -36,6 +36,16 @@ SETTINGS: Mapping[str, Callable[[TrainConfig, int], Settings]] = {
 """By policy: what differs from its defaults, given the training and its steps without skipping."""
 
 
+VARIANTS: Mapping[str, tuple[str, Settings]] = {
+    HALF_BATCH: ("random", {}),
+    "random tail": ("random", {"protect_tail": 8}),
+    "psse tail": ("psse", {"protect_tail": 8}),
+    "slipstream tail": ("slipstream", {"protect_tail": 8}),
+}
+"""Policies with settings that are compared with the defaults, by the name of their points; ``tail``: rare rows are
+protected."""
+
+
 def chosen(names: Iterable[str]) -> list[str]:
     """The controls, then the policies named; every policy there is (but ``guard``, which sets its own budget) if none.
 
@@ -43,15 +53,16 @@ def chosen(names: Iterable[str]) -> list[str]:
         ConfigError: There is no such policy.
     """
     names = list(names) or [name for name in POLICIES if name != "guard"]
-    unknown = [name for name in names if name not in POLICIES]
+    known = (*POLICIES, *VARIANTS)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"unknown policy {unknown[0]!r}", remedy=f"choose among {', '.join(POLICIES)}")
+        raise ConfigError(f"unknown policy {unknown[0]!r}", remedy=f"choose among {', '.join(known)}")
     return list(dict.fromkeys((*CONTROLS, HALF_BATCH, *names)))
 
 
 def _name(place: str) -> str:
     """The policy's own name."""
-    return "random" if place == HALF_BATCH else place
+    return VARIANTS[place][0] if place in VARIANTS else place
 
 
 def has_budget(name: str) -> bool:
@@ -73,7 +84,8 @@ def with_policy(config: TrainConfig, name: str, budget: float, samples: int) -> 
         ConfigError: The policy does not fit the training, or the budget the policy.
     """
     steps = samples * config.epochs // config.batch_size
-    settings = SETTINGS[name](config, steps) if name in SETTINGS else {}
+    settings = SETTINGS[_name(name)](config, steps) if _name(name) in SETTINGS else {}
+    settings |= VARIANTS[name][1] if name in VARIANTS else {}
     policy = {"name": _name(name), **settings, **({"budget": budget} if has_budget(name) else {})}
     build_policy(policy)
     try:
