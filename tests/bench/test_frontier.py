@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ from slipstream.data.store import Store, StoreWriter
 from slipstream.errors import ConfigError, DataError
 from slipstream.report.record import Record
 from slipstream.training import TrainConfig
+from slipstream.training.run import open_data
 
 MODEL = "model: {name: dlrm, embedding_dim: 4, bottom: [4], top: [8]}\nbatch_size: 64\noptimizer: {lr: 0.05}\n"
 
@@ -146,6 +148,27 @@ def test_the_command_writes_record_and_page(store: Store, tmp_path: Path) -> Non
     again = tmp_path / "again.html"
     done = CliRunner().invoke(app, ["bench", "frontier", "--also", str(record), "--html", str(again)])
     assert done.exit_code == 0 and again.exists()
+
+
+def test_pairs_are_tuned_and_judged_by_ndcg(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    users = np.repeat(np.arange(60), 40)
+    frame = pl.DataFrame({"user": users, "item": (users % 3) * 40 + draw.integers(0, 40, users.size)})
+    frame.unique(maintain_order=True).write_parquet(tmp_path / "ml1m_pairs.parquet")
+    options = FrontierOptions(data="ml1m", folder=tmp_path, policies=("psse", "order"), budgets=(0.5,), seeds=1)
+    config = frontier_data.training_of(options, tmp_path, batch_size=64, epochs=2, threads=1).resolved()
+    measured = frontier.Frontier(config, open_data(config), options, (1.0,))
+    measured.tune()
+    measured.measure()
+    assert measured.left_out == {}
+    assert [point["policy"] for point in measured.points] == ["none", "order", "random", HALF_BATCH, "psse"]
+    for point in measured.points:
+        assert point["auc"] is None and 0.0 < point["ndcg"] < 1.0 and 0.0 < point["coverage"] <= 1.0
+        assert set(point["recall_by_popularity"]) == {"head", "torso", "tail", "new"}
+    record = frontier._record(measured, quick=True)
+    assert "NDCG of full training" in record.quality
+    assert all("ndcg" in trial for trials in record.conditions["tuning"].values() for trial in trials)
+    assert "of each user's pairs" in record.conditions["split"]
 
 
 def test_wrong_data_and_options_are_named(store: Store, tmp_path: Path) -> None:

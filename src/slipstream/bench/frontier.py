@@ -21,7 +21,7 @@ from slipstream.bench.frontier_policies import chosen, has_budget, with_policy
 from slipstream.bench.frontier_tune import BATCHES, RATES, Choice, Trial, best, final_of, grid, prefix_of, tune
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
-from slipstream.report.frontier import TOLERANCE, closest, summary, time_saved
+from slipstream.report.frontier import TOLERANCE, closest, measure, summary, time_saved
 from slipstream.report.record import Record
 from slipstream.training import Result, TrainConfig, train
 from slipstream.training.run import open_data
@@ -125,7 +125,8 @@ def run(options: BenchOptions) -> Record:
 
     Returns:
         ``points``: every training. ``rows``: means by policy and budget. ``ratios``: time that each policy saves at
-        equal quality. ``quality``: AUC of full training and, by policy, the difference closest to it.
+        equal quality. ``quality``: AUC (NDCG for data of pairs) of full training and, by policy, the difference
+        closest to it.
 
     Raises:
         ConfigError: There is no such policy, or full training diverged.
@@ -160,6 +161,10 @@ def _point(place: Place, choice: Choice, config: TrainConfig, result: Result) ->
         "share_of_inputs_trained": result.share_of_inputs_trained,
         "share_of_row_updates_skipped": result.share_of_row_updates_skipped,
         "by_popularity": {name: scores.model_dump(mode="json") for name, scores in result.by_popularity.items()},
+        "new_items": {name: scores.model_dump(mode="json") for name, scores in result.new_items.items()},
+        "coverage": None if result.diversity is None else result.diversity.coverage,
+        "gini": None if result.diversity is None else result.diversity.gini,
+        **_ranked(result),
         "lr": config.optimizer.lr,
         "embedding_lr": config.optimizer.embedding_lr or config.optimizer.lr,
         "batch_size": config.batch_size,
@@ -168,9 +173,23 @@ def _point(place: Place, choice: Choice, config: TrainConfig, result: Result) ->
     }
 
 
+def _ranked(result: Result) -> dict[str, Any]:
+    """Figures of ranked lists, if there are any."""
+    if (ranking := result.ranking) is None:
+        return {}
+    return {
+        "ndcg": ranking.ndcg,
+        "recall": ranking.recall,
+        "k": ranking.k,
+        "users": ranking.users,
+        "recall_by_popularity": ranking.recall_by_popularity,
+    }
+
+
 def _record(frontier: Frontier, *, quick: bool) -> Record:
     config, options, points = frontier.config, frontier.options, frontier.points
-    full = [point["auc"] for point in points if point["policy"] == "none"]
+    by = measure(points)
+    full = [point[by.key] for point in points if point["policy"] == "none"]
     if not full:
         raise ConfigError("full training diverged or does not fit: there is nothing to compare with")
     saved = time_saved(points)
@@ -192,21 +211,23 @@ def _record(frontier: Frontier, *, quick: bool) -> Record:
             "batch size": config.batch_size,
             "rate factors tried": list(frontier.rates) if options.tune else [1.0],
             "batch factors tried": {name: list(factors) for name, factors in BATCHES.items()} if options.tune else {},
+            "split": frontier.store.manifest.provenance.get("split"),
+            "epochs": config.epochs,
             "embedding decays tried": list(options.embedding_decays),
             "tuned on": "first third of the data, one seed, scored apart from the final test" if options.tune else "–",
             "chosen at the end of the grid": at_edge if options.tune else [],
             "tuning": {
-                str(place): [{**trial.choice._asdict(), "auc": trial.auc} for trial in trials]
+                str(place): [{**trial.choice._asdict(), by.key: trial.quality} for trial in trials]
                 for place, trials in frontier.trials.items()
             },
             "left out": frontier.left_out,
-            "equal quality": f"mean AUC at most {TOLERANCE} below full training's",
+            "equal quality": f"mean {by.title} at most {TOLERANCE} below full training's",
             "spread": "sample standard deviation over the seeds, differences seed by seed",
             "not counted": "scoring, and loading of compiled kernels",
         },
         ratios={f"equal quality, {entry.policy} {entry.budget:g}": round(entry.ratio, 4) for entry in saved},
         quality={
-            "AUC of full training": round(sum(full) / len(full), 5),
+            f"{by.title} of full training": round(sum(full) / len(full), 5),
             **{f"closest, {name} {budget:g}": round(gap, 5) for name, (budget, gap) in closest(points).items()},
         },
         rows=summary(points),

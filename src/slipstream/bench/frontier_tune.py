@@ -10,7 +10,7 @@ from slipstream.bench.frontier_options import HALF_BATCH
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
 from slipstream.training import TrainConfig, train
-from slipstream.training.config import Decay
+from slipstream.training.config import HOLDOUT, Decay
 
 RATES = (0.5, 1.0, 2.0)
 """Factors on both learning rates."""
@@ -43,10 +43,10 @@ class Choice(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A point of the grid and what it reached; None where the training diverged."""
+    """A point of the grid and the AUC, or NDCG, that it reached; None where the training diverged."""
 
     choice: Choice
-    auc: float | None
+    quality: float | None
 
 
 def grid(policy: str, decays: Sequence[Decay], rates: Sequence[float] = RATES) -> list[Choice]:
@@ -66,7 +66,7 @@ def prefix_of(config: TrainConfig, samples: int) -> TrainConfig:
     """
     if config.mode == "prequential":
         return config.model_copy(update={"max_samples": samples // 3, "score_from": samples // 6, "score_to": None})
-    trained = samples - round(samples * config.holdout)
+    trained = samples - round(samples * (config.holdout or HOLDOUT))
     return config.model_copy(update={"max_samples": trained // 3, "holdout": 0.2})
 
 
@@ -91,7 +91,7 @@ def tune(config: TrainConfig, choices: Sequence[Choice], store: Store) -> list[T
     trials: list[Trial] = []
     for choice in choices:
         try:
-            trials.append(Trial(choice, train(choice.apply(config), store=store).auc))
+            trials.append(Trial(choice, train(choice.apply(config), store=store).quality))
         except ConfigError:
             # The settings were validated before: what is left is a loss that is no longer finite.
             trials.append(Trial(choice, None))
@@ -99,12 +99,12 @@ def tune(config: TrainConfig, choices: Sequence[Choice], store: Store) -> list[T
 
 
 def best(trials: Sequence[Trial]) -> Choice:
-    """The choice of the highest AUC.
+    """The choice of the highest AUC, or NDCG.
 
     Raises:
         ConfigError: Every training diverged.
     """
-    reached = [trial for trial in trials if trial.auc is not None]
+    reached = [trial for trial in trials if trial.quality is not None]
     if not reached:
         raise ConfigError("every learning rate that was tried diverged", remedy="lower the learning rates")
-    return max(reached, key=lambda trial: trial.auc or 0.0).choice
+    return max(reached, key=lambda trial: trial.quality or 0.0).choice

@@ -63,6 +63,22 @@ def count_up_to(seen: npt.NDArray[np.uint8], ids: npt.NDArray[Any], most: int) -
 
 
 @njit(cache=True, nogil=True)
+def mark_below(
+    seen: npt.NDArray[np.uint8],
+    ids: npt.NDArray[Any],
+    offsets: npt.NDArray[np.int64],
+    limit: int,
+    out: npt.NDArray[np.bool_],
+) -> None:
+    """Sets ``out[b]`` where ``seen`` is below ``limit`` for an id of sample b, ``ids[offsets[b]:offsets[b + 1]]``."""
+    for b in range(out.size):
+        for place in range(offsets[b], offsets[b + 1]):
+            if seen[ids[place]] < limit:
+                out[b] = True
+                break
+
+
+@njit(cache=True, nogil=True)
 def factor_for_sum(scores: npt.NDArray[np.float32], floor: float, total: float) -> float:
     """The factor c for which min(max(c * score, floor), 1) adds up to ``total``: Newton's steps within a bracket.
 
