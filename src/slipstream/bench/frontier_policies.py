@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from slipstream.bench.frontier_options import CONTROLS, HALF_BATCH
+from slipstream.bench.frontier_options import CONTROLS, LABEL_ALONE
 from slipstream.errors import ConfigError
 from slipstream.policies import build_policy
 from slipstream.policies.base import first_problem
@@ -37,7 +37,7 @@ SETTINGS: Mapping[str, Callable[[TrainConfig, int], Settings]] = {
 
 
 VARIANTS: Mapping[str, tuple[str, Settings]] = {
-    HALF_BATCH: ("random", {}),
+    LABEL_ALONE: ("importance", {"score": "label"}),
     "random tail": ("random", {"protect_tail": 8}),
     "psse tail": ("psse", {"protect_tail": 8}),
     "slipstream tail": ("slipstream", {"protect_tail": 8}),
@@ -57,7 +57,8 @@ def chosen(names: Iterable[str]) -> list[str]:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"unknown policy {unknown[0]!r}", remedy=f"choose among {', '.join(known)}")
-    return list(dict.fromkeys((*CONTROLS, HALF_BATCH, *names)))
+    controls = (*CONTROLS, LABEL_ALONE) if "importance" in names else CONTROLS
+    return list(dict.fromkeys((*controls, *names)))
 
 
 def _name(place: str) -> str:

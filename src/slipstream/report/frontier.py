@@ -78,7 +78,7 @@ def against_random(points: Sequence[Point], policy: str, budget: float) -> Sprea
 def against_random_at_equal_time(points: Sequence[Point], policy: str, budget: float) -> Spread | None:
     """AUC (NDCG) above random skipping that takes as long, seed by seed.
 
-    What random skipping (with either batch size) and full training reach in that time: the best of those that take no
+    What random skipping and full training reach in that time: the best of those that take no
     longer, linearly interpolated by seconds towards the next better one.
 
     Returns:
