@@ -3,19 +3,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
 from slipstream.bench import BenchOptions, FrontierOptions, frontier, frontier_data, run
-from slipstream.bench.frontier_options import HALF_BATCH
+from slipstream.bench.frontier_options import LABEL_ALONE
 from slipstream.bench.frontier_policies import chosen, has_budget, with_policy
-from slipstream.bench.frontier_tune import Choice, Trial, best, final_of, grid, prefix_of
+from slipstream.bench.frontier_tune import Choice, Trial, _climb, best, final_of, prefix_of, tune
 from slipstream.cli.app import app
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store, StoreWriter
 from slipstream.errors import ConfigError, DataError
 from slipstream.report.record import Record
 from slipstream.training import TrainConfig
+from slipstream.training.run import open_data
 
 MODEL = "model: {name: dlrm, embedding_dim: 4, bottom: [4], top: [8]}\nbatch_size: 64\noptimizer: {lr: 0.05}\n"
 
@@ -50,7 +52,8 @@ def test_options_out_of_range_are_refused() -> None:
 
 
 def test_full_training_and_random_are_always_in_it() -> None:
-    assert chosen(["psse"]) == ["none", "random", HALF_BATCH, "psse"]
+    assert chosen(["psse"]) == ["none", "random", "psse"]
+    assert chosen(["importance"]) == ["none", "random", LABEL_ALONE, "importance"]
     assert chosen([])[:2] == ["none", "random"] and "psse" in chosen([])
     with pytest.raises(ConfigError, match="unknown policy 'nothing'"):
         chosen(["nothing"])
@@ -73,9 +76,24 @@ def test_choices_scale_both_rates_and_the_batch(config: TrainConfig) -> None:
     assert (tuned.optimizer.lr, tuned.optimizer.embedding_lr, tuned.batch_size) == (0.02, 0.2, 32)
     assert tuned.schedule.embedding == "linear"
     assert Choice(2.0).apply(config).optimizer.embedding_lr is None, "the tables follow lr"
-    assert len(grid("psse", ["constant"])) == 3
-    assert {choice.batch for choice in grid("random", ["constant", "linear"])} == {1.0}
-    assert {choice.batch for choice in grid(HALF_BATCH, ["constant"])} == {0.5}
+
+
+@pytest.mark.parametrize(("summit", "steps"), [(1.0, 3), (4.0, 4), (0.25, 5), (1000.0, 4)])
+def test_rates_climb_to_the_summit_and_stay_within_reach(summit: float, steps: int) -> None:
+    seen: list[Choice] = []
+
+    def reached(choice: Choice) -> float:
+        seen.append(choice)
+        return -abs(np.log2(choice.rate / summit))
+
+    assert _climb(Choice(), lambda choice: reached(choice), 8.0).rate == min(summit, 8.0)
+    assert len({choice.rate for choice in seen}) == steps
+
+
+def test_every_policy_is_tuned_in_rate_and_batch_size(config: TrainConfig, store: Store) -> None:
+    trials = tune(config, ["constant"], store, reach=2.0)
+    assert {trial.choice.batch for trial in trials} == {1.0, 0.5}
+    assert {0.5, 1.0, 2.0} >= {trial.choice.rate for trial in trials} >= {1.0, 2.0}
 
 
 def test_the_best_choice_is_of_the_trainings_that_converged() -> None:
@@ -108,7 +126,6 @@ def test_a_policy_that_does_not_fit_is_left_out_and_named(config: TrainConfig, s
     assert [(point["policy"], point["budget"]) for point in measured.points] == [
         ("none", 1.0),
         ("random", 0.5),
-        (HALF_BATCH, 0.5),
     ]
 
 
@@ -117,14 +134,14 @@ def test_trainings_alternate_over_the_policies_within_a_seed(config: TrainConfig
     measured = frontier.Frontier(config, store, options)
     measured.tune()
     measured.measure()
-    names = ("random", HALF_BATCH, "psse")
+    names = ("random", "psse")
     order = [("none", 1.0), *((name, budget) for budget in (0.25, 0.5) for name in names)]
     assert [(point["policy"], point["budget"]) for point in measured.points] == 2 * order
-    assert [point["seed"] for point in measured.points] == 7 * [0] + 7 * [1]
+    assert [point["seed"] for point in measured.points] == 5 * [0] + 5 * [1]
     seeds_done: list[int] = []
     measured.points.clear()
     measured.measure(lambda: seeds_done.append(len(measured.points)))
-    assert seeds_done == [7, 14]
+    assert seeds_done == [5, 10]
     random = measured.points[1]
     assert random["share_of_inputs_trained"] == pytest.approx(0.25, abs=0.05)
     assert random["seconds"] > 0 and {"auc", "log_loss", "calibration", "by_popularity", "lr"} <= random.keys()
@@ -139,13 +156,34 @@ def test_the_command_writes_record_and_page(store: Store, tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     kept = Record.load(record)
     assert kept.name == "frontier_store"
-    assert {point["policy"] for point in kept.points} == {"none", "random", HALF_BATCH, "psse"}
-    assert len(kept.conditions["tuning"]["random 0.5"]) == 2, "two rates"
+    assert {point["policy"] for point in kept.points} == {"none", "random", "psse"}
+    assert len(kept.conditions["tuning"]["random 0.5"]) >= 2, "few rates"
     assert "AUC of full training" in kept.quality
     assert "<svg" in page.read_text(encoding="utf-8")
     again = tmp_path / "again.html"
     done = CliRunner().invoke(app, ["bench", "frontier", "--also", str(record), "--html", str(again)])
     assert done.exit_code == 0 and again.exists()
+
+
+def test_pairs_are_tuned_and_judged_by_ndcg(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    users = np.repeat(np.arange(60), 40)
+    frame = pl.DataFrame({"user": users, "item": (users % 3) * 40 + draw.integers(0, 40, users.size)})
+    frame.unique(maintain_order=True).write_parquet(tmp_path / "ml1m_pairs.parquet")
+    options = FrontierOptions(data="ml1m", folder=tmp_path, policies=("psse", "order"), budgets=(0.5,), seeds=1)
+    config = frontier_data.training_of(options, tmp_path, batch_size=64, epochs=2, threads=1).resolved()
+    measured = frontier.Frontier(config, open_data(config), options, 1.0, (1.0,))
+    measured.tune()
+    measured.measure()
+    assert measured.left_out == {}
+    assert [point["policy"] for point in measured.points] == ["none", "order", "random", "psse"]
+    for point in measured.points:
+        assert point["auc"] is None and 0.0 < point["ndcg"] < 1.0 and 0.0 < point["coverage"] <= 1.0
+        assert set(point["recall_by_popularity"]) == {"head", "torso", "tail", "new"}
+    record = frontier._record(measured, quick=True)
+    assert "NDCG of full training" in record.quality
+    assert all("ndcg" in trial for trials in record.conditions["tuning"].values() for trial in trials)
+    assert "of each user's pairs" in record.conditions["split"]
 
 
 def test_wrong_data_and_options_are_named(store: Store, tmp_path: Path) -> None:

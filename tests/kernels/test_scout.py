@@ -32,7 +32,7 @@ def test_pass_equals_the_reference(size: int, features: int, dense: int, bag: bo
     assert slots.numel() == 0 or (int(slots.min()) >= 0 and int(slots.max()) < 256)
     columns = 3 * torch.randn(size, dense, generator=draw)
     labels = (torch.rand(size, generator=draw) < 0.4).float()
-    learn = torch.rand(size, generator=draw) < 0.7
+    learn = torch.rand(size, generator=draw) < 0.7 if seed % 2 else None
     tables = [torch.zeros(256 + 1 + dense, 4) for _ in range(2)]
     for _ in range(2):
         ours = registry.scout(tables[0], slots, starts, columns, labels, learn, 0.2)
@@ -53,9 +53,10 @@ def test_labels_of_a_batch_do_not_reach_its_predictions() -> None:
     slots, starts = registry.hash_lookups(torch.zeros(3, 1, dtype=torch.int32), [], 8)
     table, learn, dense = torch.zeros(257, 4), torch.ones(3, dtype=torch.bool), torch.zeros(3, 0)
     labels = torch.tensor([1.0, 0.0, 0.0])
-    probability, seen = registry.scout(table, slots, starts, dense, labels, learn, 0.2)
+    probability, seen, loss = registry.scout(table, slots, starts, dense, labels, learn, 0.2)
     assert probability.tolist() == [0.5, 0.5, 0.5]
     assert seen.tolist() == [0.0, 0.0, 0.0]
+    assert loss == pytest.approx(3 * 0.6931472)
     # By hand: gradients -1/2, 1/2, 1/2, their squares 1/4 each added up before each step.
     weight = 0.2 * 0.5 * (1.25**-0.5 - 1.5**-0.5 - 1.75**-0.5)
     assert table[int(slots[0])].tolist() == pytest.approx([weight, 0.75, 3.0, 0.0])

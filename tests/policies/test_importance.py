@@ -53,6 +53,44 @@ def test_weights_keep_the_sum_of_the_labels() -> None:
     assert skipper.share_of_inputs_trained == pytest.approx(0.4, abs=0.01)
 
 
+def test_by_label_alone_the_rarer_class_is_kept_more_often() -> None:
+    policy, other = Importance(0.5, score="label"), Importance(0.5, score="label")
+    for batch in _batches(40):
+        keep = policy.keep_probability(batch)
+    assert keep is not None
+    rate = float(torch.cat([batch.labels for batch in _batches(40)]).mean())
+    positive, negative = keep[batch.labels == 1.0], keep[batch.labels == 0.0]
+    assert len(positive.unique()) == len(negative.unique()) == 1
+    assert float(positive[0] / negative[0]) == pytest.approx((1 - rate) / rate, rel=0.1)
+    assert "scout_log_loss" not in policy.report()
+    other.load_state_dict(policy.state_dict())
+    one, two = policy.keep_probability(batch), other.keep_probability(batch)
+    assert one is not None and two is not None and torch.equal(one, two)
+    with pytest.raises(ConfigError, match="not of score 'scout'"):
+        Importance(0.5).load_state_dict(policy.state_dict())
+
+
+def test_a_scout_that_explains_nothing_rests_and_wakes_when_it_can_explain() -> None:
+    draw = torch.Generator().manual_seed(1)
+    noise, signal = _batches(250), _batches(400, seed=1)
+    for batch in noise:
+        batch.labels = (torch.rand(512, generator=draw) < 0.3).float()
+    policy = Importance(0.5, bits=10)
+    for batch in noise:
+        keep = policy.keep_probability(batch)
+    assert keep is not None and len(keep.unique()) == 2
+    rested = policy.report()["scout_rested"]
+    assert rested > 0.15 and policy.report()["scout_explains"] < 0.01
+    for batch in signal:
+        keep = policy.keep_probability(batch)
+    assert keep is not None and len(keep.unique()) > 2
+    # A scout that never rests is as it was.
+    tireless = Importance(0.5, bits=10, rest_below=0.0)
+    for batch in noise:
+        keep = tireless.keep_probability(batch)
+    assert keep is not None and len(keep.unique()) > 2
+
+
 def test_fresh_inputs_are_kept() -> None:
     policy = Importance(0.5, fresh_below=2, warmup_samples=0)
     for batch in _batches(20):

@@ -6,10 +6,13 @@ import pytest
 
 from slipstream.errors import DataError
 from slipstream.report.frontier import (
+    AUC,
     against_random,
     against_random_at_equal_time,
+    by_bucket,
     closest,
     grouped,
+    measure,
     summary,
     time_saved,
 )
@@ -80,9 +83,45 @@ def test_time_saved_is_of_the_fastest_point_within_the_tolerance() -> None:
     (saved,) = time_saved(POINTS)
     assert (saved.policy, saved.budget) == ("psse", 0.5)
     assert saved.ratio == pytest.approx((10 / 8 + 12 / 8) / 2)
-    assert saved.auc_difference == pytest.approx(-0.0005)
+    assert saved.difference == pytest.approx(-0.0005)
     assert {entry.policy: entry.budget for entry in time_saved(POINTS, 0.02)} == {"random": 0.5, "psse": 0.25}
     assert closest(POINTS) == {"random": (0.5, pytest.approx(-0.019)), "psse": (0.5, pytest.approx(-0.0005))}
+
+
+def ranked(policy: str, budget: float, seed: int, ndcg: float, seconds: float) -> dict[str, Any]:
+    return {
+        **point(policy, budget, seed, 0.9, seconds),
+        "auc": None,
+        "ndcg": ndcg,
+        "recall": ndcg + 0.01,
+        "recall_by_popularity": {"head": 0.2, "torso": 0.1, "tail": None, "new": None},
+        "coverage": 0.3,
+        "gini": 0.9,
+    }
+
+
+def test_points_with_ranked_lists_are_judged_by_ndcg() -> None:
+    points = [
+        ranked("none", 1.0, 0, 0.120, 10.0),
+        ranked("random", 0.5, 0, 0.100, 5.0),
+        ranked("psse", 0.5, 0, 0.1195, 5.0),
+    ]
+    assert against_random(points, "psse", 0.5).mean == pytest.approx(0.0195)  # type: ignore[union-attr]
+    (saved,) = time_saved(points)
+    assert (saved.policy, saved.ratio) == ("psse", 2.0) and saved.difference == pytest.approx(-0.0005)
+    row = summary(points)[-1]
+    assert (row["NDCG"], row["recall"], row["tail"], row["gini"]) == (0.1195, 0.1295, "–", 0.9) and "AUC" not in row
+    record = Record(name="frontier_pairs", dataset="pairs", points=points)
+    assert any("NDCG -0.0005" in sentence for sentence in findings(record))
+    page = frontier_page([record])
+    assert "NDCG against time" in page and "recall by popularity of the item" in page
+    assert measure([*points, point("none", 1.0, 1, 0.8, 1.0)]) is AUC, "one point without lists"
+
+
+def test_buckets_are_of_auc_or_of_recall() -> None:
+    scored = {**POINTS[0], "by_popularity": {"head": {"auc": 0.8}}, "new_items": {"new": {"auc": None}}}
+    assert by_bucket([scored, {**scored, "by_popularity": {"head": {"auc": 0.6}}}]) == {"head": 0.7, "new": None}
+    assert by_bucket([ranked("none", 1.0, 0, 0.1, 1.0)]) == {"head": 0.2, "torso": 0.1, "tail": None, "new": None}
 
 
 def test_the_summary_has_a_row_for_each_policy_and_budget() -> None:
@@ -99,7 +138,7 @@ def test_the_page_shows_every_record_and_escapes_what_they_say(tmp_path, open_in
     other = record.model_copy(update={"name": "frontier_b", "points": POINTS[:2]})
     text = frontier_page([record, other])
     assert "<b>data" not in text and "&lt;b&gt;data" in text
-    assert text.count("<h2>") == 2
+    assert text.count("<h2 id=") == 2 and text.count('href="#frontier-') == 2
     assert any("order 1" in sentence for sentence in findings(record))
     assert any(sentence.startswith("random has no point within 0.001") for sentence in findings(record))
     page = tmp_path / "page.html"

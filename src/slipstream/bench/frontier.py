@@ -18,16 +18,16 @@ from slipstream.bench import BenchOptions
 from slipstream.bench.frontier_data import training_of
 from slipstream.bench.frontier_options import FrontierOptions
 from slipstream.bench.frontier_policies import chosen, has_budget, with_policy
-from slipstream.bench.frontier_tune import BATCHES, RATES, Choice, Trial, best, final_of, grid, prefix_of, tune
+from slipstream.bench.frontier_tune import BATCHES, REACH, Choice, Trial, best, final_of, prefix_of, tune
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
-from slipstream.report.frontier import TOLERANCE, closest, summary, time_saved
+from slipstream.report.frontier import TOLERANCE, closest, measure, summary, time_saved
 from slipstream.report.record import Record
 from slipstream.training import Result, TrainConfig, train
 from slipstream.training.run import open_data
 
 QUICK_SAMPLES = 20_000
-QUICK_RATES = (1.0, 2.0)
+QUICK_REACH, QUICK_BATCHES = 2.0, (1.0,)
 
 
 class Place(NamedTuple):
@@ -49,7 +49,8 @@ class Frontier:
         config: The training without skipping.
         store: The data.
         options: What is measured.
-        rates: Factors on the learning rates that are tried.
+        reach: Largest factor on the learning rates that is tried, and one over the smallest.
+        batches: Factors on the batch size that are tried.
         choices: What the tuning chose, by place.
         trials: What it tried.
         points: Trainings done, as :mod:`slipstream.report.frontier` reads them.
@@ -59,7 +60,8 @@ class Frontier:
     config: TrainConfig
     store: Store
     options: FrontierOptions
-    rates: tuple[float, ...] = RATES
+    reach: float = REACH
+    batches: tuple[float, ...] = BATCHES
     choices: dict[Place, Choice] = field(default_factory=dict)
     trials: dict[Place, list[Trial]] = field(default_factory=dict)
     points: list[dict[str, Any]] = field(default_factory=list)
@@ -89,9 +91,8 @@ class Frontier:
                 config = with_policy(prefix, *place, self.samples // 3)
                 with_policy(self.config, *place, self.samples)
                 if self.options.tune:
-                    self.trials[place] = tune(
-                        config, grid(place.policy, self.options.embedding_decays, self.rates), self.store
-                    )
+                    decays = self.options.embedding_decays
+                    self.trials[place] = tune(config, decays, self.store, self.batches, self.reach)
                     self.choices[place] = best(self.trials[place])
                 else:
                     self.choices[place] = Choice(embedding_decay=self.config.schedule.embedding)
@@ -120,12 +121,13 @@ def run(options: BenchOptions) -> Record:
     """Measure.
 
     Args:
-        options: ``frontier`` says what; ``quick`` takes 20,000 samples, the middle budget, two seeds and two rates, and
+        options: ``frontier`` says what; ``quick`` takes 20,000 samples, the middle budget, two seeds and few rates, and
             serves to see that it works, not to quote.
 
     Returns:
         ``points``: every training. ``rows``: means by policy and budget. ``ratios``: time that each policy saves at
-        equal quality. ``quality``: AUC of full training and, by policy, the difference closest to it.
+        equal quality. ``quality``: AUC (NDCG for data of pairs) of full training and, by policy, the difference
+        closest to it.
 
     Raises:
         ConfigError: There is no such policy, or full training diverged.
@@ -139,7 +141,9 @@ def run(options: BenchOptions) -> Record:
     with tempfile.TemporaryDirectory(prefix="slipstream-bench-") as temporary:
         folder = Path(options.cache or temporary)
         config = training_of(wanted, folder, seed=options.seed, threads=options.threads).resolved()
-        frontier = Frontier(config, open_data(config), wanted, QUICK_RATES if options.quick else RATES)
+        frontier = Frontier(config, open_data(config), wanted)
+        if options.quick:
+            frontier.reach, frontier.batches = QUICK_REACH, QUICK_BATCHES
         frontier.tune()
         partial = wanted.partial
         frontier.measure(lambda: partial and _record(frontier, quick=options.quick).save(partial))
@@ -160,6 +164,10 @@ def _point(place: Place, choice: Choice, config: TrainConfig, result: Result) ->
         "share_of_inputs_trained": result.share_of_inputs_trained,
         "share_of_row_updates_skipped": result.share_of_row_updates_skipped,
         "by_popularity": {name: scores.model_dump(mode="json") for name, scores in result.by_popularity.items()},
+        "new_items": {name: scores.model_dump(mode="json") for name, scores in result.new_items.items()},
+        "coverage": None if result.diversity is None else result.diversity.coverage,
+        "gini": None if result.diversity is None else result.diversity.gini,
+        **_ranked(result),
         "lr": config.optimizer.lr,
         "embedding_lr": config.optimizer.embedding_lr or config.optimizer.lr,
         "batch_size": config.batch_size,
@@ -168,13 +176,27 @@ def _point(place: Place, choice: Choice, config: TrainConfig, result: Result) ->
     }
 
 
+def _ranked(result: Result) -> dict[str, Any]:
+    """Figures of ranked lists, if there are any."""
+    if (ranking := result.ranking) is None:
+        return {}
+    return {
+        "ndcg": ranking.ndcg,
+        "recall": ranking.recall,
+        "k": ranking.k,
+        "users": ranking.users,
+        "recall_by_popularity": ranking.recall_by_popularity,
+    }
+
+
 def _record(frontier: Frontier, *, quick: bool) -> Record:
     config, options, points = frontier.config, frontier.options, frontier.points
-    full = [point["auc"] for point in points if point["policy"] == "none"]
+    by = measure(points)
+    full = [point[by.key] for point in points if point["policy"] == "none"]
     if not full:
         raise ConfigError("full training diverged or does not fit: there is nothing to compare with")
     saved = time_saved(points)
-    ends = {frontier.rates[0], frontier.rates[-1]}
+    ends = {frontier.reach, 1.0 / frontier.reach}
     at_edge = [str(place) for place, choice in frontier.choices.items() if choice.rate in ends]
     name = options.data if not Path(options.data).exists() else Path(options.data).stem
     return Record(
@@ -190,23 +212,25 @@ def _record(frontier: Frontier, *, quick: bool) -> Record:
             "optimizer": config.optimizer.model_dump(mode="json"),
             "schedule": config.schedule.model_dump(mode="json"),
             "batch size": config.batch_size,
-            "rate factors tried": list(frontier.rates) if options.tune else [1.0],
-            "batch factors tried": {name: list(factors) for name, factors in BATCHES.items()} if options.tune else {},
+            "rate factors": f"1, doubled or halved while it helps, up to {frontier.reach:g}" if options.tune else "1",
+            "batch factors tried": list(frontier.batches) if options.tune else [1.0],
+            "split": frontier.store.manifest.provenance.get("split"),
+            "epochs": config.epochs,
             "embedding decays tried": list(options.embedding_decays),
             "tuned on": "first third of the data, one seed, scored apart from the final test" if options.tune else "–",
-            "chosen at the end of the grid": at_edge if options.tune else [],
+            "chosen at the furthest rate": at_edge if options.tune else [],
             "tuning": {
-                str(place): [{**trial.choice._asdict(), "auc": trial.auc} for trial in trials]
+                str(place): [{**trial.choice._asdict(), by.key: trial.quality} for trial in trials]
                 for place, trials in frontier.trials.items()
             },
             "left out": frontier.left_out,
-            "equal quality": f"mean AUC at most {TOLERANCE} below full training's",
+            "equal quality": f"mean {by.title} at most {TOLERANCE} below full training's",
             "spread": "sample standard deviation over the seeds, differences seed by seed",
             "not counted": "scoring, and loading of compiled kernels",
         },
         ratios={f"equal quality, {entry.policy} {entry.budget:g}": round(entry.ratio, 4) for entry in saved},
         quality={
-            "AUC of full training": round(sum(full) / len(full), 5),
+            f"{by.title} of full training": round(sum(full) / len(full), 5),
             **{f"closest, {name} {budget:g}": round(gap, 5) for name, (budget, gap) in closest(points).items()},
         },
         rows=summary(points),

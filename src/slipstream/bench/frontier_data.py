@@ -46,7 +46,10 @@ def _globo(options: FrontierOptions, folder: Path) -> Settings:
 
 
 def _pairs(name: str) -> Maker:
-    """Pairs in random order, the test pairs of a split last; one item drawn against each pair."""
+    """Pairs in random order, trained on as positives by BPR, and ranked among the full catalogue.
+
+    Not shuffled anew in each epoch, so that policies may plan an order; the items drawn against them differ each time.
+    """
 
     def make(options: FrontierOptions, folder: Path) -> Settings:
         source = options.folder / f"{name}.parquet"
@@ -55,9 +58,11 @@ def _pairs(name: str) -> Maker:
         return {
             "data": source,
             "cache": folder,
-            "model": {"name": "mf", "embedding_dim": 64},
-            "optimizer": {"name": "adagrad", "lr": 0.05},
-            "batch_size": 1024,
+            "prepare": {"negatives": 0},
+            "model": {"name": "mf", "embedding_dim": 64, "objective": "bpr"},
+            "optimizer": {"name": "adam", "lr": 0.003, "weight_decay": 1e-5},
+            "batch_size": 2048,
+            "epochs": 10,
         }
 
     return make

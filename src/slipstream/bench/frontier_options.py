@@ -10,8 +10,8 @@ from slipstream.errors import ConfigError
 
 CONTROLS = ("none", "random")
 """Policies of every frontier, named or not."""
-HALF_BATCH = "random half batch"
-"""Random skipping with half the batch size, hence as many steps as full training at a budget of one half."""
+LABEL_ALONE = "label alone"
+"""Importance by the label alone, without a scout: unbiased negative down-sampling, the control of importance."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from slipstream.bench.frontier_options import CONTROLS, HALF_BATCH
+from slipstream.bench.frontier_options import CONTROLS, LABEL_ALONE
 from slipstream.errors import ConfigError
 from slipstream.policies import build_policy
 from slipstream.policies.base import first_problem
@@ -25,7 +25,7 @@ def _slipstream(config: TrainConfig, steps: int) -> Settings:
     if config.mode == "prequential":
         every = max(min(1000, steps // 8), 20)
         return {"mode": "periodic", "every": every, "window": every // 10}
-    return {"mode": "once", "snapshot_start": min(1000, steps // 10)}
+    return {"mode": "once", "snapshot_start": min(1000, steps // config.epochs // 10)}
 
 
 SETTINGS: Mapping[str, Callable[[TrainConfig, int], Settings]] = {
@@ -36,6 +36,16 @@ SETTINGS: Mapping[str, Callable[[TrainConfig, int], Settings]] = {
 """By policy: what differs from its defaults, given the training and its steps without skipping."""
 
 
+VARIANTS: Mapping[str, tuple[str, Settings]] = {
+    LABEL_ALONE: ("importance", {"score": "label"}),
+    "random tail": ("random", {"protect_tail": 8}),
+    "psse tail": ("psse", {"protect_tail": 8}),
+    "slipstream tail": ("slipstream", {"protect_tail": 8}),
+}
+"""Policies with settings that are compared with the defaults, by the name of their points; ``tail``: rare rows are
+protected."""
+
+
 def chosen(names: Iterable[str]) -> list[str]:
     """The controls, then the policies named; every policy there is (but ``guard``, which sets its own budget) if none.
 
@@ -43,15 +53,17 @@ def chosen(names: Iterable[str]) -> list[str]:
         ConfigError: There is no such policy.
     """
     names = list(names) or [name for name in POLICIES if name != "guard"]
-    unknown = [name for name in names if name not in POLICIES]
+    known = (*POLICIES, *VARIANTS)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"unknown policy {unknown[0]!r}", remedy=f"choose among {', '.join(POLICIES)}")
-    return list(dict.fromkeys((*CONTROLS, HALF_BATCH, *names)))
+        raise ConfigError(f"unknown policy {unknown[0]!r}", remedy=f"choose among {', '.join(known)}")
+    controls = (*CONTROLS, LABEL_ALONE) if "importance" in names else CONTROLS
+    return list(dict.fromkeys((*controls, *names)))
 
 
 def _name(place: str) -> str:
     """The policy's own name."""
-    return "random" if place == HALF_BATCH else place
+    return VARIANTS[place][0] if place in VARIANTS else place
 
 
 def has_budget(name: str) -> bool:
@@ -67,12 +79,14 @@ def with_policy(config: TrainConfig, name: str, budget: float, samples: int) -> 
         config: The training without one.
         name: Name of the policy.
         budget: Its budget, if it takes one.
-        samples: Samples of the data that the training passes.
+        samples: Samples of the data that the training passes in an epoch.
 
     Raises:
         ConfigError: The policy does not fit the training, or the budget the policy.
     """
-    settings = SETTINGS[name](config, samples // config.batch_size) if name in SETTINGS else {}
+    steps = samples * config.epochs // config.batch_size
+    settings = SETTINGS[_name(name)](config, steps) if _name(name) in SETTINGS else {}
+    settings |= VARIANTS[name][1] if name in VARIANTS else {}
     policy = {"name": _name(name), **settings, **({"budget": budget} if has_budget(name) else {})}
     build_policy(policy)
     try:

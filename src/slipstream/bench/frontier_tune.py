@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import product
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from slipstream.bench.frontier_options import HALF_BATCH
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
 from slipstream.training import TrainConfig, train
-from slipstream.training.config import Decay
+from slipstream.training.config import HOLDOUT, Decay
 
-RATES = (0.5, 1.0, 2.0)
-"""Factors on both learning rates."""
-BATCHES: dict[str, tuple[float, ...]] = {HALF_BATCH: (0.5,)}
-"""Factors on the batch size, by policy; 1 for those not named.
+BATCHES = (1.0, 0.5)
+"""Factors on the batch size, for full training and every policy alike.
 
-Smaller batches take the place of skipped steps, at a price in time, so they are a control of their own: tuned into
-random skipping they would make it better and slower, and hide what either does.
+Smaller batches take the place of skipped steps, at a price in time: only points at equal time can be compared.
 """
+REACH = 8.0
+"""Largest factor on the learning rates, and one over the smallest."""
 
 
 class Choice(NamedTuple):
@@ -43,15 +41,10 @@ class Choice(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A point of the grid and what it reached; None where the training diverged."""
+    """A point of the grid and the AUC, or NDCG, that it reached; None where the training diverged."""
 
     choice: Choice
-    auc: float | None
-
-
-def grid(policy: str, decays: Sequence[Decay], rates: Sequence[float] = RATES) -> list[Choice]:
-    """The points that are tried for a policy."""
-    return [Choice(*values) for values in product(rates, BATCHES.get(policy, (1.0,)), decays)]
+    quality: float | None
 
 
 def prefix_of(config: TrainConfig, samples: int) -> TrainConfig:
@@ -66,7 +59,7 @@ def prefix_of(config: TrainConfig, samples: int) -> TrainConfig:
     """
     if config.mode == "prequential":
         return config.model_copy(update={"max_samples": samples // 3, "score_from": samples // 6, "score_to": None})
-    trained = samples - round(samples * config.holdout)
+    trained = samples - round(samples * (config.holdout or HOLDOUT))
     return config.model_copy(update={"max_samples": trained // 3, "holdout": 0.2})
 
 
@@ -77,34 +70,64 @@ def final_of(config: TrainConfig, samples: int) -> TrainConfig:
     return config
 
 
-def tune(config: TrainConfig, choices: Sequence[Choice], store: Store) -> list[Trial]:
-    """Trains every point of the grid on the prefix.
+def tune(
+    config: TrainConfig, decays: Sequence[Decay], store: Store, batches: Sequence[float] = BATCHES, reach: float = REACH
+) -> list[Trial]:
+    """Trains on the prefix at choices that climb.
+
+    For each decay and batch size the rates are doubled, or else halved, for as long as that helps, from the best rates
+    of the batch size before.
 
     Args:
         config: The training on the prefix, its policy set.
-        choices: The grid.
+        decays: Courses of the tables' rate that are tried.
         store: The data.
+        batches: Factors on the batch size that are tried.
+        reach: Largest factor on the rates, and one over the smallest.
 
     Returns:
-        One trial for each choice, in their order.
+        One trial for each choice, in the order in which they were tried.
     """
-    trials: list[Trial] = []
-    for choice in choices:
-        try:
-            trials.append(Trial(choice, train(choice.apply(config), store=store).auc))
-        except ConfigError:
-            # The settings were validated before: what is left is a loss that is no longer finite.
-            trials.append(Trial(choice, None))
-    return trials
+    tried: dict[Choice, float | None] = {}
+
+    def reached(choice: Choice) -> float:
+        if choice not in tried:
+            try:
+                tried[choice] = train(choice.apply(config), store=store).quality
+            except ConfigError:
+                # The settings were validated before: what is left is a loss that is no longer finite.
+                tried[choice] = None
+        return -math.inf if tried[choice] is None else float(tried[choice] or 0.0)
+
+    for decay in decays:
+        top = Choice(embedding_decay=decay)
+        for batch in batches:
+            top = _climb(top._replace(batch=batch), reached, reach)
+    return [Trial(choice, quality) for choice, quality in tried.items()]
+
+
+def _climb(start: Choice, reached: Callable[[Choice], float], reach: float) -> Choice:
+    """The best rates around ``start``: doubled while that helps; halved while that helps, if doubling did not."""
+    top, height = start, reached(start)
+    for factor in (2.0, 0.5):
+        while 1.0 / reach <= top.rate * factor <= reach:
+            following = top._replace(rate=top.rate * factor)
+            higher = reached(following)
+            if not higher > height:
+                break
+            top, height = following, higher
+        if top != start:
+            break
+    return top
 
 
 def best(trials: Sequence[Trial]) -> Choice:
-    """The choice of the highest AUC.
+    """The choice of the highest AUC, or NDCG.
 
     Raises:
         ConfigError: Every training diverged.
     """
-    reached = [trial for trial in trials if trial.auc is not None]
+    reached = [trial for trial in trials if trial.quality is not None]
     if not reached:
         raise ConfigError("every learning rate that was tried diverged", remedy="lower the learning rates")
-    return max(reached, key=lambda trial: trial.auc or 0.0).choice
+    return max(reached, key=lambda trial: trial.quality or 0.0).choice

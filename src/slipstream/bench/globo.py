@@ -95,12 +95,12 @@ def run(options: BenchOptions) -> Record:
             },
             ratios={"torch": ratio(seconds["slipstream"], seconds["torch"])},
             quality={
-                "AUC": round(whole.auc, 5),
+                "AUC": round(whole.quality, 5),
                 "log-loss": round(whole.log_loss, 5),
                 "calibration": round(whole.calibration, 4),
                 "samples per second": round(whole.samples_per_second),
-                "AUC on the start": round(runs["slipstream"][0].auc, 5),
-                "AUC of torch on the start": round(runs["torch"][0].auc, 5),
+                "AUC on the start": round(runs["slipstream"][0].quality, 5),
+                "AUC of torch on the start": round(runs["torch"][0].quality, 5),
             },
             rows=[
                 _row("slipstream, all samples", whole),
@@ -131,5 +131,5 @@ def _row(name: str, result: Result) -> dict[str, Any]:
         "training s": round(result.seconds, 3),
         "prediction s": round(result.prediction_seconds, 3),
         "samples per second": round(result.samples_per_second),
-        "AUC": round(result.auc, 5),
+        "AUC": round(result.quality, 5),
     }

@@ -108,8 +108,8 @@ def bench(
 def _brief(record: Record) -> Record:
     """What fits a terminal of a frontier's record; the file and the page hold all."""
     conditions = {key: value for key, value in record.conditions.items() if key != "tuning"}
-    shown = ("policy", "budget", "AUC", "seconds", "inputs", "skipped", "above random", "same time")
-    rows = [{name: row[name] for name in shown} for row in record.rows]
+    shown = ("policy", "budget", "AUC", "NDCG", "seconds", "inputs", "skipped", "above random", "same time")
+    rows = [{name: row[name] for name in shown if name in row} for row in record.rows]
     return record.model_copy(update={"conditions": conditions, "rows": rows})
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slipstream.cli import output
 from slipstream.cli.settings import resolve
+
+if TYPE_CHECKING:
+    from slipstream.evaluation import RankingScores
 
 
 def train(
@@ -86,7 +89,8 @@ def train(
     output.facts(
         {
             "policy": result.policy,
-            "AUC": f"{result.auc:.4f}",
+            **ranking_facts(result.ranking),
+            "AUC": None if result.auc is None else f"{result.auc:.4f}",
             "log-loss": f"{result.log_loss:.4f}",
             "calibration": f"{result.calibration:.3f}",
             "time": f"{result.seconds:.1f} s, {result.samples_per_second:,.0f} samples/s",
@@ -110,6 +114,17 @@ def _loggers(names: list[str], out: Path | None) -> list[Any]:
     if out is None:
         raise ConfigError("--logger writes into the run folder, and there is none", remedy="add --out")
     return [make_logger(name, out / name) for name in names]
+
+
+def ranking_facts(ranking: RankingScores | None) -> dict[str, str]:
+    """What to print of ranked lists."""
+    if ranking is None:
+        return {}
+    return {
+        f"NDCG@{ranking.k}": f"{ranking.ndcg:.4f}",
+        f"Recall@{ranking.k}": f"{ranking.recall:.4f}, {ranking.users:,} users",
+        "coverage": f"{ranking.coverage:.1%} of the catalogue, Gini {ranking.gini:.3f}",
+    }
 
 
 def _budget(policy: str | None, budget: str | None) -> dict[str, Any]:

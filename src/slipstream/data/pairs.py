@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
@@ -18,6 +20,8 @@ from slipstream.errors import DataError
 _USERS = ("user", "user_id", "userid", "uid")
 _ITEMS = ("item", "item_id", "itemid", "iid", "movie", "movie_id", "movieid")
 _PIECE = 65_536
+TEST_SHARE = 0.2
+"""Share of each user's pairs that is held out where the file has no split, rounded down, as LightGCN does it."""
 
 
 def pair_columns(names: Sequence[str]) -> tuple[str, str] | None:
@@ -36,7 +40,12 @@ class PairSource:
     """A file of pairs, held in memory (16 bytes a pair and 8 for the order).
 
     Files of pairs are grouped by user, which no time-ordered training can use: rows come in a random, seeded order,
-    train before test.
+    train before test. Where the file has no column ``split``, a fifth of each user's pairs is the test, drawn with the
+    same seed.
+
+    Attributes:
+        split: How the test pairs were chosen, in words.
+        groups: The rows at which train and test end.
 
     Raises:
         DataError: The file cannot be read or has no columns of users and items.
@@ -53,13 +62,18 @@ class PairSource:
             raise DataError(f"has no columns of users and items among {', '.join(self._table.column_names)}", file=path)
         self.user, self.item = names
         self._order = np.random.default_rng(seed).permutation(self._table.num_rows)
-        self.groups: dict[str, int] = {}
         if "split" in self._table.column_names:
             split = self._table["split"].to_numpy()
             if not np.isin(split, (0, 1)).all():
                 raise DataError("must be 0 (train) or 1 (test)", file=path, column="split")
-            self._order = self._order[np.argsort(split[self._order], kind="stable")]
-            self.groups = {"train": int((split == 0).sum()), "test": len(split)}
+            self.split = "column split"
+            test = split[self._order] == 1
+        else:
+            self.split = f"{TEST_SHARE:g} of each user's pairs, drawn with seed {seed}"
+            users = self._table[self.user].combine_chunks().dictionary_encode(null_encoding="encode")
+            test = _share_of_each(users.indices.to_numpy()[self._order], TEST_SHARE)
+        self._order = self._order[np.argsort(test, kind="stable")]
+        self.groups: dict[str, int] = {"train": int((~test).sum()), "test": len(test)}
 
     def in_file_order(self) -> PairSource:
         """The same pairs in the order of the file."""
@@ -77,3 +91,12 @@ class PairSource:
         chunk = arrow_chunk(self.files[0], batch, 1)
         chunk.lines = rows.astype(np.int64) + 1
         return chunk
+
+
+def _share_of_each(codes: npt.NDArray[np.integer[Any]], share: float) -> npt.NDArray[np.bool_]:
+    """Marks the first ``share`` of each user's rows, rounded down; ``codes`` are the users, counted from 0."""
+    order = np.argsort(codes, kind="stable")
+    counts = np.bincount(codes)
+    rank = np.empty(codes.size, dtype=np.int64)
+    rank[order] = np.arange(codes.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rank < (share * counts).astype(np.int64)[codes]

@@ -21,6 +21,7 @@ from slipstream.data.fitting import Fitter
 from slipstream.data.formats import RawData
 from slipstream.data.negatives import NegativeOptions
 from slipstream.data.options import PrepareOptions
+from slipstream.data.pairs import PairSource
 from slipstream.data.pipeline import in_order
 from slipstream.data.quarantine import Quarantine
 from slipstream.data.sources import Task
@@ -171,6 +172,9 @@ class Passes:
             "bad_rows": self.bad_rows,
             "negatives": None if negatives is None else negatives.model_dump(mode="json"),
             "splits": {name: list(ends) for name, ends in splits.items()},
+            "split": source.split if isinstance(source := self.data.source, PairSource) else None,
+            "user": self.data.schema.user,
+            "item": self.data.schema.item,
             "slipstream": __version__,
             "prepared": datetime.now(UTC).isoformat(timespec="seconds"),
         }

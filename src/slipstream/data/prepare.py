@@ -93,7 +93,8 @@ def open_or_prepare(
     if (source / MANIFEST).is_file():
         return Store.open(source)
     data = open_raw(source, format=format, schema=schema, label_threshold=options.label_threshold, seed=options.seed)
-    key = sha256(json.dumps([data.format, data.schema.model_dump(mode="json")], sort_keys=True).encode())
+    what = [data.format, data.schema.model_dump(mode="json"), dict(data.groups)]
+    key = sha256(json.dumps(what, sort_keys=True).encode())
     key.update(options.model_dump_json(exclude={"threads"}).encode())
     for file in data.source.files:
         status = file.stat()

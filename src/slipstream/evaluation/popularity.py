@@ -60,15 +60,21 @@ def popularity_buckets(counts: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.u
 
 
 def bucket_feature(store: Store, name: str | None) -> int | None:
-    """Position of the one-hot feature that popularity is about: the one named, else the one with the most rows.
+    """Position of the one-hot feature that popularity is about.
+
+    The one named, else the data's items, else (where the data does not say what its items are) the one with the most
+    rows.
 
     Raises:
         ConfigError: There is no such feature.
     """
+    names = [feature.name for feature in store.one_hot]
     if name is None:
+        item = store.manifest.provenance.get("item")
+        if isinstance(item, str) and item in names:
+            return names.index(item)
         sizes = [feature.num_rows for feature in store.one_hot]
         return int(np.argmax(sizes)) if sizes else None
-    names = [feature.name for feature in store.one_hot]
     if name not in names:
         raise ConfigError(f"no one-hot feature {name!r}", remedy=f"choose of {', '.join(names)}")
     return names.index(name)

@@ -25,6 +25,8 @@ class CurvePoint(BaseModel):
     """Their mean cross-entropy, nats."""
     seconds: float | None = None
     """Training time until then."""
+    ndcg: float | None = None
+    """NDCG@k of the ranked lists, where there were any."""
 
 
 def learning_curve(labels: Floats, logits: Floats, *, start: int = 0, points: int = 40) -> list[CurvePoint]:

@@ -1,11 +1,11 @@
 """Ranked lists of items: Recall@k, NDCG@k, and how widely the lists spread over the catalogue.
 
-Letters of the shapes: ``U`` users, ``I`` items, ``K`` length of a list.
+Letters of the shapes: ``U`` users, ``I`` items, ``K`` length of a list. A list that could not be filled ends in -1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,12 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from slipstream.errors import ConfigError
+from slipstream.evaluation.item_sets import ItemSets
+from slipstream.evaluation.popularity import BUCKETS, popularity_buckets
 
 Lists = npt.NDArray[np.int64]
+_SCORES = 1 << 23
+"""Scores held at a time, 32 MiB."""
 
 
 class RankingScores(BaseModel):
@@ -23,8 +27,10 @@ class RankingScores(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    k: int
+    """Length of the lists."""
     users: int
-    """Users with at least one relevant item; the others count nowhere but in coverage and Gini."""
+    """Users with at least one relevant item; the others count nowhere but in coverage and Gini, if they have a list."""
     recall: float
     """Mean over users of (relevant items in the list ÷ relevant items)."""
     ndcg: float
@@ -33,6 +39,9 @@ class RankingScores(BaseModel):
     """Share of the catalogue that is in any list."""
     gini: float
     """Inequality of how often items are listed, 0 equal to 1 one item only."""
+    recall_by_popularity: dict[str, float | None] = {}
+    """Recall of the relevant items of the head, the torso, the tail and of those new to the training (part of the
+    tail), each over the users that have one; None where nobody has."""
 
 
 def rank_items(
@@ -41,62 +50,73 @@ def rank_items(
     k: int,
     *,
     item_bias: Tensor | None = None,
-    exclude: Sequence[npt.NDArray[np.int64]] | None = None,
-    block: int = 1024,
+    exclude: ItemSets | None = None,
+    block: int | None = None,
 ) -> Lists:
     """The ``k`` items with the greatest dot product for each user, best first.
 
     Args:
-        users: ``[U, D]``.
-        items: ``[I, D]``.
+        users: float32 ``[U, D]``.
+        items: float32 ``[I, D]``.
         k: Length of the lists.
-        item_bias: ``[I]``, added to the products.
-        exclude: For each user the items not to list, those of its training for example.
-        block: Users scored at a time; memory is ``block · I`` floats.
+        item_bias: float32 ``[I]``, added to the products; -inf leaves an item out for everyone.
+        exclude: For each of the users the items not to list, those of its training for example.
+        block: Users scored at a time; memory is ``block · I`` floats. None: so many that it is 32 MiB.
 
     Returns:
-        int64 ``[U, k]``.
+        int64 ``[U, k]``; -1 where a user has fewer items left.
 
     Raises:
-        ConfigError: ``k`` is not between 1 and the number of items.
+        ConfigError: ``k`` is not between 1 and the number of items, or ``exclude`` is of other users.
     """
-    if not 1 <= k <= items.shape[0]:
-        raise ConfigError(f"k must be between 1 and the {items.shape[0]} items, got {k}")
-    lists = np.empty((users.shape[0], k), dtype=np.int64)
+    count, catalogue = users.shape[0], items.shape[0]
+    if not 1 <= k <= catalogue:
+        raise ConfigError(f"k must be between 1 and the {catalogue} items, got {k}")
+    if exclude is not None and len(exclude) != count:
+        raise ConfigError(f"the items of {len(exclude)} users are left out, for {count} users")
+    block = max(1, _SCORES // catalogue) if block is None else block
+    lists = np.empty((count, k), dtype=np.int64)
+    # One buffer for all blocks: fresh memory for each costs as much as the product.
+    buffer = torch.empty(min(block, count), catalogue)
+    left_out = None if exclude is None else exclude.counts
     with torch.no_grad():
-        for first in range(0, users.shape[0], block):
-            scores = users[first : first + block] @ items.T
+        for first in range(0, count, block):
+            last = min(first + block, count)
+            scores = torch.mm(users[first:last], items.T, out=buffer[: last - first])
             if item_bias is not None:
-                scores = scores + item_bias
-            if exclude is not None:
-                for row, banned in enumerate(exclude[first : first + block]):
-                    scores[row, torch.from_numpy(banned)] = -torch.inf
-            lists[first : first + block] = scores.topk(k, dim=1).indices.numpy()
+                scores += item_bias
+            if exclude is not None and left_out is not None:
+                begin, end = exclude.offsets[first], exclude.offsets[last]
+                rows = np.repeat(np.arange(last - first), left_out[first:last])
+                banned = torch.from_numpy(rows * catalogue + exclude.items[begin:end])
+                scores.view(-1).index_fill_(0, banned, -torch.inf)
+            best = scores.topk(k, dim=1)
+            lists[first:last] = best.indices.masked_fill(best.values == -torch.inf, -1).numpy()
     return lists
 
 
-def _hits(lists: Lists, relevant: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
+def _hits(lists: Lists, relevant: ItemSets) -> npt.NDArray[np.bool_]:
+    """Which items of the lists are relevant, ``[U, K]``."""
     if len(lists) != len(relevant):
         raise ConfigError(f"{len(lists)} lists for {len(relevant)} users")
-    return np.stack([np.isin(ranked, wanted) for ranked, wanted in zip(lists, relevant, strict=True)])
+    width = int(max(lists.max(initial=0), relevant.items.max(initial=0))) + 1
+    wanted = relevant.owners * width + relevant.items
+    listed = np.arange(len(lists))[:, None] * width + lists
+    return (np.isin(listed, wanted) if wanted.size else np.zeros(lists.shape, dtype=np.bool_)) & (lists >= 0)
 
 
-def _relevant_counts(relevant: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    return np.array([np.unique(wanted).size for wanted in relevant], dtype=np.int64)
-
-
-def recall_at_k(lists: Lists, relevant: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.float64]:
+def recall_at_k(lists: Lists, relevant: ItemSets) -> npt.NDArray[np.float64]:
     """For each user the relevant items in the list ÷ its relevant items; NaN for users without any.
 
     Args:
         lists: ``[U, K]``, distinct items, best first.
         relevant: Each user's relevant items.
     """
-    counts = _relevant_counts(relevant)
+    counts = relevant.counts
     return np.where(counts > 0, _hits(lists, relevant).sum(1) / np.maximum(counts, 1), np.nan)
 
 
-def ndcg_at_k(lists: Lists, relevant: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.float64]:
+def ndcg_at_k(lists: Lists, relevant: ItemSets) -> npt.NDArray[np.float64]:
     """For each user Σ 1 / log2(1 + rank of a hit) ÷ that of the best list; NaN for users without relevant items.
 
     Järvelin, Kekäläinen, ACM TOIS 2002, with gains of 0 and 1.
@@ -106,45 +126,76 @@ def ndcg_at_k(lists: Lists, relevant: Sequence[npt.NDArray[np.int64]]) -> npt.ND
         relevant: Each user's relevant items.
     """
     discounts = 1 / np.log2(np.arange(lists.shape[1]) + 2)
-    counts = _relevant_counts(relevant)
+    counts = relevant.counts
     best = np.concatenate([[0.0], np.cumsum(discounts)])[np.minimum(counts, lists.shape[1])]
     gain = (_hits(lists, relevant) * discounts).sum(1)
     return np.where(counts > 0, gain / np.where(best > 0, best, 1), np.nan)
 
 
-def coverage(lists: Lists, num_items: int) -> float:
+def recall_by_popularity(lists: Lists, relevant: ItemSets, accesses: npt.NDArray[np.int64]) -> dict[str, float | None]:
+    """Recall of head, torso, tail and new items, each the mean over the users with a relevant item in it.
+
+    Args:
+        lists: ``[U, K]``, distinct items, best first.
+        relevant: Each user's relevant items.
+        accesses: How often the training saw each item, ``[I]``.
+    """
+    bucket = popularity_buckets(accesses)
+    members = {name: bucket == number for number, name in enumerate(BUCKETS)} | {"new": accesses == 0}
+    hits, owners, users = _hits(lists, relevant), relevant.owners, len(relevant)
+    found: dict[str, float | None] = {}
+    for name, belongs in members.items():
+        wanted = np.bincount(owners[belongs[relevant.items]], minlength=users)
+        hit = (hits & belongs[lists]).sum(1)
+        some = wanted > 0
+        found[name] = float((hit[some] / wanted[some]).mean()) if some.any() else None
+    return found
+
+
+def coverage(lists: npt.NDArray[np.integer[Any]], num_items: int) -> float:
     """Share of the catalogue's items that are in any list."""
-    return np.unique(lists).size / num_items
+    return np.unique(lists[lists >= 0]).size / num_items
 
 
-def gini(lists: Lists, num_items: int) -> float:
-    """Gini coefficient of how often each of the catalogue's items is listed: 0 all equally often, near 1 one only."""
-    counts = np.sort(np.bincount(lists.ravel(), minlength=num_items)).astype(np.float64)
-    total = counts.sum()
+def gini(lists: npt.NDArray[np.integer[Any]], num_items: int) -> float:
+    """Gini coefficient of how often each of the catalogue's items is listed: 0 all equally often, near 1 one only.
+
+    Args:
+        lists: Items, any shape; -1 counts nowhere.
+        num_items: Items in the catalogue; those never listed count as 0.
+    """
+    _, listed = np.unique(lists[lists >= 0], return_counts=True)
+    total = listed.sum()
     if not total:
         return 0.0
-    place = np.arange(1, num_items + 1)
-    return float(((2 * place - num_items - 1) * counts).sum() / (num_items * total))
+    # Items never listed stand first and add nothing.
+    place = np.arange(num_items - listed.size + 1, num_items + 1)
+    return float(((2 * place - num_items - 1) * np.sort(listed)).sum() / (num_items * total))
 
 
-def score_lists(lists: Lists, relevant: Sequence[npt.NDArray[np.int64]], num_items: int) -> RankingScores:
+def score_lists(
+    lists: Lists, relevant: ItemSets, num_items: int, *, accesses: npt.NDArray[np.int64] | None = None
+) -> RankingScores:
     """All figures.
 
     Args:
         lists: ``[U, K]``, distinct items, best first.
         relevant: Each user's relevant items.
         num_items: Items in the catalogue.
+        accesses: How often the training saw each item, ``[I]``; None leaves ``recall_by_popularity`` empty.
 
     Raises:
         ConfigError: No user has a relevant item.
     """
-    counts = _relevant_counts(relevant)
+    counts = relevant.counts
     if not counts.any():
         raise ConfigError("no user has a relevant item")
     return RankingScores(
+        k=lists.shape[1],
         users=int((counts > 0).sum()),
         recall=float(np.nanmean(recall_at_k(lists, relevant))),
         ndcg=float(np.nanmean(ndcg_at_k(lists, relevant))),
         coverage=coverage(lists, num_items),
         gini=gini(lists, num_items),
+        recall_by_popularity={} if accesses is None else recall_by_popularity(lists, relevant, accesses),
     )

@@ -235,8 +235,8 @@ def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tens
 
 
 def scout(
-    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor, lr: float
-) -> tuple[Tensor, Tensor]:
+    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor | None, lr: float
+) -> tuple[Tensor, Tensor, float]:
     """Logistic regression on-line with Adagrad: predicts all inputs, then learns from their labels one by one.
 
     Predicting all before any label is learned keeps labels out of their neighbours' predictions: where a click is
@@ -249,12 +249,12 @@ def scout(
         starts: int64 [B + 1], where each input's slots begin.
         dense: float32 [B, n]; clipped to ±4.
         labels: float32 [B] in [0, 1].
-        learn: bool [B], which inputs to learn from; the others are predicted alone.
+        learn: bool [B], which inputs to learn from, the others are predicted alone; None: all.
         lr: Learning rate.
 
     Returns:
-        float32 [B] the probability predicted before learning, and float32 [B] how often the input's rarest slot was
-        seen before (inf without lookups).
+        float32 [B] the probability predicted before learning, float32 [B] how often the input's rarest slot was
+        seen before (inf without lookups), and the sum of the predictions' log-losses, nats.
     """
     bias = table.shape[0] - dense.shape[1] - 1
     own = torch.arange(bias, table.shape[0])
@@ -264,7 +264,7 @@ def scout(
         values = torch.cat([torch.ones(1), dense[b].clamp(-4.0, 4.0)])
         probability[b] = torch.sigmoid(table[mine, 0].sum() + (table[own, 0] * values).sum())
         seen[b] = table[mine, 2].min() if mine.numel() else float("inf")
-    for b in learn.nonzero().flatten().tolist():
+    for b in range(labels.numel()) if learn is None else learn.nonzero().flatten().tolist():
         mine = slots[int(starts[b]) : int(starts[b + 1])].long()
         values = torch.cat([torch.ones(1), dense[b].clamp(-4.0, 4.0)])
         g = probability[b] - labels[b]
@@ -273,4 +273,5 @@ def scout(
             table[row, 0] -= lr * g * value / torch.sqrt(1.0 + table[row, 1])
         for s in mine.tolist():
             table[s, 2] += 1.0
-    return probability, seen
+    clamped = probability.clamp(1e-7, 1.0 - 1e-7)
+    return probability, seen, float(torch.nn.functional.binary_cross_entropy(clamped, labels, reduction="sum"))

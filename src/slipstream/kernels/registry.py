@@ -135,7 +135,7 @@ def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) 
 
 
 def scout(
-    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor, lr: float
-) -> tuple[Tensor, Tensor]:
+    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor | None, lr: float
+) -> tuple[Tensor, Tensor, float]:
     """Logistic regression on-line. See :func:`slipstream.kernels.reference.scout`."""
     return scout_kernel.scout(table, slots, starts, dense, labels, learn, lr)

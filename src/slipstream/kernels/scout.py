@@ -20,6 +20,10 @@ from slipstream.kernels.intrinsics import prefetch_write
 
 AHEAD = 8
 """Samples by which prefetching runs ahead."""
+LEAST = 1e-7
+"""Probabilities nearer to 0 or 1 count as this far from it in the loss."""
+BAD_LABEL, BAD_DENSE = 1, 2
+"""Flaws of a batch: a label outside [0, 1], a dense value that is not a finite number."""
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -65,6 +69,19 @@ def _learn(table: npt.NDArray[np.float32], row: int, g: np.float32, lr: np.float
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _flaw(dense: npt.NDArray[np.float32], labels: npt.NDArray[np.float32]) -> int:
+    """What is wrong with a batch: BAD_LABEL, BAD_DENSE, or 0."""
+    for label in labels:
+        if not 0.0 <= label <= 1.0:
+            return BAD_LABEL
+    for b in range(dense.shape[0]):
+        for k in range(dense.shape[1]):
+            if not np.isfinite(dense[b, k]):
+                return BAD_DENSE
+    return 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _pass(
     table: npt.NDArray[np.float32],
     slots: npt.NDArray[np.int32],
@@ -75,10 +92,11 @@ def _pass(
     lr: np.float32,
     probability: npt.NDArray[np.float32],
     seen: npt.NDArray[np.float32],
-) -> None:
+) -> float:
     bias = table.shape[0] - dense.shape[1] - 1
     address = table.ctypes.data
     size = labels.size
+    loss = 0.0
     for b in range(size):
         soon = min(b + AHEAD, size - 1)
         for i in range(starts[soon], starts[soon + 1]):
@@ -90,9 +108,15 @@ def _pass(
             least = min(least, table[slots[i], 2])
         for k in range(dense.shape[1]):
             logit += table[bias + 1 + k, 0] * _clip(dense[b, k])
-        probability[b], seen[b] = np.float32(1.0 / (1.0 + math.exp(-logit))), least
+        p = np.float32(1.0 / (1.0 + math.exp(-logit)))
+        probability[b], seen[b] = p, least
+        certain = min(max(p, np.float32(LEAST)), np.float32(1.0 - LEAST))
+        if labels[b] > 0.0:
+            loss -= labels[b] * math.log(certain)
+        if labels[b] < 1.0:
+            loss -= (np.float32(1.0) - labels[b]) * math.log(np.float32(1.0) - certain)
     for b in range(size):
-        if not learn[b]:
+        if learn.size and not learn[b]:
             continue
         soon = min(b + AHEAD, size - 1)
         for i in range(starts[soon], starts[soon + 1]):
@@ -104,6 +128,7 @@ def _pass(
         _learn(table, bias, g, lr)
         for k in range(dense.shape[1]):
             _learn(table, bias + 1 + k, g * _clip(dense[b, k]), lr)
+    return loss
 
 
 def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) -> tuple[Tensor, Tensor]:
@@ -133,20 +158,30 @@ def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) 
     return torch.from_numpy(slots), torch.from_numpy(starts)
 
 
+def flaw(dense: Tensor, labels: Tensor) -> int:
+    """What keeps a scout from learning a batch: BAD_LABEL, BAD_DENSE, or 0 for nothing.
+
+    Args:
+        dense: float32 [B, n].
+        labels: float32 [B].
+    """
+    return _flaw(dense.numpy(), labels.numpy())
+
+
 def scout(
-    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor, lr: float
-) -> tuple[Tensor, Tensor]:
+    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor | None, lr: float
+) -> tuple[Tensor, Tensor, float]:
     """See :func:`slipstream.kernels.reference.scout`."""
     probability, seen = np.empty(labels.numel(), np.float32), np.empty(labels.numel(), np.float32)
-    _pass(
+    loss = _pass(
         table.numpy(),
         slots.numpy(),
         starts.numpy(),
         dense.numpy(),
         labels.numpy(),
-        learn.numpy(),
+        np.empty(0, np.bool_) if learn is None else learn.numpy(),
         np.float32(lr),
         probability,
         seen,
     )
-    return torch.from_numpy(probability), torch.from_numpy(seen)
+    return torch.from_numpy(probability), torch.from_numpy(seen), loss

@@ -6,8 +6,9 @@ Letters of the shapes: ``B`` samples, ``N`` sparse features (one-hot first, then
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,6 +22,7 @@ from slipstream.embedding import (
     TableConfig,
 )
 from slipstream.errors import ConfigError
+from slipstream.kernels import registry
 
 Engine = Literal["slipstream", "torch", "xdl"]
 """Whose tables: ours, ``nn.EmbeddingBag(sparse=True)`` as the reference, or XDL-style ones."""
@@ -83,6 +85,24 @@ def _table_names(features: Sequence[FeatureInfo]) -> list[str]:
     return names
 
 
+class Vectors(NamedTuple):
+    """What makes the score of every user with every item: ``users @ items.T + item_bias``, up to a term of the user.
+
+    ``U`` and ``I`` are the rows of the two tables, row 0 (unknown) included.
+    """
+
+    user: str
+    """The feature that names the user."""
+    item: str
+    """The feature that names the item."""
+    users: Tensor
+    """float32 ``[U, D]``."""
+    items: Tensor
+    """float32 ``[I, D]``."""
+    item_bias: Tensor
+    """float32 ``[I]``."""
+
+
 class Recommender(nn.Module):
     """A model that scores samples: ``forward(inputs) -> logits``, float32 ``[B]``.
 
@@ -117,10 +137,33 @@ class Recommender(nn.Module):
         logits = self(batch.inputs).float()
         return functional.binary_cross_entropy_with_logits(logits, batch.labels, batch.weights)
 
+    def vectors(self) -> Vectors | None:
+        """The vectors of all users and all items, of a model whose score is their product; else None."""
+        return None
+
     def losses(self, batch: Batch) -> Tensor:
         """Cross-entropy of each sample, not weighted, float32 ``[B]``; times the weights its mean is :meth:`loss`."""
         logits = self(batch.inputs).float()
         return functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
+
+
+def draw_items(batch: Batch, rows: Tensor, step: int, num_items: int, seed: int) -> Tensor:
+    """An item for each of some samples, drawn uniformly of all but row 0, which stands for unknown items.
+
+    The draw hashes the sample's index and the number of the training step, so a run can be repeated.
+
+    Args:
+        batch: B samples.
+        rows: int64 ``[K]``, the samples that get an item.
+        step: Number of the training step.
+        num_items: Rows of the items' table.
+        seed: Key of the draws.
+
+    Returns:
+        int32 ``[K]``.
+    """
+    drawn = registry.hash_uniform(batch.index.index_select(0, rows), seed, step)
+    return (1 + (drawn * (num_items - 1))).to(torch.int32).clamp_max(num_items - 1)
 
 
 def position_of(names: Sequence[str], name: str | None, default: int) -> int:

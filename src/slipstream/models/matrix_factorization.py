@@ -13,8 +13,15 @@ from torch.nn import functional
 from slipstream.data.batch import Batch, Inputs
 from slipstream.data.schema import FeatureInfo
 from slipstream.errors import ConfigError
-from slipstream.kernels import registry
-from slipstream.models.base import Engine, ModelConfigBase, Recommender, make_embeddings, position_of
+from slipstream.models.base import (
+    Engine,
+    ModelConfigBase,
+    Recommender,
+    Vectors,
+    draw_items,
+    make_embeddings,
+    position_of,
+)
 
 
 class MatrixFactorizationConfig(ModelConfigBase):
@@ -63,7 +70,7 @@ class MatrixFactorization(Recommender):
             raise ConfigError("matrix factorization needs two different one-hot features, a user and an item")
         super().__init__(features, 0, config, embeddings or make_embeddings(chosen, config, engine))
         self.user, self.item = user, item
-        self.num_items = features[item].num_rows
+        self.num_users, self.num_items = features[user].num_rows, features[item].num_rows
         self.bias = nn.Parameter(torch.zeros(()))
         self.objective = config.objective
         self.negative_seed = config.negative_seed
@@ -75,6 +82,17 @@ class MatrixFactorization(Recommender):
         rows = self.embeddings(inputs.ids[:, [self.user, self.item]]).float()
         factors = rows[..., :-1]
         return self.bias + rows[..., -1].sum(1) + (factors[:, 0] * factors[:, 1]).sum(1)
+
+    def vectors(self) -> Vectors:
+        """Factors of all users and items, and the items' biases."""
+        num_users = self.num_users
+        # Both tables are looked up at once, as the model does it: the shorter one's rows are repeated, and left out.
+        rows = torch.arange(max(num_users, self.num_items))
+        ids = torch.stack([rows.clamp_max(num_users - 1), rows.clamp_max(self.num_items - 1)], dim=1)
+        users, items = self.embeddings(ids.to(torch.int32)).float().unbind(1)
+        users, items = users[:num_users], items[: self.num_items]
+        names = self.feature_names
+        return Vectors(names[self.user], names[self.item], users[:, :-1], items[:, :-1], items[:, -1])
 
     def losses(self, batch: Batch) -> Tensor:
         """See the base class.
@@ -92,10 +110,9 @@ class MatrixFactorization(Recommender):
             return super().loss(batch)
         rows = (batch.labels > 0).nonzero().squeeze(1)
         ids = batch.inputs.ids.index_select(0, rows)
-        drawn = registry.hash_uniform(batch.index.index_select(0, rows), self.negative_seed, int(self.steps))
-        self.steps += 1
         other = ids.clone()
-        other[:, self.item] = (1 + (drawn * (self.num_items - 1))).to(ids.dtype).clamp_max(self.num_items - 1)
+        other[:, self.item] = draw_items(batch, rows, int(self.steps), self.num_items, self.negative_seed)
+        self.steps += 1
         scores = self(Inputs(batch.inputs.dense[:0], torch.cat([ids, other])))
         better, worse = scores.float().chunk(2)
         weights = batch.weights.index_select(0, rows)

@@ -13,14 +13,19 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
+from slipstream.errors import ConfigError
 from slipstream.policies.base import Policy, PolicyBaseConfig, share_in_range, validated
-from slipstream.staleness.surprise import Scout, in_proportion
+from slipstream.staleness.surprise import BaseRate, Scout, Skill, in_proportion
 
 if TYPE_CHECKING:
     from slipstream.data.batch import Batch
 
 _CORRECTION = 10
 """Batches over which a deviation from the budget is made good."""
+_TRIAL = 100_000
+"""Inputs that a scout sees before it may rest."""
+_WAKE = 16
+"""A resting scout looks at one batch in so many."""
 
 
 class ImportanceConfig(PolicyBaseConfig):
@@ -31,12 +36,16 @@ class ImportanceConfig(PolicyBaseConfig):
     """Share of the inputs that are trained on, in the mean; in (0, 1]."""
     floor: float = Field(default=0.1, gt=0.0, le=1.0)
     """Least keep-probability, so that no input weighs more than 1 / floor; at most ``budget``."""
+    score: Literal["scout", "label"] = "scout"
+    """Whose surprise counts: the scout's, or that of the labels' base rate alone, which costs nothing."""
     power: float = Field(default=1.0, gt=0.0, le=4.0)
     """The keep-probability grows with surprise to this power."""
     fresh_below: int = Field(default=0, ge=0)
     """Inputs with a row that was seen fewer times are always kept (as far as half the budget goes); 0: none are."""
     warmup_samples: int = Field(default=20_000, ge=0)
-    """Inputs at the start that are kept at random, while the scout knows too little."""
+    """Inputs at the start that are kept by their labels alone, while the scout knows too little."""
+    rest_below: float = Field(default=0.01, ge=0.0, lt=1.0)
+    """A scout that explains less than this share of the labels' entropy rests, and the labels stand in; 0: never."""
     bits: int = Field(default=21, ge=8, le=28)
     """The scout has ``2^bits`` slots of 16 bytes."""
     lr: float = Field(default=0.1, gt=0.0, allow_inf_nan=False)
@@ -57,12 +66,19 @@ class Importance(Policy):
     the choice of least variance among those of equal cost. Needs labels, so it serves training alone. Expected
     gradients are those of the full data.
 
+    With ``score="label"`` p is the labels' base rate of late: negative down-sampling as it is common for click logs
+    (He et al., 2014), with weights in place of a later recalibration. It takes no time, and is the control that a
+    scout has to beat. A scout that explains next to nothing (on logs whose negatives were drawn to match, say) is not
+    worth its time: it rests, and wakes for one batch in 16 to see whether that has changed.
+
     Args:
         budget: Share of the inputs trained on, in (0, 1].
         floor: Least keep-probability, in (0, budget].
+        score: ``scout`` or ``label``.
         power: Exponent of the surprise, in (0, 4].
-        fresh_below: Inputs with a row seen fewer times are always kept, up to half the budget.
-        warmup_samples: Inputs kept at random at the start.
+        fresh_below: Inputs with a row seen fewer times are always kept, up to half the budget; the scout never rests.
+        warmup_samples: Inputs kept by their labels alone at the start.
+        rest_below: Share of the labels' entropy that the scout must explain, in [0, 1).
         bits: The scout has ``2^bits`` slots.
         lr: The scout's learning rate.
 
@@ -78,9 +94,11 @@ class Importance(Policy):
         budget: float = 0.5,
         *,
         floor: float = 0.1,
+        score: Literal["scout", "label"] = "scout",
         power: float = 1.0,
         fresh_below: int = 0,
         warmup_samples: int = 20_000,
+        rest_below: float = 0.01,
         bits: int = 21,
         lr: float = 0.1,
     ) -> None:
@@ -89,15 +107,20 @@ class Importance(Policy):
             {
                 "budget": budget,
                 "floor": floor,
+                "score": score,
                 "power": power,
                 "fresh_below": fresh_below,
                 "warmup_samples": warmup_samples,
+                "rest_below": rest_below,
                 "bits": bits,
                 "lr": lr,
             },
         )
         self._floor = floor  # as asked for; the one in use may be lower for a while
-        self._scout = Scout(bits=bits, lr=lr)
+        self._base = BaseRate()
+        self._scout = Scout(bits=bits, lr=lr) if score == "scout" else None
+        self._skill = Skill()
+        self._inputs = self._batches = self._rested = 0
         self._debt = 0.0  # inputs that the budget allowed and that were not kept, in expectation
         self._expected = 0.0
 
@@ -115,65 +138,106 @@ class Importance(Policy):
         self.config = validated(ImportanceConfig, values if 0.0 < budget <= 1.0 else values | {"floor": self._floor})
 
     def keep_probability(self, batch: Batch) -> Tensor | None:
-        """Lets the scout predict and learn, and turns its surprise into probabilities.
+        """Has the batch's labels predicted and learned, and turns the surprise into probabilities.
 
         None at a budget of 1, where a scout that has begun goes on learning: the budget may fall again.
 
         Raises:
             ConfigError: A label is outside [0, 1], or a dense value is not a finite number; nothing was learned then.
         """
-        config, inputs = self.config, batch.inputs
-        if config.budget == 1.0 and not self._scout.inputs:
+        config, size = self.config, len(batch)
+        if config.budget == 1.0 and not self._inputs:
             return None
-        if not len(batch):
+        if not size:
             return torch.empty(0)
-        known = self._scout.inputs
-        bags = [(bag.values, bag.offsets) for bag in inputs.bags]
-        predicted, seen = self._scout.predict_and_learn(inputs.ids, bags, inputs.dense, batch.labels)
+        score, seen = self._surprise(batch)
+        self._inputs += size
         if config.budget == 1.0:
-            self._expected += len(batch)
+            self._expected += size
             return None
-        if known < config.warmup_samples:
-            keep = torch.full((len(batch),), config.budget)
-        else:
-            wanted = config.budget + self._debt / (_CORRECTION * len(batch))
-            fresh = seen < config.fresh_below
-            keep = self._spread((predicted - batch.labels).abs() ** config.power, fresh, wanted)
+        wanted = config.budget + self._debt / (_CORRECTION * size)
+        if config.power != 1.0:
+            score = score**config.power
+        keep = self._spread(score, None if seen is None else seen < config.fresh_below, wanted)
         expected = float(keep.sum())
         self._expected += expected
-        self._debt += config.budget * len(batch) - expected
+        self._debt += config.budget * size - expected
         return keep
 
-    def _spread(self, score: Tensor, fresh: Tensor, wanted: float) -> Tensor:
+    def _surprise(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Surprise of each input, float32 [B], and, for ``fresh_below``, how often its rarest row was seen."""
+        config, labels = self.config, batch.labels
+        warming = self._inputs < config.warmup_samples
+        rests = self._rests()
+        self._batches += 1
+        if self._scout is None or (rests and self._batches % _WAKE):
+            self._rested += len(batch)
+            return (self._base.predict_and_learn(labels) - labels).abs(), None
+        inputs, before = batch.inputs, self._scout.loss
+        bags = [(bag.values, bag.offsets) for bag in inputs.bags]
+        predicted, seen = self._scout.predict_and_learn(inputs.ids, bags, inputs.dense, labels)
+        rate = self._base.predict_and_learn(labels)
+        self._skill.add(self._scout.loss - before, rate, labels)
+        score = (rate if warming or rests else predicted) - labels
+        return score.abs(), seen if config.fresh_below else None
+
+    def _rests(self) -> bool:
+        least = self.config.rest_below
+        may = least > 0.0 and not self.config.fresh_below and self._inputs >= _TRIAL
+        return may and self._skill.explained < least
+
+    def _spread(self, score: Tensor, fresh: Tensor | None, wanted: float) -> Tensor:
         """Probabilities in proportion to the score, within [floor, 1], with the mean ``wanted`` if it can be had."""
         floor = self.config.floor
         wanted = min(max(wanted, floor), 1.0)
-        always = int(fresh.sum())
-        if always:
-            score = score.masked_fill(fresh, 0.0)
+        always = 0 if fresh is None else int(fresh.sum())
+        if fresh is None or not always:
+            return in_proportion(score, floor, wanted * score.numel())
+        score = score.masked_fill(fresh, 0.0)
         # What the fresh ones take of the batch's budget: all they want, but at most half.
-        of_fresh = min(1.0, max(floor, 0.5 * wanted * score.numel() / always)) if always else 0.0
+        of_fresh = min(1.0, max(floor, 0.5 * wanted * score.numel() / always))
         goal = wanted * score.numel() - always * of_fresh + always * floor
-        keep = in_proportion(score, floor, goal)
-        return keep.masked_fill_(fresh, of_fresh) if always else keep
+        return in_proportion(score, floor, goal).masked_fill_(fresh, of_fresh)
 
     def state_dict(self) -> dict[str, Any]:
-        """The scout and the account of the budget."""
-        return {"scout": self._scout.state_dict(), "debt": self._debt, "expected": self._expected}
+        """Scout, base rate, what the scout explains, and the account of the budget."""
+        return {
+            "scout": None if self._scout is None else self._scout.state_dict(),
+            "base": self._base.state_dict(),
+            "skill": self._skill.state_dict(),
+            "inputs": self._inputs,
+            "batches": self._batches,
+            "rested": self._rested,
+            "debt": self._debt,
+            "expected": self._expected,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state.
 
         Raises:
-            ConfigError: The state is of a scout with another number of slots.
+            ConfigError: The state is of another ``score``, or of a scout with another number of slots.
         """
-        self._scout.load_state_dict(state["scout"])
+        if (state["scout"] is None) != (self._scout is None):
+            raise ConfigError(
+                f"the state is not of score {self.config.score!r}",
+                remedy="set score as it was when the state was saved",
+            )
+        if self._scout is not None:
+            self._scout.load_state_dict(state["scout"])
+        self._base.load_state_dict(state["base"])
+        self._skill.load_state_dict(state["skill"])
+        self._inputs, self._batches, self._rested = (int(state[name]) for name in ("inputs", "batches", "rested"))
         self._debt, self._expected = float(state["debt"]), float(state["expected"])
 
     def report(self) -> dict[str, Any]:
-        """Settings, the share kept in expectation, and the scout's log-loss."""
-        report: dict[str, Any] = {"budget": self.config.budget, "floor": self.config.floor, "power": self.config.power}
-        if self._scout.inputs:
-            report["expected_share"] = self._expected / self._scout.inputs
+        """Settings, the share kept in expectation, the scout's log-loss, what it explains and how much it rested."""
+        names = ("budget", "floor", "score", "power")
+        report: dict[str, Any] = {name: getattr(self.config, name) for name in names}
+        if self._inputs:
+            report["expected_share"] = self._expected / self._inputs
+        if self._scout is not None and self._scout.inputs:
             report["scout_log_loss"] = self._scout.loss / self._scout.inputs
+            report["scout_explains"] = self._skill.explained
+            report["scout_rested"] = self._rested / self._inputs
         return report

@@ -16,7 +16,7 @@ from slipstream.data.batch import Batch
 from slipstream.policies.base import Gated, Policy, PolicyBaseConfig, TrainingData, share_in_range, validated
 from slipstream.policies.slipstream_once import Once
 from slipstream.policies.slipstream_periodic import Periodic
-from slipstream.staleness import stale_inputs
+from slipstream.staleness import TailInputs, stale_inputs
 from slipstream.staleness.hot_rows import HOT_BYTES, SAMPLE_SHARE, check_hot_bytes
 
 Mode = Literal["once", "periodic"]
@@ -54,6 +54,8 @@ class SlipstreamConfig(PolicyBaseConfig):
     """periodic: hot inputs of the window on which T is found."""
     half_life: float | None = Field(default=10_000.0, gt=0.0, allow_inf_nan=False)
     """periodic: batches after which an access counts half; None: accesses never fade."""
+    protect_tail: int = Field(default=0, ge=0, le=255)
+    """Inputs with a row looked up fewer than this many times are never dropped; 0 (as published) protects none."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -100,6 +102,7 @@ class Slipstream(Policy):
         window: periodic: batches between snapshots, below ``every``.
         sample_size: periodic: inputs on which T is found.
         half_life: periodic: batches after which an access counts half; None: exact counts.
+        protect_tail: Lookups below which no input of a row is dropped, 0 to 255.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -125,6 +128,7 @@ class Slipstream(Policy):
         window: int = 100,
         sample_size: int = 4096,
         half_life: float | None = 10_000.0,
+        protect_tail: int = 0,
     ) -> None:
         self.config = validated(
             SlipstreamConfig,
@@ -143,14 +147,18 @@ class Slipstream(Policy):
                 "window": window,
                 "sample_size": sample_size,
                 "half_life": half_life,
+                "protect_tail": protect_tail,
             },
         )
+        self._tail = TailInputs(protect_tail) if protect_tail else None
         self.plans_order = mode == "once"
         self._course: Once | Periodic = Once(self.config) if mode == "once" else Periodic(self.config)
 
     def warm_up(self) -> None:
         """Loads the counting, the classifier and the displacement."""
         stale_inputs.load()
+        if self._tail is not None:
+            self._tail.warm_up()
         self._course.warm_up()
 
     def attach(self, tables: Mapping[str, Gated], *, seed: int) -> None:
@@ -169,6 +177,9 @@ class Slipstream(Policy):
     def keep_probability(self, batch: Batch) -> Tensor | None:
         """0 for inputs to drop, 1 for the others; None while all are kept."""
         dropped = self._course.dropped(batch.inputs)
+        if self._tail is not None:
+            rare = self._tail.pass_by(batch.inputs)
+            dropped = None if dropped is None else dropped & ~rare
         return None if dropped is None else (~dropped).float()
 
     def set_budget(self, budget: float) -> None:
@@ -178,7 +189,8 @@ class Slipstream(Policy):
 
     def state_dict(self) -> dict[str, Any]:
         """Position, snapshot, threshold; once: the sample; periodic: counts."""
-        return {"mode": self.config.mode, **self._course.state_dict()}
+        tail = {} if self._tail is None else {"tail": self._tail.state_dict()}
+        return {"mode": self.config.mode, **tail, **self._course.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state.
@@ -187,6 +199,8 @@ class Slipstream(Policy):
             ConfigError: The state is of another mode or of other tables.
         """
         self._course.load_state_dict(state)
+        if self._tail is not None and "tail" in state:
+            self._tail.load_state_dict(state["tail"])
 
     def report(self) -> dict[str, Any]:
         """Settings, hot rows and inputs, and of the last decision T, the share it drops and the stale rows."""

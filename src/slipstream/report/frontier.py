@@ -2,7 +2,9 @@
 
 A point is one training: ``policy``, ``budget`` (1 where the policy has none), ``seed``, ``auc``, ``log_loss``,
 ``calibration``, ``seconds`` (every overhead inside), ``share_of_inputs_trained``, ``share_of_row_updates_skipped``,
-``by_popularity``, and the rates chosen. Differences are taken between trainings of the same seed.
+``by_popularity``, ``new_items``, ``coverage``, ``gini``, and the rates chosen. Points of data of pairs have ``ndcg``,
+``recall`` and ``recall_by_popularity`` too, and are judged by NDCG instead of AUC. Differences are taken between
+trainings of the same seed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,24 @@ import numpy as np
 
 Point = Mapping[str, Any]
 TOLERANCE = 0.001
-"""AUC below full training within which a point counts as of equal quality."""
+"""AUC, or NDCG, below full training within which a point counts as of equal quality."""
+
+
+class Measure(NamedTuple):
+    """The figure that points are judged by."""
+
+    key: str
+    """Its name in a point."""
+    title: str
+    """Its name for people."""
+
+
+AUC, NDCG = Measure("auc", "AUC"), Measure("ndcg", "NDCG")
+
+
+def measure(points: Sequence[Point]) -> Measure:
+    """NDCG where every point has ranked lists, else AUC."""
+    return NDCG if points and all(point.get("ndcg") is not None for point in points) else AUC
 
 
 class Spread(NamedTuple):
@@ -45,38 +64,38 @@ def grouped(points: Sequence[Point]) -> dict[tuple[str, float], dict[int, Point]
 
 
 def against_random(points: Sequence[Point], policy: str, budget: float) -> Spread | None:
-    """AUC above random skipping at the same budget, seed by seed.
+    """AUC (NDCG) above random skipping at the same budget, seed by seed.
 
     Returns:
         None where random has no such budget, or shares no seed.
     """
-    groups = grouped(points)
+    groups, by = grouped(points), measure(points).key
     ours, control = groups.get((policy, budget), {}), groups.get(("random", budget), {})
-    differences = [float(ours[seed]["auc"] - control[seed]["auc"]) for seed in ours if seed in control]
+    differences = [float(ours[seed][by] - control[seed][by]) for seed in ours if seed in control]
     return Spread.of(differences) if differences else None
 
 
 def against_random_at_equal_time(points: Sequence[Point], policy: str, budget: float) -> Spread | None:
-    """AUC above random skipping that takes as long, seed by seed.
+    """AUC (NDCG) above random skipping that takes as long, seed by seed.
 
-    What random skipping (with either batch size) and full training reach in that time: the best of those that take no
+    What random skipping and full training reach in that time: the best of those that take no
     longer, linearly interpolated by seconds towards the next better one.
 
     Returns:
         None where every seed is faster than all of them.
     """
-    groups = grouped(points)
+    groups, by = grouped(points), measure(points).key
     differences: list[float] = []
     for seed, point in groups.get((policy, budget), {}).items():
         line = [
-            (float(group[seed]["seconds"]), float(group[seed]["auc"]))
+            (float(group[seed]["seconds"]), float(group[seed][by]))
             for (name, _), group in groups.items()
             if _is_control(name) and seed in group
         ]
         if line and min(line)[0] <= point["seconds"]:
-            seconds, auc = np.asarray(sorted(line)).T
-            reached = np.interp(point["seconds"], seconds, np.maximum.accumulate(auc))
-            differences.append(float(point["auc"] - reached))
+            seconds, quality = np.asarray(sorted(line)).T
+            reached = np.interp(point["seconds"], seconds, np.maximum.accumulate(quality))
+            differences.append(float(point[by] - reached))
     return Spread.of(differences) if differences else None
 
 
@@ -85,14 +104,14 @@ def _is_control(policy: str) -> bool:
 
 
 class TimeSaved(NamedTuple):
-    """The fastest point of a policy whose mean AUC is within the tolerance of full training's."""
+    """The fastest point of a policy whose mean AUC (NDCG) is within the tolerance of full training's."""
 
     policy: str
     budget: float
     ratio: float
     """Median over the seeds of full training's seconds ÷ the point's."""
-    auc_difference: float
-    """Mean AUC less full training's."""
+    difference: float
+    """Mean AUC (NDCG) less full training's."""
 
 
 def time_saved(points: Sequence[Point], tolerance: float = TOLERANCE) -> list[TimeSaved]:
@@ -100,16 +119,16 @@ def time_saved(points: Sequence[Point], tolerance: float = TOLERANCE) -> list[Ti
 
     Args:
         points: At least full training and one other.
-        tolerance: AUC that may be lost.
+        tolerance: AUC (NDCG) that may be lost.
     """
-    groups = grouped(points)
+    groups, by = grouped(points), measure(points).key
     full = next((group for (name, _), group in groups.items() if name == "none"), {})
     best: dict[str, TimeSaved] = {}
     for (policy, budget), group in groups.items():
         seeds = [seed for seed in group if seed in full]
         if policy == "none" or not seeds:
             continue
-        difference = float(np.mean([group[seed]["auc"] - full[seed]["auc"] for seed in seeds]))
+        difference = float(np.mean([group[seed][by] - full[seed][by] for seed in seeds]))
         ratio = float(np.median([full[seed]["seconds"] / group[seed]["seconds"] for seed in seeds]))
         if difference >= -tolerance and (policy not in best or ratio > best[policy].ratio):
             best[policy] = TimeSaved(policy, budget, ratio, difference)
@@ -117,15 +136,15 @@ def time_saved(points: Sequence[Point], tolerance: float = TOLERANCE) -> list[Ti
 
 
 def closest(points: Sequence[Point]) -> dict[str, tuple[float, float]]:
-    """Of each policy that skips: budget and mean AUC difference to full training of its point closest in quality."""
-    groups = grouped(points)
+    """Of each policy that skips: budget and mean difference to full training of its point closest in quality."""
+    groups, by = grouped(points), measure(points).key
     full = next((group for (name, _), group in groups.items() if name == "none"), {})
     found: dict[str, tuple[float, float]] = {}
     for (policy, budget), group in groups.items():
         seeds = [seed for seed in group if seed in full]
         if policy == "none" or not seeds:
             continue
-        difference = float(np.mean([group[seed]["auc"] - full[seed]["auc"] for seed in seeds]))
+        difference = float(np.mean([group[seed][by] - full[seed][by] for seed in seeds]))
         if policy not in found or difference > found[policy][1]:
             found[policy] = (budget, difference)
     return found
@@ -134,20 +153,27 @@ def closest(points: Sequence[Point]) -> dict[str, tuple[float, float]]:
 def summary(points: Sequence[Point]) -> list[dict[str, Any]]:
     """One row for each policy and budget, means over its seeds."""
     rows: list[dict[str, Any]] = []
+    by = measure(points)
     for (policy, budget), group in grouped(points).items():
         members = list(group.values())
-        auc = Spread.of([point["auc"] for point in members])
+        quality = Spread.of([point[by.key] for point in members])
         row: dict[str, Any] = {
             "policy": policy,
             "budget": budget,
             "seeds": len(members),
-            "AUC": round(auc.mean, 5),
-            "AUC std": round(auc.std, 5),
-            "log-loss": _mean(members, "log_loss"),
-            "calibration": _mean(members, "calibration"),
+            by.title: round(quality.mean, 5),
+            f"{by.title} std": round(quality.std, 5),
+        }
+        if by is NDCG:
+            row["recall"] = _mean(members, "recall")
+        else:
+            row |= {"log-loss": _mean(members, "log_loss"), "calibration": _mean(members, "calibration")}
+        row |= {
             "seconds": round(float(np.median([point["seconds"] for point in members])), 3),
             "inputs": _mean(members, "share_of_inputs_trained"),
             "skipped": _mean(members, "share_of_row_updates_skipped"),
+            **{bucket: "–" if value is None else value for bucket, value in by_bucket(members).items()},
+            **{name: _mean(members, name) for name in ("coverage", "gini") if members[0].get(name) is not None},
         }
         equal_share = against_random(points, policy, budget) if policy != "random" else None
         equal_time = against_random_at_equal_time(points, policy, budget) if not _is_control(policy) else None
@@ -155,6 +181,24 @@ def summary(points: Sequence[Point]) -> list[dict[str, Any]]:
             row[name] = "–" if spread is None else f"{spread.mean:+.4f} ± {spread.std:.4f}"
         rows.append(row)
     return rows
+
+
+def by_bucket(points: Sequence[Point]) -> dict[str, float | None]:
+    """AUC, or recall of ranked lists, for the head, the torso, the tail and new items, means over the points.
+
+    None where a point has none: samples of one class, or no user with such an item.
+    """
+    found: dict[str, list[float | None]] = {}
+    for point in points:
+        buckets: Mapping[str, Any] = point.get("recall_by_popularity") or {
+            name: scores["auc"] for name, scores in {**point["by_popularity"], **point.get("new_items", {})}.items()
+        }
+        for name, value in buckets.items():
+            found.setdefault(name, []).append(value)
+    return {
+        name: None if None in values else round(float(np.mean(values)), 5)  # type: ignore[arg-type]
+        for name, values in found.items()
+    }
 
 
 def _mean(points: Sequence[Point], name: str) -> float:

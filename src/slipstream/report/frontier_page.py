@@ -9,12 +9,15 @@ from typing import Any
 from slipstream.errors import DataError
 from slipstream.report import plots
 from slipstream.report.frontier import (
+    NDCG,
     TOLERANCE,
     Spread,
     against_random,
     against_random_at_equal_time,
+    by_bucket,
     closest,
     grouped,
+    measure,
     summary,
     time_saved,
 )
@@ -36,19 +39,25 @@ def frontier_page(records: Sequence[Record], *, title: str = "Slipstream: qualit
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
-        '<p class="soft">Seconds are those of the training with every overhead; AUC is of samples it never saw. Bars '
-        "are standard deviations over the seeds; differences are taken seed by seed. Columns: inputs: share trained "
-        "on; skipped: share of their row updates; above random: AUC over random inputs at the same budget; same time: "
-        "AUC over random inputs that take as long or full training, interpolated.</p>",
+        '<p class="soft">Seconds are those of the training with every overhead; AUC is of samples it never saw, NDCG '
+        "and recall of lists of 20 among the full catalogue (data of pairs). Bars are standard deviations over the "
+        "seeds; differences are taken seed by seed. Columns: inputs: share trained on; skipped: share of their row "
+        "updates; head, torso, tail: AUC (recall) by the popularity of the item; new: of items in no sample before "
+        "the scored ones; untrained: of items that could not be trained on when they were predicted; coverage, gini: "
+        "how widely recommendations spread; above random: AUC (NDCG) over random inputs at the same budget; same time: "
+        "over random inputs that take as long or full training, interpolated.</p>",
     ]
+    if len(records) > 1:
+        links = (f'<li><a href="#frontier-{number}">{escape(r.dataset)}</a></li>' for number, r in enumerate(records))
+        parts.append(f"<ul>{''.join(links)}</ul>")
     for number, record in enumerate(records):
         if not record.points:
             raise DataError(f"record {record.name} holds no points", remedy="name records of bench frontier")
-        parts += _section(record, f"{number} {record.name}")
+        parts += _section(record, f"{number} {record.name}", f"frontier-{number}")
     return page(title, parts)
 
 
-def _section(record: Record, name: str) -> list[str]:
+def _section(record: Record, name: str, anchor: str) -> list[str]:
     points = record.points
     rows = summary(points)
     titles = list(rows[0])
@@ -56,7 +65,7 @@ def _section(record: Record, name: str) -> list[str]:
     conditions = ", ".join(f"{key}: {value}" for key, value in short.items() if value is not False)
     machine = f"{record.machine.processor}, {record.machine.cores} cores, {record.machine.threads} threads"
     return [
-        f"<h2>{escape(record.dataset)}</h2>",
+        f'<h2 id="{anchor}">{escape(record.dataset)}</h2>',
         f'<p class="soft">{escape(conditions)}.</p><p class="soft">{escape(machine)}; commit '
         f"{escape(record.commit or '–')}; {escape(record.date)}; {escape(record.command)}</p>",
         f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in findings(record))}</ul>",
@@ -64,7 +73,7 @@ def _section(record: Record, name: str) -> list[str]:
         table(
             titles,
             [[_cell(row[title]) for title in titles] for row in rows],
-            [not isinstance(rows[0][title], str) or title in ("above random", "same time") for title in titles],
+            [title != "policy" for title in titles],
         ),
     ]
 
@@ -72,14 +81,16 @@ def _section(record: Record, name: str) -> list[str]:
 def findings(record: Record) -> list[str]:
     """What the points say, in sentences: time saved at equal quality, who beats random, what was left out."""
     points = record.points
+    title = measure(points).title
     saved = {entry.policy: entry for entry in time_saved(points)}
     sentences = [
-        f"{entry.policy} at budget {entry.budget:g} takes 1/{entry.ratio:.2f} of full training's time at an AUC "
-        f"{entry.auc_difference:+.4f} from it."
+        f"{entry.policy} at budget {entry.budget:g} takes 1/{entry.ratio:.2f} of full training's time, its {title} "
+        f"{entry.difference:+.4f} from it."
         for entry in saved.values()
     ]
     sentences += [
-        f"{policy} has no point within {TOLERANCE} AUC of full training; its closest, budget {budget:g}, is {gap:+.4f}."
+        f"{policy} has no point within {TOLERANCE} {title} of full training; its closest, budget {budget:g}, is "
+        f"{gap:+.4f}."
         for policy, (budget, gap) in closest(points).items()
         if policy not in saved
     ]
@@ -87,7 +98,7 @@ def findings(record: Record) -> list[str]:
         spread = None if policy in ("none", "random") else against_random(points, policy, budget)
         if spread is not None:
             beyond = "beyond the spread" if abs(spread.mean) > spread.std and len(points) > 1 else "within the spread"
-            sentences.append(f"{policy} against random at budget {budget:g}: AUC {spread.mean:+.4f}, {beyond}.")
+            sentences.append(f"{policy} against random at budget {budget:g}: {title} {spread.mean:+.4f}, {beyond}.")
     sentences += [f"Left out: {place}: {reason}" for place, reason in record.conditions.get("left out", {}).items()]
     return sentences
 
@@ -96,10 +107,11 @@ def _figures(points: Sequence[dict[str, Any]], name: str) -> list[str]:
     quality: Series = {}
     share: Series = {}
     at_time: Series = {}
+    by = measure(points)
     for (policy, budget), group in grouped(points).items():
-        auc = Spread.of([point["auc"] for point in group.values()])
+        reached = Spread.of([point[by.key] for point in group.values()])
         seconds = sorted(point["seconds"] for point in group.values())[len(group) // 2]
-        quality.setdefault(policy, []).append((seconds, auc.mean, auc.std))
+        quality.setdefault(policy, []).append((seconds, reached.mean, reached.std))
         if policy == "none" or policy.startswith("random"):
             continue
         for series, difference in (
@@ -109,12 +121,31 @@ def _figures(points: Sequence[dict[str, Any]], name: str) -> list[str]:
             if difference is not None:
                 series.setdefault(policy, []).append((budget, difference.mean, difference.std))
     quality = {policy: sorted(values) for policy, values in quality.items()}
-    drawn = [("AUC against time", plots.frontier(quality, x="training time (s)", y="AUC", name=f"{name} time"))]
-    for caption, series in (("AUC above random, same budget", share), ("AUC above random, same time", at_time)):
+    picture = plots.frontier(quality, x="training time (s)", y=by.title, name=f"{name} time")
+    drawn = [(f"{by.title} against time", picture)]
+    for caption, series in ((f"{by.title} above random, same budget", share), ("… same time", at_time)):
         if series:
-            picture = plots.frontier(series, x="budget", y="difference of AUC", name=f"{name} {caption}", zero=True)
+            label = f"difference of {by.title}"
+            picture = plots.frontier(series, x="budget", y=label, name=f"{name} {caption}", zero=True)
             drawn.append((caption, picture))
+    drawn += _by_popularity(points, name)
     return [figure(caption, picture) for caption, picture in drawn]
+
+
+def _by_popularity(points: Sequence[dict[str, Any]], name: str) -> list[tuple[str, str]]:
+    """Full training and each policy at the middle one of its budgets, by the popularity of the items."""
+    places: dict[str, list[tuple[float, list[dict[str, Any]]]]] = {}
+    for (policy, budget), group in grouped(points).items():
+        places.setdefault(policy, []).append((budget, [dict(point) for point in group.values()]))
+    middle = {policy: found[len(found) // 2] for policy, found in places.items()}
+    found = {f"{policy} {budget:g}": by_bucket(members) for policy, (budget, members) in middle.items()}
+    groups = list(dict.fromkeys(group for values in found.values() for group in values))
+    if not groups:
+        return []
+    what = "recall" if measure(points) is NDCG else "AUC"
+    series = {label: [values.get(group) for group in groups] for label, values in found.items()}
+    drawn = plots.dots(groups, series, x="popularity of the item", y=what, name=f"{name} popularity")
+    return [(f"{what} by popularity of the item", drawn)]
 
 
 def _cell(value: Any) -> str:

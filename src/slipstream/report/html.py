@@ -8,8 +8,8 @@ from importlib import resources
 from typing import Any
 
 from slipstream.report import plots
-from slipstream.report.runs import Run, baseline, differing_settings
-from slipstream.report.table import COLUMNS, comparison
+from slipstream.report.runs import Measure, Run, baseline, differing_settings, measure
+from slipstream.report.table import columns, comparison
 
 
 def compare_page(runs: Sequence[Run], *, title: str = "Slipstream: runs compared") -> str:
@@ -30,7 +30,9 @@ def compare_page(runs: Sequence[Run], *, title: str = "Slipstream: runs compared
         "<h2>Figures</h2>",
         f'<p class="soft">Speed-up and differences (Δ) are against {escape(base.name)}. '
         "One run of each: differences of the size of run-to-run spread mean nothing; repeat with other seeds.</p>",
-        table([column.title for column in COLUMNS], comparison(runs), [column.numeric for column in COLUMNS]),
+        table(
+            [column.title for column in columns(runs)], comparison(runs), [column.numeric for column in columns(runs)]
+        ),
         f'<div class="plots">{"".join(_figures(runs))}</div>',
         *_settings(runs),
         *_environment(runs),
@@ -58,7 +60,7 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 def findings(runs: Sequence[Run]) -> list[str]:
     """What the figures say, one sentence per run that skips, and whether random skipping did as well."""
-    base = baseline(runs)
+    base, by = baseline(runs), measure(runs)
     random_runs = [run for run in runs if run.policy == "random"]
     sentences = []
     for run in runs:
@@ -66,27 +68,40 @@ def findings(runs: Sequence[Run]) -> list[str]:
             continue
         seconds = run.number("seconds") or 0.0
         speed = f"{(base.number('seconds') or 0.0) / seconds:.2f}x" if seconds else "an unknown multiple of"
-        sentence = f"{run.name} ({run.policy}): {speed} the speed of {base.name}, AUC {_difference(run, base)}"
+        sentence = (
+            f"{run.name} ({run.policy}): {speed} the speed of {base.name}, {by.title} {_difference(run, base, by)}"
+        )
         if run.policy != "random" and random_runs:
             control = min(random_runs, key=lambda other: abs((other.number("seconds") or 0.0) - seconds))
             against = f"{control.name}, {control.number('seconds') or 0.0:.1f} s"
-            sentence += f"; against random skipping ({against}) AUC {_difference(run, control)}"
+            sentence += f"; against random skipping ({against}) {by.title} {_difference(run, control, by)}"
         sentences.append(sentence + ".")
     return sentences
 
 
-def _difference(run: Run, other: Run) -> str:
-    ours, theirs = run.number("auc"), other.number("auc")
+def _difference(run: Run, other: Run, by: Measure) -> str:
+    ours, theirs = run.number(by.key), other.number(by.key)
     return "unknown" if ours is None or theirs is None else f"{ours - theirs:+.4f}"
 
 
 def _figures(runs: Sequence[Run]) -> list[str]:
     figures = []
-    numbers = [(run.name, run.number("seconds"), run.number("auc")) for run in runs]
-    points = [(name, seconds, auc) for name, seconds, auc in numbers if seconds is not None and auc is not None]
+    by = measure(runs)
+    numbers = [(run.name, run.number("seconds"), run.number(by.key)) for run in runs]
+    points = [
+        (name, seconds, quality) for name, seconds, quality in numbers if seconds is not None and quality is not None
+    ]
     if points:
-        name = "AUC against training time"
-        figures.append(figure(name, plots.scatter(points, x="training time (s)", y="AUC", name=name)))
+        name = f"{by.title} against training time"
+        figures.append(figure(name, plots.scatter(points, x="training time (s)", y=by.title, name=name)))
+    recalls = {run.name: (run.result.get("ranking") or {}).get("recall_by_popularity") or {} for run in runs}
+    if any(recalls.values()):
+        groups = list(dict.fromkeys(group for values in recalls.values() for group in values))
+        series = {name: [values.get(group) for group in groups] for name, values in recalls.items()}
+        drawn = plots.dots(
+            groups, series, x="popularity of the held-out items", y="recall", name="recall by popularity"
+        )
+        figures.append(figure("Recall by popularity", drawn))
     curves = {run.name: curve for run in runs if (curve := learning_curve(run.result))}
     if curves:
         drawn = plots.lines(curves, x="samples seen", y="AUC of the chunk", name="learning curve")

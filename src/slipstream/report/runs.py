@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -32,9 +32,27 @@ class Run:
         return policy_name(self.result["policy"])
 
     def number(self, key: str) -> float | None:
-        """A figure of the result, None where the run has none."""
-        value = self.result.get(key)
+        """A figure of the result, None where the run has none; dots lead into its parts, as in ``ranking.ndcg``."""
+        value: Any = self.result
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
         return float(value) if isinstance(value, int | float) else None
+
+
+class Measure(NamedTuple):
+    """The figure by which runs are compared."""
+
+    key: str
+    """Its place in a result."""
+    title: str
+    """Its name."""
+
+
+def measure(runs: Sequence[Run]) -> Measure:
+    """NDCG of the ranked lists where every run has them, else AUC."""
+    lengths = {run.number("ranking.k") for run in runs}
+    length = lengths.pop() if len(lengths) == 1 else None
+    return Measure("auc", "AUC") if length is None else Measure("ranking.ndcg", f"NDCG@{length:.0f}")
 
 
 def policy_name(policy: Any) -> str:

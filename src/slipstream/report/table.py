@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slipstream.report.runs import Run, baseline
 
@@ -23,12 +23,14 @@ class Column:
         text: The figure as text, given the run and the run it is measured against.
         numeric: Whether it is set flush right.
         brief: Whether it is shown where 80 characters must do.
+        ranked: Whether it is shown only where a run has ranked lists.
     """
 
     title: str
     text: Callable[[Run, Run], str]
     numeric: bool = True
     brief: bool = True
+    ranked: bool = False
 
 
 def _plain(key: str, form: str) -> Callable[[Run, Run], str]:
@@ -57,6 +59,11 @@ COLUMNS = (
     Column("policy", lambda run, _: run.policy, numeric=False, brief=False),
     Column("time (s)", _plain("seconds", ".1f")),
     Column("speed-up", _speed),
+    Column("NDCG", _plain("ranking.ndcg", ".4f"), ranked=True),
+    Column("Δ NDCG", _difference("ranking.ndcg"), ranked=True),
+    Column("recall", _plain("ranking.recall", ".4f"), ranked=True),
+    Column("coverage", _plain("diversity.coverage", ".1%"), brief=False),
+    Column("Gini", _plain("diversity.gini", ".3f"), brief=False),
     Column("AUC", _plain("auc", ".4f")),
     Column("Δ AUC", _difference("auc")),
     Column("log-loss", _plain("log_loss", ".4f")),
@@ -76,13 +83,23 @@ CSV_FIELDS = (
     "share_of_row_updates_skipped",
     "seed",
     "commit",
+    "ranking.ndcg",
+    "ranking.recall",
+    "diversity.coverage",
+    "diversity.gini",
 )
 
 
+def columns(runs: Sequence[Run]) -> list[Column]:
+    """Those of :data:`COLUMNS` that the runs have something to say in."""
+    ranked = any(run.number("ranking.k") for run in runs)
+    return [column for column in COLUMNS if ranked or not column.ranked]
+
+
 def comparison(runs: Sequence[Run]) -> list[list[str]]:
-    """One row of texts per run, in the order of :data:`COLUMNS`; differences are against :func:`runs.baseline`."""
+    """One row of texts per run, in the order of :func:`columns`; differences are against :func:`runs.baseline`."""
     base = baseline(runs)
-    return [[column.text(run, base) for column in COLUMNS] for run in runs]
+    return [[column.text(run, base) for column in columns(runs)] for run in runs]
 
 
 def terminal_table(runs: Sequence[Run], *, width: int = 80) -> Table:
@@ -91,7 +108,8 @@ def terminal_table(runs: Sequence[Run], *, width: int = 80) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    shown = [place for place, column in enumerate(COLUMNS) if column.brief or width >= 140]
+    chosen = columns(runs)
+    shown = [place for place, column in enumerate(chosen) if column.brief or width >= 140]
     table = Table(
         box=SIMPLE,
         pad_edge=False,
@@ -99,7 +117,7 @@ def terminal_table(runs: Sequence[Run], *, width: int = 80) -> Table:
         caption_justify="left",
     )
     for place in shown:
-        column = COLUMNS[place]
+        column = chosen[place]
         word = max(map(len, column.title.split()))
         table.add_column(column.title, justify="right" if column.numeric else "left", overflow="fold", min_width=word)
     for row in comparison(runs):
@@ -114,5 +132,13 @@ def csv_text(runs: Sequence[Run]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["run", "policy", *CSV_FIELDS])
     for run in runs:
-        writer.writerow([run.name, run.policy, *(run.result.get(field, "") for field in CSV_FIELDS)])
+        writer.writerow([run.name, run.policy, *(_field(run, field) for field in CSV_FIELDS)])
     return buffer.getvalue()
+
+
+def _field(run: Run, key: str) -> Any:
+    """A value unrounded; nothing where the run has none."""
+    found: Any = run.result
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return "" if found is None else found

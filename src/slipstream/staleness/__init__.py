@@ -3,7 +3,7 @@
 from slipstream.staleness.popular_rows import CountedRows, CutName, Kept, PopularRows, Rule, SketchedRows
 from slipstream.staleness.popularity import DecayedCounts, ExactCounts, PopularityCounts, make_counts
 from slipstream.staleness.sketch import PopularitySketch
-from slipstream.staleness.tail import TailCounts
+from slipstream.staleness.tail import TailCounts, TailInputs
 from slipstream.staleness.threshold import Cut, share_cut
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Rule",
     "SketchedRows",
     "TailCounts",
+    "TailInputs",
     "make_counts",
     "share_cut",
 ]

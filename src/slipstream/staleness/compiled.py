@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -62,22 +63,57 @@ def count_up_to(seen: npt.NDArray[np.uint8], ids: npt.NDArray[Any], most: int) -
 
 
 @njit(cache=True, nogil=True)
+def mark_below(
+    seen: npt.NDArray[np.uint8],
+    ids: npt.NDArray[Any],
+    offsets: npt.NDArray[np.int64],
+    limit: int,
+    out: npt.NDArray[np.bool_],
+) -> None:
+    """Sets ``out[b]`` where ``seen`` is below ``limit`` for an id of sample b, ``ids[offsets[b]:offsets[b + 1]]``."""
+    for b in range(out.size):
+        for place in range(offsets[b], offsets[b + 1]):
+            if seen[ids[place]] < limit:
+                out[b] = True
+                break
+
+
+@njit(cache=True, nogil=True)
 def factor_for_sum(scores: npt.NDArray[np.float32], floor: float, total: float) -> float:
-    """The factor c for which min(max(c * score, floor), 1) adds up to ``total``, by bisection."""
-    low, high, bounded = 0.0, 1.0, False
-    for _ in range(60):
-        middle = 0.5 * (low + high) if bounded else high
-        found = 0.0
+    """The factor c for which min(max(c * score, floor), 1) adds up to ``total``: Newton's steps within a bracket.
+
+    The sum rises with c in straight pieces, so that few steps find it. Where no c reaches ``total``, one that puts
+    every score above 0 at 1.
+    """
+    low, high, least, most = 0.0, np.inf, np.inf, 0.0
+    for score in scores:
+        if score > 0.0:
+            least, most = min(least, score), max(most, score)
+    if most == 0.0:
+        return 0.0
+    high = 1.0 / least
+    c = min(total / (scores.size * most), high)
+    for _ in range(200):
+        found, slope = 0.0, 0.0
         for score in scores:
-            found += min(max(middle * score, floor), 1.0)
-        if found >= total:
-            high, bounded = middle, True
-        elif bounded:
-            low = middle
-        elif high < 1e9:
-            low, high = high, high * 4.0
+            kept = c * score
+            if kept >= 1.0:
+                found += 1.0
+            elif kept > floor:
+                found += kept
+                slope += score
+            else:
+                found += floor
+        if abs(found - total) <= 1e-7 * total:
+            break
+        if found < total:
+            low = c
         else:
+            high = c
+        if high - low <= 1e-7 * high:
             break
-        if bounded and high - low < 1e-6 * high:
-            break
-    return high
+        c += (total - found) / slope if slope > 0.0 else np.inf
+        if not low < c < high:
+            # A bracket may span many powers of ten, where half way between would hardly move.
+            c = math.sqrt(low * high) if low > 0.0 else high * 1e-3
+    return c

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
+from slipstream.kernels import scout as scout_kernel
 from slipstream.staleness.compiled import factor_for_sum
 
 
@@ -33,6 +34,87 @@ def log_losses(probability: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each prediction, nats, float32 [B]."""
     clamped = probability.clamp(1e-7, 1.0 - 1e-7)
     return torch.nn.functional.binary_cross_entropy(clamped, labels, reduction="none")
+
+
+class Skill:
+    """What share of the labels' entropy a scout explains, of late.
+
+    Args:
+        memory: Inputs over which the past fades to 1/e.
+    """
+
+    def __init__(self, memory: int = 100_000) -> None:
+        self.memory = memory
+        self._scout = self._base = 0.0
+
+    def add(self, loss: float, rate: float, labels: Tensor) -> None:
+        """Counts a batch.
+
+        Args:
+            loss: Sum of the scout's log-losses, nats.
+            rate: What :class:`BaseRate` predicted.
+            labels: float32 [B] in [0, 1].
+        """
+        positive = float(labels.sum())
+        base = -positive * math.log(rate) - (labels.numel() - positive) * math.log1p(-rate)
+        fade = math.exp(-labels.numel() / self.memory)
+        self._scout, self._base = self._scout * fade + loss, self._base * fade + base
+
+    @property
+    def explained(self) -> float:
+        """1 - the scout's loss ÷ the base rate's; below 0 for a scout that does worse; 0 before the first batch."""
+        return 1.0 - self._scout / self._base if self._base else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both sums."""
+        return {"scout": self._scout, "base": self._base}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state."""
+        self._scout, self._base = float(state["scout"]), float(state["base"])
+
+
+class BaseRate:
+    """The share of positives of late: the scout that looks at no feature.
+
+    Args:
+        memory: Inputs over which the past fades to 1/e.
+    """
+
+    def __init__(self, memory: int = 100_000) -> None:
+        self.memory = memory
+        self._positive = self._total = 0.0
+
+    def predict_and_learn(self, labels: Tensor) -> float:
+        """The rate before these labels (one half before the first), then learns them.
+
+        Args:
+            labels: float32 [B] in [0, 1].
+
+        Raises:
+            ConfigError: A label is outside [0, 1]; nothing was learned then.
+        """
+        check_labels(labels)
+        rate = (self._positive + 0.5) / (self._total + 1.0)
+        fade = math.exp(-labels.numel() / self.memory)
+        self._positive = self._positive * fade + float(labels.sum())
+        self._total = self._total * fade + labels.numel()
+        return rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both sums."""
+        return {"positive": self._positive, "total": self._total}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state."""
+        self._positive, self._total = float(state["positive"]), float(state["total"])
+
+
+def check_labels(labels: Tensor) -> None:
+    """Raise ConfigError unless every label is in [0, 1]."""
+    least, most = labels.aminmax() if labels.numel() else (0.0, 0.0)
+    if not (float(least) >= 0.0 and float(most) <= 1.0):
+        raise ConfigError("surprise needs labels in [0, 1]", remedy="use another policy, or binary labels")
 
 
 class Scout:
@@ -85,11 +167,11 @@ class Scout:
             ConfigError: A label is outside [0, 1], a dense value is not a finite number, or the number of dense columns
                 has changed; nothing was learned then.
         """
-        least, most = labels.aminmax() if labels.numel() else (0.0, 0.0)
-        if not (float(least) >= 0.0 and float(most) <= 1.0):
-            raise ConfigError("surprise needs labels in [0, 1]", remedy="use another policy, or binary labels")
-        # The sum is quick, and finite only if every value is; one that is not may have overflowed.
-        if not math.isfinite(float(dense.sum())) and not bool(dense.isfinite().all()):
+        labels, dense = labels.to(torch.float32).contiguous(), dense.contiguous()
+        flaw = scout_kernel.flaw(dense, labels)
+        if flaw == scout_kernel.BAD_LABEL:
+            check_labels(labels)
+        if flaw == scout_kernel.BAD_DENSE:
             raise ConfigError("surprise needs dense values that are finite numbers", remedy="fill or drop the others")
         if self.table is None:
             self.table = torch.zeros((1 << self.bits) + 1 + dense.shape[1], 4)
@@ -97,11 +179,9 @@ class Scout:
             known = self.table.shape[0] - (1 << self.bits) - 1
             raise ConfigError(f"inputs have {dense.shape[1]} dense columns, those before had {known}")
         slots, starts = registry.hash_lookups(ids, bags, self.bits)
-        labels = labels.to(torch.float32).contiguous()
-        learn = torch.ones_like(labels, dtype=torch.bool) if learn is None else learn
-        probability, seen = registry.scout(self.table, slots, starts, dense.contiguous(), labels, learn, self.lr)
+        probability, seen, loss = registry.scout(self.table, slots, starts, dense, labels, learn, self.lr)
         self.inputs += labels.numel()
-        self.loss += float(log_losses(probability, labels).sum())
+        self.loss += loss
         return probability, seen
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from slipstream.policies import NoneConfig, PolicyConfig, build_policy
 OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "adamw"]
 Decay = Literal["constant", "linear", "cosine"]
 Mode = Literal["holdout", "prequential"]
+HOLDOUT = 0.1
+"""Share of the samples that is scored unless the settings or the data say otherwise."""
 
 
 def _by_name(value: Any) -> Any:
@@ -79,6 +81,15 @@ class ScheduleConfig(_Section):
     """Share of the rate that is left at the end of a decay."""
 
 
+class RankingConfig(_Section):
+    """Ranked lists of the full catalogue, for data of pairs and models with vectors (mf, two_tower)."""
+
+    k: int = Field(default=20, ge=1)
+    """Length of the lists; fewer if there are fewer items."""
+    every: int = Field(default=0, ge=0)
+    """Epochs from one ranking to the next; 0: after the last epoch alone."""
+
+
 class TrainConfig(_Section):
     """One training."""
 
@@ -111,8 +122,9 @@ class TrainConfig(_Section):
     """Passes over the training samples (holdout)."""
     shuffle: bool = False
     """Order of the training samples (holdout): drawn anew each epoch, or that of time."""
-    holdout: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the samples, last in time, that is scored (holdout)."""
+    holdout: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the samples, last in time, that is scored (holdout); None: the test samples where the data comes split,
+    else a tenth."""
     chunk_size: int = Field(default=16_384, ge=1)
     """Samples predicted at a time before they are trained on (prequential)."""
     max_samples: int | None = Field(default=None, ge=2)
@@ -129,6 +141,8 @@ class TrainConfig(_Section):
     """Compile the dense part with torch.compile."""
     threads: int | None = Field(default=None, ge=1)
     """Threads to compute with; None: torch's default."""
+    ranking: RankingConfig = RankingConfig()
+    """Ranked lists."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of initial values, shuffling and the policy's draws."""
     log_every: int = Field(default=100, ge=1)

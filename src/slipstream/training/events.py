@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slipstream.evaluation import Scores
+from slipstream.evaluation import RankingScores, Scores
 
 if TYPE_CHECKING:
     from slipstream.training.config import TrainConfig
@@ -67,6 +67,8 @@ class EpochDone:
     """Figures of the holdout samples."""
     seconds: float
     """Training time so far."""
+    ranking: RankingScores | None = None
+    """Figures of the ranked lists, for data of pairs in the epochs that rank."""
 
 
 @dataclass(frozen=True, slots=True)

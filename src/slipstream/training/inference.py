@@ -10,11 +10,20 @@ from pydantic import BaseModel, ConfigDict
 
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
-from slipstream.evaluation import Scores, access_counts, score, score_by_popularity
+from slipstream.evaluation import (
+    RankingScores,
+    Scores,
+    access_counts,
+    first_seen,
+    score,
+    score_by_popularity,
+    score_new_items,
+)
 from slipstream.evaluation.popularity import bucket_feature
 from slipstream.models import Recommender
 from slipstream.training.config import TrainConfig, load_config
 from slipstream.training.loop import labels_of, predict_range, set_table_dtype
+from slipstream.training.ranked import Ranker
 from slipstream.training.saved import Wanted, load_model
 
 
@@ -29,6 +38,10 @@ class Evaluation(BaseModel):
     """By the popularity, in this data, of the row of one feature."""
     popularity_feature: str | None
     """That feature."""
+    new_items: dict[str, Scores]
+    """``new``: of the samples whose row of that feature is in no sample of the data before the first one scored."""
+    ranking: RankingScores | None
+    """Figures of the ranked lists; None where the data is not of pairs or the model has no vectors."""
     dataset: str
     """Fingerprint of the data."""
 
@@ -57,6 +70,8 @@ def predict(
 def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop: int | None = None) -> Evaluation:
     """Figures of a run's model on labelled data.
 
+    On pairs, the positives of the range are ranked among the full catalogue less what the user has before the range.
+
     Args:
         run: Run folder.
         data: A prepared data set with the features and the encoder of the training data.
@@ -69,17 +84,24 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
     """
     store = _opened(data)
     stop = store.num_samples if stop is None else stop
-    logits = _logits(Path(run), store, start, stop)
+    model, config = _model_for(Path(run), store, start, stop)
+    logits = predict_range(model, store, start, stop, bf16=config.bf16)
     labels = labels_of(store, start, stop)
-    feature = bucket_feature(store, load_config(Path(run) / "config.yaml").popularity_feature)
+    feature = bucket_feature(store, config.popularity_feature)
     buckets: dict[str, Scores] = {}
+    new: dict[str, Scores] = {}
     if feature is not None:
         rows = store.ids[start:stop, feature].numpy()
         buckets = score_by_popularity(rows, access_counts(store, feature, start, stop), labels, logits)
+        found = score_new_items(first_seen(store, feature, stop)[rows], start, None, labels, logits)
+        new = {"new": found["new"]}
+    ranker = Ranker.of(model, store, (0, start), (start, stop), config.ranking.k)
     return Evaluation(
         scores=score(labels, logits),
         by_popularity=buckets,
         popularity_feature=None if feature is None else store.one_hot[feature].name,
+        new_items=new,
+        ranking=None if ranker is None else ranker(model),
         dataset=store.fingerprint,
     )
 
@@ -105,8 +127,14 @@ def _opened(data: str | Path | Store) -> Store:
 
 def _logits(run: Path, store: Store, start: int, stop: int | None) -> npt.NDArray[np.float32]:
     stop = store.num_samples if stop is None else stop
+    model, config = _model_for(run, store, start, stop)
+    return predict_range(model, store, start, stop, bf16=config.bf16)
+
+
+def _model_for(run: Path, store: Store, start: int, stop: int) -> tuple[Recommender, TrainConfig]:
+    """A run's model and its configuration, for a range of data that fits them."""
     if not 0 <= start <= stop <= store.num_samples:
         raise ConfigError(f"samples {start} to {stop} are not within the data's {store.num_samples}")
     model, wanted, config = load_run(run)
     wanted.check(store)
-    return predict_range(model, store, start, stop, bf16=config.bf16)
+    return model, config

@@ -91,6 +91,8 @@ class JsonlMetrics:
                 self._write("chunk", samples=event.samples, seconds=event.seconds, **_figures(event.scores))
             case EpochDone():
                 figures = _figures(event.scores)
+                if event.ranking is not None:
+                    figures["ranking"] = event.ranking.model_dump(mode="json")
                 self._write("epoch", epoch=event.epoch, samples=event.samples, seconds=event.seconds, **figures)
             case RunDone():
                 self.close()

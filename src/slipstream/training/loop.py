@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from slipstream.data.batch import Batch
+from slipstream.data.split import named_splits
 from slipstream.data.store import Store
 from slipstream.embedding import EmbeddingCollection
 from slipstream.errors import ConfigError, DataError
-from slipstream.evaluation import score
+from slipstream.evaluation import RankingScores, score
 from slipstream.models import Recommender, build_model
 from slipstream.optim import clip_grad_norm_
 from slipstream.policies import Skipper, build_policy
-from slipstream.training.config import TrainConfig
+from slipstream.training.config import HOLDOUT, TrainConfig
 from slipstream.training.events import ChunkScored, EpochDone, Listener, StepDone, tell
 from slipstream.training.optimizers import build_optimizers
+from slipstream.training.ranked import Ranker
 from slipstream.training.samples import StoredSamples
 from slipstream.training.schedule import Schedule
 
@@ -63,7 +65,8 @@ class Trainer:
         steps: Optimizer steps so far.
         epoch: Epochs finished.
         training: Time spent training.
-        predicting: Time spent predicting, not part of it.
+        predicting: Time spent predicting and ranking, not part of it.
+        ranking: Figures of the last epoch's ranked lists, for data of pairs.
 
     Args:
         config: The resolved configuration.
@@ -72,17 +75,22 @@ class Trainer:
 
     Raises:
         ConfigError: There is nothing to train on or to score, or the policy does not fit the model.
-        DataError: The scored samples are of one class only.
+        DataError: The scored samples are of one class only, or (with ranked lists) hold no pair to rank.
     """
 
     def __init__(self, config: TrainConfig, store: Store, listeners: Sequence[Listener] = ()) -> None:
         self.config, self.store, self.listeners = config, store, tuple(listeners)
         end = min(store.num_samples, config.max_samples or store.num_samples)
-        self.train_range, self.score_range = _ranges(config, end)
-        _check_labels(store, *self.score_range)
+        self.train_range, self.score_range = ranges(config, store, end)
         self.total_samples = (self.train_range[1] - self.train_range[0]) * config.epochs
         torch.manual_seed(config.seed)
         self.model: Recommender = build_model(config.model, store.features, store.num_dense, engine=config.engine)
+        self.ranker = None
+        if config.mode == "holdout":
+            self.ranker = Ranker.of(self.model, store, self.train_range, self.score_range, config.ranking.k)
+        self.ranking: RankingScores | None = None
+        if self.ranker is None:
+            _check_labels(store, *self.score_range)
         set_table_dtype(self.model, bf16=config.bf16)
         if config.compile:
             self.model.compile()
@@ -129,9 +137,18 @@ class Trainer:
             self.training.stop()
             self.epoch += 1
             logits = self.predict(*self.score_range)
-            event = EpochDone(self.epoch, self.samples, score(labels, logits), self.training.seconds)
+            self._rank()
+            event = EpochDone(self.epoch, self.samples, score(labels, logits), self.training.seconds, self.ranking)
             tell(self.listeners, event)
         return labels, logits
+
+    def _rank(self) -> None:
+        """Ranks the catalogue, in the epochs that do."""
+        every, self.ranking = self.config.ranking.every, None
+        if self.ranker is not None and (self.epoch == self.config.epochs or (every and self.epoch % every == 0)):
+            self.predicting.start()
+            self.ranking = self.ranker(self.model)
+            self.predicting.stop()
 
     def _prequential(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         start, stop = self.train_range
@@ -213,8 +230,8 @@ class Trainer:
         }
 
 
-def _ranges(config: TrainConfig, end: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Samples to train on and samples to score.
+def ranges(config: TrainConfig, store: Store, end: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Samples to train on and samples to score, of the first ``end`` samples.
 
     Raises:
         ConfigError: One of them is empty.
@@ -223,7 +240,10 @@ def _ranges(config: TrainConfig, end: int) -> tuple[tuple[int, int], tuple[int, 
         train = (0, end)
         scored = (config.score_from, min(config.score_to or end, end))
     else:
-        cut = end - round(end * config.holdout)
+        cut = end - round(end * (config.holdout or HOLDOUT))
+        test = named_splits(store).get("test")
+        if config.holdout is None and test is not None and test[0] < end:
+            cut = test[0]
         train, scored = (0, cut), (cut, end)
     for name, (start, stop) in (("train on", train), ("score", scored)):
         if stop <= start:

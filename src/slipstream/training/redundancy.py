@@ -101,7 +101,7 @@ def redundancy(
         for share, found in results.items():
             policy = NoneConfig() if share == 1.0 else RandomConfig(budget=share)
             result = train(config.model_copy(update={"seed": seed, "policy": policy}), store=store)
-            found.append((result.auc, result.seconds))
+            found.append((result.quality, result.seconds))
     measured = tuple(_mean(share, found) for share, found in results.items())
     fit = fit_curve({point.share: point.auc for point in measured})
     return Redundancy(seeds=seeds, measured=measured, fit=fit, cost={budget: fit.cost(budget) for budget in BUDGETS})

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from slipstream.data.atomic import write_text
-from slipstream.evaluation import CurvePoint, Scores
+from slipstream.errors import ConfigError
+from slipstream.evaluation import CurvePoint, Diversity, RankingScores, Scores
 from slipstream.report.machine import Machine
 
 
@@ -17,8 +18,8 @@ class Result(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    auc: float
-    """Area under the ROC curve of the scored samples."""
+    auc: float | None
+    """Area under the ROC curve of the scored samples; None where they are all positive (pairs without negatives)."""
     log_loss: float
     """Their mean cross-entropy, nats."""
     calibration: float
@@ -48,7 +49,14 @@ class Result(BaseModel):
     by_popularity: dict[str, Scores]
     """Figures of the scored samples by the popularity of their row of one feature: head, torso, tail."""
     popularity_feature: str | None
-    """That feature."""
+    """That feature: the items, where the data says what they are."""
+    new_items: dict[str, Scores]
+    """Figures of the scored samples whose row of that feature is new: ``new``, in no sample before the first one
+    scored; ``untrained``, in none that could be trained on when they were predicted."""
+    diversity: Diversity | None
+    """How widely recommendations spread over that feature's rows."""
+    ranking: RankingScores | None
+    """Figures of the ranked lists; None where the data is not of pairs or the model has no vectors."""
     learning_curve: tuple[CurvePoint, ...]
     """Figures along the training."""
     model: str
@@ -67,6 +75,18 @@ class Result(BaseModel):
     """Versions of Python and packages."""
     commit: str | None
     """Commit of the source tree it ran from."""
+
+    @property
+    def quality(self) -> float:
+        """What runs on this data are compared by: NDCG where there are ranked lists, else AUC.
+
+        Raises:
+            ConfigError: There is neither, so not even the classes of the labels could be told apart.
+        """
+        value = self.auc if self.ranking is None else self.ranking.ndcg
+        if value is None:
+            raise ConfigError("the run has neither ranked lists nor an AUC")
+        return value
 
     def save(self, path: str | Path) -> None:
         """Writes the result as JSON, atomically."""

@@ -13,7 +13,18 @@ import torch
 from slipstream.data.prepare import open_or_prepare
 from slipstream.data.schema import Schema
 from slipstream.data.store import Store
-from slipstream.evaluation import CurvePoint, Scores, access_counts, learning_curve, score, score_by_popularity
+from slipstream.evaluation import (
+    CurvePoint,
+    Diversity,
+    Scores,
+    access_counts,
+    diversity_of_highest,
+    first_seen,
+    learning_curve,
+    score,
+    score_by_popularity,
+    score_new_items,
+)
 from slipstream.evaluation.popularity import bucket_feature
 from slipstream.report.machine import commit, describe_machine, versions
 from slipstream.training.config import TrainConfig, default_cache
@@ -86,14 +97,22 @@ def _result(
 ) -> Result:
     config, store = trainer.config, trainer.store
     scores = score(labels, logits)
-    # The trainer refuses samples of one class.
-    assert scores.auc is not None and scores.log_loss is not None and scores.calibration is not None
+    # The trainer refuses samples that are all negative, and (without ranked lists) all positive.
+    assert scores.log_loss is not None and scores.calibration is not None
     start, stop = trainer.score_range
     feature = bucket_feature(store, config.popularity_feature)
     buckets: dict[str, Scores] = {}
+    new: dict[str, Scores] = {}
+    diversity: Diversity | None = None
     if feature is not None:
-        counts = access_counts(store, feature, *trainer.train_range)
-        buckets = score_by_popularity(store.ids[start:stop, feature].numpy(), counts, labels, logits)
+        rows = store.ids[start:stop, feature].numpy()
+        buckets = score_by_popularity(rows, access_counts(store, feature, *trainer.train_range), labels, logits)
+        chunk = config.chunk_size if config.mode == "prequential" else None
+        new = score_new_items(first_seen(store, feature, stop)[rows], start, chunk, labels, logits)
+        diversity = diversity_of_highest(rows, logits)
+    if (ranking := trainer.ranking) is not None:
+        lists = f"lists of {ranking.k} items"
+        diversity = Diversity(of=lists, coverage=ranking.coverage, gini=ranking.gini)
     report = trainer.skipper.report()
     seconds = trainer.training.seconds
     return Result(
@@ -113,6 +132,9 @@ def _result(
         share_of_row_updates_skipped=report.share_of_row_updates_skipped,
         by_popularity=buckets,
         popularity_feature=None if feature is None else store.one_hot[feature].name,
+        new_items=new,
+        diversity=diversity,
+        ranking=ranking,
         learning_curve=tuple(learning_curve(labels, logits, start=start) if config.mode == "prequential" else epochs),
         model=config.model.name,
         mode=config.mode,
@@ -134,8 +156,15 @@ class _EpochCurve:
     def __call__(self, event: Event) -> None:
         if isinstance(event, EpochDone):
             scores = event.scores
-            point = CurvePoint(samples=event.samples, auc=scores.auc, log_loss=scores.log_loss, seconds=event.seconds)
-            self.points.append(point)
+            self.points.append(
+                CurvePoint(
+                    samples=event.samples,
+                    auc=scores.auc,
+                    log_loss=scores.log_loss,
+                    seconds=event.seconds,
+                    ndcg=None if event.ranking is None else event.ranking.ndcg,
+                )
+            )
 
 
 @contextmanager
