@@ -91,14 +91,15 @@ class TableState:
     """A table as a row update sees it: R rows of D elements.
 
     Attributes:
-        weight: float32 [R, D], contiguous.
+        weight: float32 [R, D], contiguous; or float64, bfloat16 or float16, which some back ends take. Below float32
+            rows are computed in float32 and rounded stochastically (see :mod:`slipstream.kernels.rounding`).
         first: Optimizer state: [R, D] (SGD momentum, Adagrad sum, Adam first moment) or [R] (row-wise Adagrad sum),
-            or None.
+            or None; float32, or float64 as the weight.
         second: [R, D] (Adam second moment), or None.
         gate: uint8 [R], or None when every row is open: 255 always updates, 0 never, g between them with probability
             g / 256.
         last_step: int32 [R], the step of each row's last update (only for ``catch_up``), or None.
-        scale: Factor on the gradients (loss scaling, clipping).
+        scale: Factor on the gradients (loss scaling, clipping); a scalar tensor where it is not to be waited for.
         seed: Key of the gate's hash.
         signal: uint16 [R], what some steps measure (see :mod:`slipstream.kernels.signal`), or None: measure nothing.
             With ``second`` it is that of the moments, else that of the trail.
@@ -110,7 +111,7 @@ class TableState:
     second: Tensor | None = None
     gate: Tensor | None = None
     last_step: Tensor | None = None
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
     seed: int = 0
     signal: Tensor | None = None
     trail: Tensor | None = None
