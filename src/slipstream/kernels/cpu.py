@@ -188,7 +188,7 @@ def _table_records(tables: Sequence[TableState]) -> tuple[np.ndarray, np.ndarray
         prepared = records
         if isinstance(tables, TableSet):
             tables.prepared = prepared
-    return prepared, np.array([t.scale for t in tables], dtype=np.float32)
+    return prepared, np.array([float(t.scale) for t in tables], dtype=np.float32)
 
 
 def _check_state(table: TableState) -> None:

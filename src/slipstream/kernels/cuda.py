@@ -11,7 +11,8 @@ chunks (see :mod:`slipstream.kernels.cuda_dedup`).
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportMissingTypeStubs=false, reportIndexIssue=false
+# Kernels are launched by subscripts and keywords that pyright cannot follow.
+# pyright: reportMissingTypeStubs=false, reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from slipstream.kernels import cuda_count, cuda_dedup, cuda_errors, cuda_pool, c
 from slipstream.kernels.cuda_counts import DeviceCounts
 from slipstream.kernels.cuda_tables import Tables, device_integers, prepared
 from slipstream.kernels.signal import corrections
-from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateSettings
+from slipstream.kernels.types import Lookups, RowGradients, Rule, TableSet, TableState, UpdateSettings
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """Element types of tables (and of gradients), and Triton's names of them."""
@@ -185,8 +186,8 @@ def row_update(
         SIGNAL=signal, TYPE=TYPES[state.dtype], SIZE=state.itemsize, GRAD=found.type, ALIGNED=state.aligned,
         GRAD_ALIGNED=found.aligned, BLOCK=block, BLOCK_T=_power_of_2(len(tables)),
     )  # fmt: skip
-    if settings.rule != Rule.NORM:
-        state.counted.add_(counts)
+    if isinstance(tables, TableSet):
+        tables.totals = counts.clone() if tables.totals is None else tables.totals.add_(counts)
     cuda_errors.after_call(device)
     return DeviceCounts(counts, tables, keys, ranks, state.bases, norms)
 
@@ -344,4 +345,3 @@ def scout(
             num_warps=1,
         )  # fmt: skip
     return probability, seen
-

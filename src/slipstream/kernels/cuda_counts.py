@@ -1,10 +1,10 @@
 """What an update on a GPU counted, left on the device until somebody asks."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class DeviceCounts(UpdateCounts):
         norms: Tensor | None = None,
     ) -> None:
         self._counts = counts
-        self.totals: Any = tables.prepared.counted if isinstance(tables, TableSet) and tables.prepared else None
+        self.totals = tables.totals if isinstance(tables, TableSet) else None
         self._keys, self._ranks, self._bases, self._norms = keys, ranks, bases, norms
 
     @property

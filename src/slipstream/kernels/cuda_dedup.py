@@ -10,7 +10,9 @@ Chunks begin at a segment's start, so a row's sum is made of the same terms in t
 batch holds, and in every run: no sum is made by atomics (those here count, in integers).
 """
 
-# pyright: basic
+# Triton compiles what pyright cannot follow.
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 from __future__ import annotations
 
 import triton
@@ -56,7 +58,9 @@ def _key(tables, counts, flag, table, row, position, alive, step_hash, key_type:
     return tl.where(is_open, tl.load(fields + 9) + row, none).to(key_type)
 
 
-@triton.jit(do_not_specialize=["grad", "size", "sample_stride", "feature_stride", "grad_stride", "grad_feature", "none"])
+@triton.jit(
+    do_not_specialize=["grad", "size", "sample_stride", "feature_stride", "grad_stride", "grad_feature", "none"]
+)
 def keys_one_hot(
     tables,
     settings,
@@ -206,9 +210,9 @@ def gradient_rows(
     """float32 [N, BLOCK_D]: gradients (times their factors) of the sorted lookups at ``place`` [N]."""
     item = tl.load(order + place, mask=alive, other=0)
     address = tl.load(sources + item, mask=alive, other=0)
-    if ALIGNED:
-        address = tl.multiple_of(address, 16)
     source = address.to(tl.pointer_type(TYPE))
+    if ALIGNED:
+        source = tl.multiple_of(source, 16)
     value = tl.load(source[:, None] + column[None, :], mask=alive[:, None] & inside, other=0.0).to(tl.float32)
     if FACTORS:
         value = value * tl.load(factors + item, mask=alive, other=0.0)[:, None]
@@ -284,9 +288,7 @@ def sum_long_segments(
             if at < tl.minimum(end, high):
                 stop = tl.minimum(at + _CHUNK, end)
                 slot = partial_slot(begin, number)
-                _sum_chunk(
-                    partials, slot, at, stop, order, sources, factors, D, TYPE, ALIGNED, FACTORS, BLOCK, BLOCK_D
-                )
+                _sum_chunk(partials, slot, at, stop, order, sources, factors, D, TYPE, ALIGNED, FACTORS, BLOCK, BLOCK_D)
         segment = tl.load(ranks + tl.minimum(high, used) - 1) - 1
         begin, end = tl.load(starts + segment).to(tl.int64), tl.load(starts + segment + 1).to(tl.int64)
         if (end - begin > _CHUNK) & (begin >= low):

@@ -2,18 +2,18 @@
 
 A kernel that meets such an id never reads or writes by it: a lookup yields zeros, an update leaves it out. The first
 one found is noted in a few numbers on the device. :func:`poll` copies them to the host behind the work already
-queued, and raises what an earlier copy brought, so an error comes one or a few steps late and costs no wait. Two ways to
-have it at once: :func:`raise_now` waits and raises, and with ``set_check("always")`` (or the environment's
+queued, and raises what an earlier copy brought, so an error comes one or a few steps late and costs no wait. Two ways
+to have it at once: :func:`raise_now` waits and raises, and with ``set_check("always")`` (or the environment's
 ``SLIPSTREAM_CHECK=always``) every kernel call does, which names the call at fault and is slow.
 
 The numbers stay where they are for the life of the process, so graphs that were captured with them stay valid.
 """
 
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -36,7 +36,8 @@ class _Notes:
 
     flag: Tensor
     copy: Tensor
-    event: torch.cuda.Event | None = field(default=None)
+    sent: bool = False
+    event: torch.cuda.Event | None = None
 
 
 _notes: dict[torch.device, _Notes] = {}
@@ -86,14 +87,15 @@ def poll(device: torch.device) -> None:
     if _capturing(device):
         return
     notes = _notes_of(device)
-    if notes.event is not None:
-        if not notes.event.query():
+    if notes.sent:
+        if notes.event is not None and not notes.event.query():
             return  # the copy of an earlier step is still on its way
-        notes.event = None
+        notes.sent = False
         _raise(notes)
     notes.copy.copy_(notes.flag, non_blocking=True)
+    notes.sent = True
     if device.type == "cuda":
-        notes.event = torch.cuda.Event()
+        notes.event = notes.event or torch.cuda.Event()
         notes.event.record(torch.cuda.current_stream(device))
 
 
@@ -106,7 +108,7 @@ def raise_now(device: torch.device | str | None = None) -> None:
     devices = list(_notes) if device is None else [torch.device(device)]
     for one in devices:
         notes = _notes_of(one)
-        notes.event = None
+        notes.sent = False
         notes.copy.copy_(notes.flag)
         _raise(notes)
 

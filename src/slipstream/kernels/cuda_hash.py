@@ -1,6 +1,8 @@
 """Device functions: the gates' hash and stochastic rounding, bit for bit those of ``hashing`` and ``rounding``."""
 
-# pyright: basic
+# Triton compiles what pyright cannot follow.
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 from __future__ import annotations
 
 import triton

@@ -4,7 +4,9 @@ Tables are reached through a list of addresses, so they may have any number and 
 by one program, which adds a bag's rows in their order: results are the same in every run.
 """
 
-# pyright: basic
+# Triton compiles what pyright cannot follow.
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 from __future__ import annotations
 
 import triton
@@ -25,10 +27,10 @@ def row_pointers(base, rows, D: tl.constexpr, TYPE: tl.constexpr, SIZE: tl.const
 
     ALIGNED promises that all rows begin at multiples of 16 bytes, which lets a thread load 16 at once.
     """
-    address = base + rows * (D * SIZE)
+    pointer = (base + rows * (D * SIZE)).to(tl.pointer_type(TYPE))
     if ALIGNED:
-        address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(TYPE))
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
 
 
 @triton.jit(do_not_specialize=["size", "count", "sample_stride", "feature_stride"])

@@ -1,6 +1,8 @@
 """Device functions that measure a row in its update; codes as in :mod:`slipstream.kernels.signal`."""
 
-# pyright: basic
+# Triton compiles what pyright cannot follow.
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 from __future__ import annotations
 
 import triton

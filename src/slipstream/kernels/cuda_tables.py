@@ -43,7 +43,6 @@ class Tables:
         aligned: Whether every row of weights and state begins at a multiple of 16 bytes.
         measures: Whether a table has a signal.
         remembers: Whether a table has ``last_step``.
-        counted: int64 [T, 2] on the device: lookups and skipped lookups of all updates so far.
         settings: int64 [NUMBERS] on the device: the step's numbers.
     """
 
@@ -56,7 +55,6 @@ class Tables:
     aligned: bool
     measures: bool
     remembers: bool
-    counted: Tensor
     settings: Tensor
     _scales: Tensor | None = field(default=None)
     _scales_of: tuple[float, ...] | None = field(default=None)
@@ -120,7 +118,6 @@ def _prepare(tables: Sequence[TableState]) -> Tables:
         aligned,
         any(table.signal is not None for table in tables),
         any(table.last_step is not None for table in tables),
-        torch.zeros(len(tables), 2, dtype=torch.int64, device=device),
         torch.zeros(NUMBERS, dtype=torch.int64, device=device),
     )
 

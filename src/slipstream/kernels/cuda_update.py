@@ -3,7 +3,9 @@
 A row is one segment, so exactly one program reads and writes it. Rows are computed in float32, whatever their type.
 """
 
-# pyright: basic
+# Triton compiles what pyright cannot follow.
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 from __future__ import annotations
 
 import triton
@@ -27,7 +29,7 @@ def _number(settings, place: tl.constexpr):
 
 @triton.jit
 def _power(log2_base, exponent):
-    """base ** exponent (float32) for base in [0, 1] and exponent 1 or more, by its logarithm."""
+    """The power, float32, of a base in [0, 1], by its logarithm, and exponents of 1 or more."""
     return tl.exp2(log2_base * exponent)
 
 

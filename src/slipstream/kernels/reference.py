@@ -174,9 +174,7 @@ def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> 
         measure(table, rows, before, s)
 
 
-def row_gradient_dense(
-    gradients: Sequence[RowGradients], target: int, weight: Tensor, scale: float | Tensor
-) -> Tensor:
+def row_gradient_dense(gradients: Sequence[RowGradients], target: int, weight: Tensor, scale: float | Tensor) -> Tensor:
     """The gradient of one table as a dense tensor [R, D], as torch would have made it."""
     dense = torch.zeros_like(weight)
     for block in gradients:

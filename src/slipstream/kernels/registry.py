@@ -14,7 +14,7 @@ compiled graph, and is a plain function.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -30,7 +30,7 @@ from slipstream.kernels import classify, cpu, cpu_pairs, cuda_errors, reference
 from slipstream.kernels import scout as scout_kernel
 from slipstream.kernels.hashing import hash_uniform
 from slipstream.kernels.parallel import SlowPathWarning, threading_layer
-from slipstream.kernels.types import Lookups, RowGradients, TableState, UpdateCounts, UpdateSettings
+from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
 
 __all__ = [
     "backend_name",
@@ -44,6 +44,7 @@ __all__ = [
     "row_update",
     "scout",
     "set_check",
+    "squared_norms",
     "threading_layer",
     "unpack_pairs",
     "using",
@@ -53,7 +54,8 @@ __all__ = [
 @cache
 def _say_slow(device: str, dtype: torch.dtype) -> None:
     warnings.warn(
-        f"tables of {dtype} on {device} run on the reference kernels, which are slow; float32 on the CPU is fast, and on a GPU with Triton float32, bfloat16 and float16",
+        f"tables of {dtype} on {device} run on the reference kernels, which are slow; float32 on the CPU is fast, "
+        "and on a GPU with Triton bfloat16 and float16 too",
         SlowPathWarning,
         stacklevel=4,
     )
@@ -93,7 +95,7 @@ def _apart(tensor: Tensor, home: ModuleType) -> ModuleType:
 
 
 @contextmanager
-def using(name: str) -> Iterator[None]:
+def using(name: str) -> Generator[None]:
     """Runs everything on one back end for a while; for tests (``cuda`` on CPU tensors needs TRITON_INTERPRET=1).
 
     Args:
@@ -143,6 +145,13 @@ def row_update(
 ) -> UpdateCounts:
     """Gate, de-duplicate, reduce, apply the optimizer, write. See :func:`slipstream.kernels.reference.row_update`."""
     return _backend(tables[0].weight).row_update(tables, gradients, settings)
+
+
+def squared_norms(tables: Sequence[TableState], gradients: Sequence[RowGradients]) -> list[float] | list[Tensor]:
+    """Sum of squares of each table's gradient; on a GPU scalar tensors (float64), which nobody waits for."""
+    counts = row_update(tables, gradients, UpdateSettings(Rule.NORM))
+    norms = counts.device_squared_norm()
+    return counts.squared_norm if norms is None else list(norms.unbind())
 
 
 def count(counts: Tensor, ids: Tensor, amount: float) -> None:

@@ -122,9 +122,11 @@ class TableSet(list[TableState]):
 
     Attributes:
         prepared: The back end's own form of them. Set it to None when a tensor of a table is replaced.
+        totals: int64 [T, 2] on a GPU, or None: lookups and skipped of all updates so far.
     """
 
     prepared: Any = None
+    totals: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +163,16 @@ class UpdateCounts:
         skipped: Those of them whose row's gate was shut.
         rows: Distinct rows updated.
         squared_norm: Sum of squares of the reduced, scaled gradient (rule ``NORM`` only).
+        totals: Where the tables are a TableSet on a GPU, int64 [T, 2]: lookups and skipped of all its updates so far,
+            to be read when somebody asks. Else None.
     """
 
     lookups: list[int]
     skipped: list[int]
     rows: list[int]
     squared_norm: list[float]
+    totals: Tensor | None = None
+
+    def device_squared_norm(self) -> Tensor | None:
+        """``squared_norm`` on the GPU, float64 [T], without waiting; None elsewhere."""
+        return None

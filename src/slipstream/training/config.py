@@ -127,6 +127,8 @@ class TrainConfig(_Section):
     """Compute the dense part in bfloat16 (autocast)."""
     compile: bool = False
     """Compile the dense part with torch.compile."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the model is trained; the data and the policy's decisions about inputs stay on the CPU."""
     threads: int | None = Field(default=None, ge=1)
     """Threads to compute with; None: torch's default."""
     seed: int = Field(default=0, ge=0, lt=2**31)

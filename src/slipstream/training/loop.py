@@ -18,6 +18,7 @@ from slipstream.data.store import Store
 from slipstream.embedding import EmbeddingCollection
 from slipstream.errors import ConfigError, DataError
 from slipstream.evaluation import score
+from slipstream.kernels import registry
 from slipstream.models import Recommender, build_model
 from slipstream.optim import clip_grad_norm_
 from slipstream.policies import Skipper, build_policy
@@ -26,6 +27,7 @@ from slipstream.training.events import ChunkScored, EpochDone, Listener, StepDon
 from slipstream.training.optimizers import build_optimizers
 from slipstream.training.samples import StoredSamples
 from slipstream.training.schedule import Schedule
+from slipstream.training.transfer import Sender, checked_device
 
 PREDICT_BATCH = 8192
 """Samples predicted at a time."""
@@ -82,7 +84,10 @@ class Trainer:
         _check_labels(store, *self.score_range)
         self.total_samples = (self.train_range[1] - self.train_range[0]) * config.epochs
         torch.manual_seed(config.seed)
-        self.model: Recommender = build_model(config.model, store.features, store.num_dense, engine=config.engine)
+        device = checked_device(config.device)
+        self.sender = Sender(device)
+        model = build_model(config.model, store.features, store.num_dense, engine=config.engine)
+        self.model: Recommender = model.to(device)
         set_table_dtype(self.model, bf16=config.bf16)
         if config.compile:
             self.model.compile()
@@ -97,7 +102,7 @@ class Trainer:
         )
         self.samples = self.steps = self.epoch = 0
         self.training, self.predicting = Stopwatch(), Stopwatch()
-        self._losses: list[float] = []
+        self._losses: list[float | Tensor] = []
 
     def run(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Trains.
@@ -166,28 +171,40 @@ class Trainer:
         self.schedule.set(self.steps, self.samples)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        with autocast(self.config.bf16):
+        sent = self.sender.send(batch)
+        with autocast(self.config.bf16, self.config.device):
             if self.skipper.policy.wants_losses:
-                losses = self.model.losses(batch)
+                losses = self.model.losses(sent)
                 self.skipper.observe(batch, losses)
-                loss = (losses * batch.weights).mean()
+                loss = (losses * sent.weights).mean()
             else:
-                loss = self.model.loss(batch)
+                loss = self.model.loss(sent)
         loss.backward()
         if self.config.optimizer.clip is not None:
             clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
         for optimizer in self.optimizers:
             optimizer.step()
         self.steps += 1
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ConfigError(f"the loss is {value} at step {self.steps}", remedy="lower the learning rates")
+        value = loss.detach()
+        if self.sender.device.type == "cpu":
+            value = float(value)
+            self._check_losses([value], self.steps - 1)
+        # A GPU is not waited for in every step: its losses are looked at when they are reported.
         self._losses.append(value)
         if self.steps % self.config.log_every == 0:
             self._report_loss()
 
+    def _check_losses(self, values: Sequence[float], before: int) -> None:
+        for step, value in enumerate(values, start=before + 1):
+            if not math.isfinite(value):
+                raise ConfigError(f"the loss is {value} at step {step}", remedy="lower the learning rates")
+
     def _report_loss(self) -> None:
-        mean = sum(self._losses) / len(self._losses)
+        values = [float(loss) for loss in self._losses]
+        if self.sender.device.type != "cpu":
+            self._check_losses(values, self.steps - len(values))
+            registry.check_errors(self.sender.device)
+        mean = sum(values) / len(values)
         self._losses.clear()
         rates = self.schedule.dense_lr, self.schedule.embedding_lr
         tell(self.listeners, StepDone(self.steps, self.samples, mean, *rates, self.training.seconds))
@@ -244,9 +261,9 @@ def _check_labels(store: Store, start: int, stop: int) -> None:
         )
 
 
-def autocast(bf16: bool) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bfloat16, or nothing."""
-    return torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
+def autocast(bf16: bool, device: str = "cpu") -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bfloat16 on a kind of device, or nothing."""
+    return torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def set_table_dtype(model: Recommender, *, bf16: bool) -> None:
@@ -263,13 +280,13 @@ def labels_of(store: Store, start: int, stop: int) -> npt.NDArray[np.float32]:
 def predict_range(model: Recommender, store: Store, start: int, stop: int, *, bf16: bool = False) -> Any:
     """Logits of samples ``start`` to ``stop``, float32 ``[stop - start]``; nothing is trained."""
     logits = np.empty(stop - start, dtype=np.float32)
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    with torch.inference_mode(), autocast(bf16):
+    with torch.inference_mode(), autocast(bf16, device.type):
         for batch in store.batches(PREDICT_BATCH, start=start, stop=stop):
             first = int(batch.index[0]) - start
             # forward, not __call__: the compiled model is kept for the batch size it was compiled for.
-            scores: Tensor = model.forward(batch.inputs)
-            logits[first : first + len(batch)] = scores.float().numpy()
+            scores: Tensor = model.forward(batch.to(device).inputs)
+            logits[first : first + len(batch)] = scores.float().cpu().numpy()
     model.train(was_training)
     return logits

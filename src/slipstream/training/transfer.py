@@ -1,0 +1,48 @@
+"""Batches on their way to the device that trains."""
+
+from __future__ import annotations
+
+import torch
+
+from slipstream.data.batch import Batch
+from slipstream.errors import ConfigError
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device={name}, and torch sees no GPU", remedy="use device=cpu, or a build of torch for GPUs"
+        )
+    return device
+
+
+class Sender:
+    """Sends batches to a device; to a GPU from pinned memory on a stream of its own.
+
+    The host goes on at once, so a batch is copied while the GPU still computes the step before.
+
+    Args:
+        device: Where to.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, batch: Batch) -> Batch:
+        """The batch on the device; work queued there from now on waits for the copy."""
+        if self._stream is None:
+            return batch.to(self.device)
+        with torch.cuda.stream(self._stream):
+            sent = batch.pin_memory().to(self.device, non_blocking=True)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        for tensor in sent.tensors():
+            tensor.record_stream(current)
+        return sent
