@@ -15,6 +15,8 @@ from slipstream.embedding.operators import look_up
 from slipstream.embedding.row_cache import BusBytes, Keys, RowCache
 from slipstream.embedding.table import OPEN, Site, Table
 from slipstream.errors import ConfigError
+from slipstream.kernels import registry
+from slipstream.kernels.types import Lookups
 
 _GROUP_SEEDS = 20
 """Bits by which an optimizer's ``gate_seed`` stands above the tables' numbers, as in ``optim.row_step``."""
@@ -84,8 +86,9 @@ class CachedEmbeddingCollection(nn.Module):
             rows = tables(batch.inputs.ids, batch.inputs.bags)               # ids in host memory
             ...; loss.backward(); optimizer.step()
 
-    Weights and state after a step are, bit for bit, those of an :class:`EmbeddingCollection` whose tables are the
-    first parameters of the optimizer. ``state_dict`` has the same keys; the optimizer's own holds only the rows on the
+    Weights and state after a step are, bit for bit, those of an :class:`EmbeddingCollection` whose tables stand where
+    the rows' parameter stands among the optimizer's. Without gradients (evaluation) rows are read in host memory, and
+    the card's stay as they are. ``state_dict`` has the same keys; the optimizer's own holds only the rows on the
     card, see :meth:`host_state`.
 
     Args:
@@ -156,8 +159,10 @@ class CachedEmbeddingCollection(nn.Module):
         for name, state in prepare(self.weight).items():
             if isinstance(state, Tensor):
                 self.cache.add_state(name, state)
-        seed = optimizer.__dict__.get("gate_seed", getattr(optimizer, "gate_seed", 0))
-        self.cache.seeds = tuple((seed << _GROUP_SEEDS) + number for number in range(len(self.configs)))
+        everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        place = next(i for i, parameter in enumerate(everything) if parameter is self.weight)
+        first = (getattr(optimizer, "gate_seed", 0) << _GROUP_SEEDS) + place
+        self.cache.seeds = tuple(first + number for number in range(len(self.configs)))
 
     def look_ahead(self, ids: Tensor, bags: Sequence[BagLike] = (), *, same_step: bool = False) -> None:
         """Names the lookups that follow the next forward pass, so that their rows come while the card computes.
@@ -191,14 +196,15 @@ class CachedEmbeddingCollection(nn.Module):
                 f"got ids of shape {tuple(ids.shape)} and {len(bags)} bags for "
                 f"{len(self._one_hot)} one-hot and {len(self._multi_hot)} multi-hot tables"
             )
+        if not torch.is_grad_enabled():
+            return self._read(ids, bags)
         step = self._next_step()
         columns = [self.cache.keys(number, ids[:, column]) for column, number in enumerate(self._one_hot)]
         pooled = [self.cache.keys(number, bag.values) for number, bag in zip(self._multi_hot, bags, strict=True)]
         keys = np.concatenate([*columns, *pooled])
         slots = self.cache.place(keys, step)
         self._shut(keys, slots, step)
-        if torch.is_grad_enabled():
-            self._tell(ids, bags, [*columns, *pooled], step)
+        self._tell(ids, bags, [*columns, *pooled], step)
         device = self.cache.device
         placed = torch.from_numpy(slots).to(device, non_blocking=True)
         parts: list[Tensor] = []
@@ -242,13 +248,26 @@ class CachedEmbeddingCollection(nn.Module):
         pooled = [self.cache.keys(number, bag.values) for number, bag in zip(self._multi_hot, bags, strict=True)]
         return np.concatenate([*columns, *pooled])
 
+    def _read(self, ids: Tensor, bags: Sequence[BagLike]) -> Tensor:
+        """The lookup in host memory, sent to the card."""
+        self.cache.flush()
+        dtype = self.out_dtype or torch.float32
+        rows = [config.num_embeddings for config in self.configs]
+        tables = self.cache.host_weight.detach().split(rows)
+        parts: list[Tensor] = []
+        if self._one_hot:
+            found = Lookups(ids, None, len(self._one_hot))
+            parts.append(registry.pool([tables[number] for number in self._one_hot], found, dtype))
+        for bag, number in zip(bags, self._multi_hot, strict=True):
+            found = Lookups(bag.values, bag.offsets, 1, mean=self.pooling == "mean")
+            parts.append(registry.pool([tables[number]], found, dtype))
+        return torch.cat(parts, dim=1).to(self.cache.device)
+
     def _next_step(self) -> int:
         if self._optimizer is None:
-            if torch.is_grad_enabled():
-                raise ConfigError(
-                    "a cached collection is trained without its optimizer", remedy="call attach(optimizer) first"
-                )
-            return 0
+            raise ConfigError(
+                "a cached collection is trained without its optimizer", remedy="call attach(optimizer) first"
+            )
         return int(self._optimizer.state[self.weight]["step"]) + 1
 
     def _shut(self, keys: Keys, slots: np.ndarray, step: int) -> None:

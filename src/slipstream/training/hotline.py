@@ -7,7 +7,7 @@ on a second stream: *software* Hotline, with no claim to the article's speed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from slipstream.data.batch import Batch, Inputs
 from slipstream.embedding import CachedEmbeddingCollection
+from slipstream.training.transfer import Sender
 
 
 class _Scores(Protocol):
@@ -31,7 +32,13 @@ class HotlineStep(NamedTuple):
 
 
 def hotline_step(
-    model: _Scores, tables: CachedEmbeddingCollection, optimizers: Sequence[torch.optim.Optimizer], batch: Batch
+    model: _Scores,
+    tables: CachedEmbeddingCollection,
+    optimizers: Sequence[torch.optim.Optimizer],
+    batch: Batch,
+    *,
+    following: Inputs | None = None,
+    before_step: Callable[[], object] | None = None,
 ) -> HotlineStep:
     """One optimizer step on a batch in two micro-batches.
 
@@ -42,33 +49,29 @@ def hotline_step(
         tables: The cached tables, attached to one of the optimizers.
         optimizers: Stepped once.
         batch: n inputs in host memory.
+        following: Inputs of the next step, whose rows are to come meanwhile.
+        before_step: Called between the backward passes and the step: clipping.
     """
     popular = tables.resident(batch.inputs.ids, batch.inputs.bags)
     parts = [batch.select(mask) for mask in (popular, ~popular)]
     parts = [part for part in parts if len(part)]
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
+    sender = Sender(tables.cache.device, keep_ids=True)
     total: Tensor | None = None
     for number, part in enumerate(parts):
         if number + 1 < len(parts):
-            following = parts[number + 1].inputs
-            tables.look_ahead(following.ids, following.bags, same_step=True)
-        sent = _sent(part, tables.cache.device)
+            rest = parts[number + 1].inputs
+            tables.look_ahead(rest.ids, rest.bags, same_step=True)
+        elif following is not None:
+            tables.look_ahead(following.ids, following.bags)
+        sent = sender.send(part)
         loss = (model.losses(sent) * sent.weights).sum() / len(batch)
         loss.backward()
         total = loss.detach() if total is None else total + loss.detach()
+    if before_step is not None:
+        before_step()
     for optimizer in optimizers:
         optimizer.step()
     assert total is not None, "an empty batch"
     return HotlineStep(total, float(popular.float().mean()))
-
-
-def _sent(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device but for its ids and bags, which the tables take in host memory."""
-    if device.type == "cpu":
-        return batch
-    dense, labels, weights = (
-        tensor.pin_memory().to(device, non_blocking=True)
-        for tensor in (batch.inputs.dense, batch.labels, batch.weights)
-    )
-    return Batch(Inputs(dense, batch.inputs.ids, batch.inputs.bags), labels, batch.index, weights, batch.time)

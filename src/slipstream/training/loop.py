@@ -15,16 +15,17 @@ from torch import Tensor
 
 from slipstream.data.batch import Batch
 from slipstream.data.store import Store
-from slipstream.embedding import EmbeddingCollection
+from slipstream.embedding import CachedEmbeddingCollection, EmbeddingCollection
 from slipstream.errors import ConfigError, DataError
 from slipstream.evaluation import score
 from slipstream.kernels import registry
-from slipstream.models import Recommender, build_model
+from slipstream.models import Recommender, RowCacheOptions, build_model
 from slipstream.optim import clip_grad_norm_
 from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import TrainConfig
 from slipstream.training.events import ChunkScored, EpochDone, Listener, StepDone, tell
-from slipstream.training.optimizers import build_optimizers
+from slipstream.training.hotline import hotline_step
+from slipstream.training.optimizers import build_optimizers, state_elements
 from slipstream.training.samples import StoredSamples
 from slipstream.training.schedule import Schedule
 from slipstream.training.transfer import Sender, checked_device
@@ -85,9 +86,15 @@ class Trainer:
         self.total_samples = (self.train_range[1] - self.train_range[0]) * config.epochs
         torch.manual_seed(config.seed)
         device = checked_device(config.device)
-        self.sender = Sender(device)
-        model = build_model(config.model, store.features, store.num_dense, engine=config.engine)
+        cache = None
+        if config.row_cache_bytes is not None:
+            elements = state_elements(config.optimizer, config.model.embedding_dim)
+            cache = RowCacheOptions(config.row_cache_bytes, elements, device)
+        self.sender = Sender(device, keep_ids=cache is not None)
+        model = build_model(config.model, store.features, store.num_dense, engine=config.engine, cache=cache)
         self.model: Recommender = model.to(device)
+        tables = model.embeddings
+        self.cached = tables if isinstance(tables, CachedEmbeddingCollection) else None
         set_table_dtype(self.model, bf16=config.bf16)
         if config.compile:
             self.model.compile()
@@ -157,18 +164,46 @@ class Trainer:
         return labels[low:high], logits[low:high]
 
     def _train(self, batches: Iterable[Batch]) -> None:
-        for batch in batches:
+        # Reading ahead moves the data's position on, so it is done only where it is good for something.
+        pairs = ((batch, None) for batch in batches) if self.cached is None else _with_next(batches)
+        for batch, following in pairs:
             # The rates go by the data that passed before this batch, however many steps become of it.
             for kept in self.skipper.push(batch):
-                self._step(kept)
+                self._step(kept, following)
             self.samples += len(batch)
 
     def _finish(self, batches: Iterator[Batch]) -> None:
         for batch in batches:
             self._step(batch)
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: Batch, following: Batch | None = None) -> None:
+        """One optimizer step.
+
+        Args:
+            batch: In host memory.
+            following: What the data holds next, of which rows in host memory may be sent for.
+        """
         self.schedule.set(self.steps, self.samples)
+        loss = self._back(batch, following)
+        self.steps += 1
+        # A GPU is not waited for in every step: its losses are looked at when they are reported.
+        value = float(loss.detach()) if self.sender.device.type == "cpu" else loss.detach()
+        if isinstance(value, float):
+            self._check_losses([value], self.steps - 1)
+        self._losses.append(value)
+        if self.steps % self.config.log_every == 0:
+            self._report_loss()
+
+    def _back(self, batch: Batch, following: Batch | None) -> Tensor:
+        """Forward, backward and the optimizers' step; returns the loss."""
+        ahead = None if self.cached is None or following is None else following.inputs
+        if self.cached is not None and self.config.hotline:
+            with autocast(self.config.bf16, self.config.device):
+                return hotline_step(
+                    self.model, self.cached, self.optimizers, batch, following=ahead, before_step=self._clip
+                ).loss
+        if self.cached is not None and ahead is not None:
+            self.cached.look_ahead(ahead.ids, ahead.bags)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         sent = self.sender.send(batch)
@@ -180,19 +215,14 @@ class Trainer:
             else:
                 loss = self.model.loss(sent)
         loss.backward()
-        if self.config.optimizer.clip is not None:
-            clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
+        self._clip()
         for optimizer in self.optimizers:
             optimizer.step()
-        self.steps += 1
-        value = loss.detach()
-        if self.sender.device.type == "cpu":
-            value = float(value)
-            self._check_losses([value], self.steps - 1)
-        # A GPU is not waited for in every step: its losses are looked at when they are reported.
-        self._losses.append(value)
-        if self.steps % self.config.log_every == 0:
-            self._report_loss()
+        return loss
+
+    def _clip(self) -> None:
+        if self.config.optimizer.clip is not None:
+            clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
 
     def _check_losses(self, values: Sequence[float], before: int) -> None:
         for step, value in enumerate(values, start=before + 1):
@@ -250,6 +280,16 @@ def _ranges(config: TrainConfig, end: int) -> tuple[tuple[int, int], tuple[int, 
     return train, scored
 
 
+def _with_next(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch | None]]:
+    """Each batch with the one after it, or None after the last."""
+    iterator = iter(batches)
+    batch = next(iterator, None)
+    while batch is not None:
+        following = next(iterator, None)
+        yield batch, following
+        batch = following
+
+
 def _check_labels(store: Store, start: int, stop: int) -> None:
     """Raise DataError unless both classes occur: found after the training, it would cost the training."""
     positive = labels_of(store, start, stop) > 0.5
@@ -268,7 +308,7 @@ def autocast(bf16: bool, device: str = "cpu") -> contextlib.AbstractContextManag
 
 def set_table_dtype(model: Recommender, *, bf16: bool) -> None:
     """Has our tables hand out bfloat16 or float32 rows."""
-    if isinstance(model.embeddings, EmbeddingCollection):
+    if isinstance(model.embeddings, EmbeddingCollection | CachedEmbeddingCollection):
         model.embeddings.out_dtype = torch.bfloat16 if bf16 else None
 
 
@@ -281,12 +321,13 @@ def predict_range(model: Recommender, store: Store, start: int, stop: int, *, bf
     """Logits of samples ``start`` to ``stop``, float32 ``[stop - start]``; nothing is trained."""
     logits = np.empty(stop - start, dtype=np.float32)
     was_training, device = model.training, next(model.parameters()).device
+    sender = Sender(device, keep_ids=isinstance(model.embeddings, CachedEmbeddingCollection))
     model.eval()
     with torch.inference_mode(), autocast(bf16, device.type):
         for batch in store.batches(PREDICT_BATCH, start=start, stop=stop):
             first = int(batch.index[0]) - start
             # forward, not __call__: the compiled model is kept for the batch size it was compiled for.
-            scores: Tensor = model.forward(batch.to(device).inputs)
+            scores: Tensor = model.forward(sender.send(batch).inputs)
             logits[first : first + len(batch)] = scores.float().cpu().numpy()
     model.train(was_training)
     return logits

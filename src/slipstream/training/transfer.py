@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from slipstream.data.batch import Batch
+from slipstream.data.batch import Batch, Inputs
 from slipstream.errors import ConfigError
 
 
@@ -29,20 +31,24 @@ class Sender:
 
     Args:
         device: Where to.
+        keep_ids: Leave ids and bags where they are, for tables in host memory.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, keep_ids: bool = False) -> None:
+        self.device, self.keep_ids = device, keep_ids
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def send(self, batch: Batch) -> Batch:
         """The batch on the device; work queued there from now on waits for the copy."""
         if self._stream is None:
-            return batch.to(self.device)
+            return batch if self.device.type == "cpu" else batch.to(self.device)
+        ids, bags = batch.inputs.ids, batch.inputs.bags
+        if self.keep_ids:
+            batch = replace(batch, inputs=Inputs(batch.inputs.dense, ids[:0], ()))
         with torch.cuda.stream(self._stream):
             sent = batch.pin_memory().to(self.device, non_blocking=True)
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)
         for tensor in sent.tensors():
             tensor.record_stream(current)
-        return sent
+        return replace(sent, inputs=Inputs(sent.inputs.dense, ids, bags)) if self.keep_ids else sent
