@@ -83,8 +83,8 @@ def test_weights_and_state_are_those_of_full_training_bit_for_bit(
         for name, table in full.table_of.items():
             table.open_gate()[::2] = gate
             cached.table_of[name].open_gate()[::2] = gate
-    train(full, true, range(30))
-    train(cached, mine, range(30), ahead=ahead)
+    train(full, true, range(20))
+    train(cached, mine, range(20), ahead=ahead)
     equal(full, true, cached)
     for name, table in full.table_of.items():
         assert (table.lookups, table.skipped) == (cached.table_of[name].lookups, cached.table_of[name].skipped)

@@ -231,11 +231,11 @@ def test_narrow_tables_equal_the_reference(rule: Rule, dtype: torch.dtype, kerne
 
 
 def test_small_steps_move_a_narrow_table_in_the_mean(kernels: Any) -> None:
-    table = TableState(torch.ones(200, 4, dtype=torch.bfloat16))
-    found, grad = Lookups(torch.arange(200).unsqueeze(1), None, 1), torch.ones(200, 1, 4)
-    for step in range(1, 21):  # rounded to nearest, no step of 1/2000 would ever move 1.0
-        kernels.row_update([table], [RowGradients(found, grad, (0,))], UpdateSettings(Rule.SGD, step, 1 / 2000))
-    assert float(table.weight.float().mean()) == pytest.approx(1 - 20 / 2000, abs=1e-3)
+    table = TableState(torch.ones(200, 8, dtype=torch.bfloat16))
+    found, grad = Lookups(torch.arange(200).unsqueeze(1), None, 1), torch.ones(200, 1, 8)
+    for step in range(1, 11):  # rounded to nearest, no step of 1/1000 would ever move 1.0
+        kernels.row_update([table], [RowGradients(found, grad, (0,))], UpdateSettings(Rule.SGD, step, 1 / 1000))
+    assert float(table.weight.float().mean()) == pytest.approx(1 - 10 / 1000, abs=1e-3)
 
 
 def test_optimizer_state_of_a_narrow_table_is_float32_and_survives_reloading() -> None:

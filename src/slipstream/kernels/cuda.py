@@ -13,11 +13,12 @@ chunks (see :mod:`slipstream.kernels.cuda_dedup`).
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # Kernels are launched by subscripts and keywords that pyright cannot follow.
 # pyright: reportMissingTypeStubs=false, reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportUnknownLambdaType=false
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import triton.language as tl
@@ -40,6 +41,23 @@ SAMPLES = 512
 """Samples of which a program makes keys."""
 
 __all__ = ["count", "count_marked", "hash_lookups", "pool", "row_update", "scout", "write_settings"]
+
+
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+def _beside(tensor_of: Callable[..., Tensor]) -> Callable[[Call], Call]:
+    """Has a function launch its kernels on the GPU of a tensor among its arguments, whichever is the current one."""
+
+    def decorate(function: Call) -> Call:
+        @wraps(function)
+        def run(*arguments: Any, **others: Any) -> Any:
+            with torch.cuda.device_of(tensor_of(*arguments)):
+                return function(*arguments, **others)
+
+        return cast(Call, run)
+
+    return decorate
 
 
 def _power_of_2(number: int) -> int:
@@ -95,6 +113,7 @@ def _kept_corrections(beta1: float, beta2: float, device: torch.device) -> Tenso
     return corrections(beta1, beta2).to(device)
 
 
+@_beside(lambda weights, *_: weights[0])
 def pool(weights: Sequence[Tensor], lookups: Lookups, out_dtype: torch.dtype = torch.float32) -> Tensor:
     """See :func:`slipstream.kernels.reference.pool`; ids outside their table give zeros and are raised later."""
     first, size, count = weights[0], lookups.batch_size, lookups.num_features
@@ -141,6 +160,7 @@ def pool(weights: Sequence[Tensor], lookups: Lookups, out_dtype: torch.dtype = t
     return out
 
 
+@_beside(lambda tables, *_: tables[0].weight)
 def row_update(
     tables: Sequence[TableState], gradients: Sequence[RowGradients], settings: UpdateSettings
 ) -> DeviceCounts:
@@ -269,6 +289,7 @@ def _keys(state: Tables, gradients: Sequence[RowGradients], sizes: Sequence[int]
     return _Keyed(keys, sources, factors, TYPES[dtype], aligned, grads)
 
 
+@_beside(lambda counts, *_: counts)
 def count(counts: Tensor, ids: Tensor, amount: float) -> None:
     """See :func:`slipstream.kernels.reference.count`; float32 or int32 counts, ids outside raise later."""
     flat = _integer(ids).reshape(-1)
@@ -280,6 +301,7 @@ def count(counts: Tensor, ids: Tensor, amount: float) -> None:
     cuda_errors.after_call(counts.device)
 
 
+@_beside(lambda _, ids, *__: ids)
 def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
     """See :func:`slipstream.kernels.reference.count_marked`; ids outside count as not marked and raise later."""
     size, features = ids.shape
@@ -305,6 +327,7 @@ def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tens
     return out
 
 
+@_beside(lambda ids, *_: ids)
 def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) -> tuple[Tensor, Tensor]:
     """See :func:`slipstream.kernels.scout.hash_lookups`; each bag's offsets cover its values."""
     size, features = ids.shape
@@ -328,6 +351,7 @@ def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) 
     return slots, starts
 
 
+@_beside(lambda table, *_: table)
 def scout(
     table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor, lr: float
 ) -> tuple[Tensor, Tensor]:

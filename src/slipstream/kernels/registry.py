@@ -113,12 +113,14 @@ def using(name: str) -> Generator[None]:
         _forced.pop()
 
 
-def set_check(check: Literal["lazy", "always"]) -> None:
+def set_check(check: Literal["lazy", "always"]) -> Literal["lazy", "always"]:
     """When ids outside their table are raised on a GPU: at a later step, without waiting, or by the call that met them.
+
+    Returns the setting before.
 
     See :mod:`slipstream.kernels.cuda_errors`. Kernels on the CPU always raise at once.
     """
-    cuda_errors.set_check(check)
+    return cuda_errors.set_check(check)
 
 
 def check_errors(device: torch.device | str | None = None) -> None:

@@ -128,5 +128,5 @@ def set_gates(gate: Tensor, signal: Tensor, cut: SaturationCut, ripe: int) -> tu
     levels = on_host(gate)
     _set_gates(levels, on_host(signal), ripe, cut.gates, done)
     if gate.device.type != "cpu":
-        gate.copy_(torch.from_numpy(levels))
+        gate.copy_(torch.as_tensor(levels))
     return int(done[0]), int(done[1])

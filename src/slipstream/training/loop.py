@@ -110,6 +110,7 @@ class Trainer:
         self.samples = self.steps = self.epoch = 0
         self.training, self.predicting = Stopwatch(), Stopwatch()
         self._losses: list[float | Tensor] = []
+        self._following: Batch | None = None  # what the data holds next, of which rows in host memory may be sent for
 
     def run(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Trains.
@@ -168,23 +169,18 @@ class Trainer:
         pairs = ((batch, None) for batch in batches) if self.cached is None else _with_next(batches)
         for batch, following in pairs:
             # The rates go by the data that passed before this batch, however many steps become of it.
+            self._following = following
             for kept in self.skipper.push(batch):
-                self._step(kept, following)
+                self._step(kept)
             self.samples += len(batch)
 
     def _finish(self, batches: Iterator[Batch]) -> None:
         for batch in batches:
             self._step(batch)
 
-    def _step(self, batch: Batch, following: Batch | None = None) -> None:
-        """One optimizer step.
-
-        Args:
-            batch: In host memory.
-            following: What the data holds next, of which rows in host memory may be sent for.
-        """
+    def _step(self, batch: Batch) -> None:
         self.schedule.set(self.steps, self.samples)
-        loss = self._back(batch, following)
+        loss = self._back(batch)
         self.steps += 1
         # A GPU is not waited for in every step: its losses are looked at when they are reported.
         value = float(loss.detach()) if self.sender.device.type == "cpu" else loss.detach()
@@ -194,9 +190,9 @@ class Trainer:
         if self.steps % self.config.log_every == 0:
             self._report_loss()
 
-    def _back(self, batch: Batch, following: Batch | None) -> Tensor:
-        """Forward, backward and the optimizers' step; returns the loss."""
-        ahead = None if self.cached is None or following is None else following.inputs
+    def _back(self, batch: Batch) -> Tensor:
+        """Forward, backward and the optimizers' step on a batch in host memory; returns the loss."""
+        ahead = None if self._following is None else self._following.inputs
         if self.cached is not None and self.config.hotline:
             with autocast(self.config.bf16, self.config.device):
                 return hotline_step(
