@@ -68,6 +68,9 @@ def test_count_raises_and_counts_inside(kernels: str) -> None:
     memory = torch.zeros(15)
     load(kernels).count(memory[5:10], torch.tensor([[0, 4], [4, 4]], dtype=torch.int32), 0.5)
     assert memory.tolist() == [0.0] * 5 + [0.5, 0.0, 0.0, 0.0, 1.5] + [0.0] * 5
+    columns = torch.tensor([[1, 4], [1, 4], [2, 4]])
+    load(kernels).count(memory[5:10], columns[:, 0], 1.0)  # a column, as the lookups of one feature are
+    assert memory[5:10].tolist() == [0.5, 2.0, 1.0, 0.0, 1.5]
     for bad in OUTSIDE:
         with pytest.raises(IndexOutOfRange):
             load(kernels).count(memory[5:10], torch.tensor([bad]), 1.0)

@@ -12,9 +12,9 @@ from slipstream.bench.gpu import cold_gate, timed
 from slipstream.bench.systems import EPS
 from slipstream.data.batch import Batch, Inputs
 from slipstream.data.schema import FeatureInfo
+from slipstream.data.transfer import Sender
 from slipstream.models import DLRM, DLRMConfig
 from slipstream.models.base import Engine, make_embeddings
-from slipstream.training.transfer import Sender
 
 NUM_DENSE = 13
 LEARNING_RATE = 0.01

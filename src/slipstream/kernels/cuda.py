@@ -292,7 +292,7 @@ def _keys(state: Tables, gradients: Sequence[RowGradients], sizes: Sequence[int]
 @_beside(lambda counts, *_: counts)
 def count(counts: Tensor, ids: Tensor, amount: float) -> None:
     """See :func:`slipstream.kernels.reference.count`; float32 or int32 counts, ids outside raise later."""
-    flat = _integer(ids).reshape(-1)
+    flat = _integer(ids).reshape(-1).contiguous()
     _together(counts.device, ids=flat)
     if flat.numel():
         cuda_count.count_rows[(_tiles(flat.numel(), 1024),)](

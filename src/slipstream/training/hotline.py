@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from slipstream.data.batch import Batch, Inputs
+from slipstream.data.transfer import Sender
 from slipstream.embedding import CachedEmbeddingCollection
-from slipstream.training.transfer import Sender
 
 
 class _Scores(Protocol):

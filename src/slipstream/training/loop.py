@@ -15,6 +15,7 @@ from torch import Tensor
 
 from slipstream.data.batch import Batch
 from slipstream.data.store import Store
+from slipstream.data.transfer import Sender, checked_device
 from slipstream.embedding import CachedEmbeddingCollection, EmbeddingCollection
 from slipstream.errors import ConfigError, DataError
 from slipstream.evaluation import score
@@ -28,7 +29,6 @@ from slipstream.training.hotline import hotline_step
 from slipstream.training.optimizers import build_optimizers, state_elements
 from slipstream.training.samples import StoredSamples
 from slipstream.training.schedule import Schedule
-from slipstream.training.transfer import Sender, checked_device
 
 PREDICT_BATCH = 8192
 """Samples predicted at a time."""
