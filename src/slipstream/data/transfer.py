@@ -40,15 +40,19 @@ class Sender:
 
     def send(self, batch: Batch) -> Batch:
         """The batch on the device; work queued there from now on waits for the copy."""
-        if self._stream is None:
-            return batch if self.device.type == "cpu" else batch.to(self.device)
+        if self.device.type == "cpu":
+            return batch
         ids, bags = batch.inputs.ids, batch.inputs.bags
         if self.keep_ids:
             batch = replace(batch, inputs=Inputs(batch.inputs.dense, ids[:0], ()))
-        with torch.cuda.stream(self._stream):
+        sent = batch.to(self.device) if self._stream is None else self._copied(batch, self._stream)
+        return replace(sent, inputs=Inputs(sent.inputs.dense, ids, bags)) if self.keep_ids else sent
+
+    def _copied(self, batch: Batch, stream: torch.cuda.Stream) -> Batch:
+        with torch.cuda.stream(stream):
             sent = batch.pin_memory().to(self.device, non_blocking=True)
         current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self._stream)
+        current.wait_stream(stream)
         for tensor in sent.tensors():
             tensor.record_stream(current)
-        return replace(sent, inputs=Inputs(sent.inputs.dense, ids, bags)) if self.keep_ids else sent
+        return sent

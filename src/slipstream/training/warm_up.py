@@ -7,6 +7,7 @@ import torch
 from slipstream.data.batch import Bag, Batch, Inputs
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store
+from slipstream.data.transfer import checked_device
 from slipstream.models import build_model
 from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import TrainConfig
@@ -24,9 +25,12 @@ def warm_up(config: TrainConfig, store: Store) -> None:
     Args:
         config: The resolved configuration.
         store: The data, of which two samples are shaped like.
+
+    Raises:
+        ConfigError: The device is not there.
     """
     features = [FeatureInfo(name=feature.name, num_rows=2, multi_hot=feature.multi_hot) for feature in store.features]
-    model = build_model(config.model, features, store.num_dense, engine=config.engine).to(config.device)
+    model = build_model(config.model, features, store.num_dense, engine=config.engine).to(checked_device(config.device))
     bags = tuple(
         Bag(torch.ones(2, dtype=torch.int32), torch.tensor([0, 1, 2])) for feature in features if feature.multi_hot
     )
