@@ -51,7 +51,7 @@ test: env
 
 # On a machine with a GPU, with a Python whose torch sees it: make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(BIN)/python
-GPU_TESTS := tests/gpu tests/kernels tests/properties tests/optim/test_gates.py
+GPU_TESTS := tests/gpu tests/kernels tests/properties
 
 test-gpu:
 	SLIPSTREAM_TEST_GPU=1 PYTHONPATH=src $(GPU_PYTHON) -m pytest -q $(GPU_TESTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -189,6 +190,29 @@ def test_saved_weights_are_those_of_an_ordinary_collection_and_come_back() -> No
     torch.testing.assert_close(full(*inputs(7)), cached(*inputs(7)), rtol=0, atol=0)
     with pytest.raises(RuntimeError, match=r"Missing key.*user"):
         cached.load_state_dict({})
+
+
+def test_state_is_saved_and_loaded_through_host_memory() -> None:
+    (_, cached), (_, other) = pair(), pair()
+    optimizer, second = (optim.Adam(m.parameters(), lr=0.05) for m in (cached, other))
+    cached.attach(optimizer)
+    train(cached, optimizer, range(6))
+    weights = {name: value.clone() for name, value in cached.state_dict().items()}
+    states = {table: {name: value.clone() for name, value in own.items()} for table, own in cached.host_state().items()}
+    other.attach(second)
+    train(other, second, range(50, 53))  # something else, to be replaced
+    other.load_state_dict(weights)
+    for table, own in other.host_state().items():
+        for name, value in own.items():
+            value.copy_(states[table][name])
+    second.state[other.weight]["step"] = optimizer.state[cached.weight]["step"]
+    for module, of_module in ((cached, optimizer), (other, second)):
+        train(module, of_module, range(6, 12))
+    mine = other.state_dict()
+    assert all(torch.equal(value, mine[name]) for name, value in cached.state_dict().items())
+    second.load_state_dict(copy.deepcopy(second.state_dict()))
+    with pytest.raises(ConfigError, match="was replaced"):
+        other(*inputs(0))
 
 
 def test_what_cannot_work_is_refused() -> None:

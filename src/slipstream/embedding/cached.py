@@ -235,8 +235,12 @@ class CachedEmbeddingCollection(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def host_state(self) -> dict[str, dict[str, Tensor]]:
-        """For each table its optimizer state in host memory, by name, brought up to date: views, [R, …]."""
+        """For each table its optimizer state in host memory, by name, brought up to date: views, [R, …].
+
+        They may be written to as well: the rows on the card are fetched anew.
+        """
         self.cache.flush()
+        self.cache.forget()
         rows = [config.num_embeddings for config in self.configs]
         states = {name: self.cache.state(name).split(rows) for name in self.cache.state_names}
         return {
@@ -268,7 +272,13 @@ class CachedEmbeddingCollection(nn.Module):
             raise ConfigError(
                 "a cached collection is trained without its optimizer", remedy="call attach(optimizer) first"
             )
-        return int(self._optimizer.state[self.weight]["step"]) + 1
+        state = self._optimizer.state[self.weight]
+        if any(state[name] is not self.cache.card_state(name) for name in self.cache.state_names):
+            raise ConfigError(
+                "the optimizer's state of the rows on the card was replaced (by load_state_dict, say)",
+                remedy="load an optimizer before it is attached, and the rows' state into host_state()",
+            )
+        return int(state["step"]) + 1
 
     def _shut(self, keys: Keys, slots: np.ndarray, step: int) -> None:
         """Draws the batch's gates, by the rows' own numbers, and sets them for the rows' places."""

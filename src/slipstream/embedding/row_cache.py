@@ -119,6 +119,10 @@ class RowCache:
         """A state of all rows, [R, …] in host memory; up to date after :meth:`flush`."""
         return self._host[name]
 
+    def card_state(self, name: str) -> Tensor:
+        """A state of the rows on the card, [S, …]."""
+        return self._card[name]
+
     def add_state(self, name: str, card: Tensor) -> Tensor:
         """Has a state of the card's rows come and go with them; returns its host memory, [R, …].
 
