@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from slipstream.bench import BenchOptions, run
-from slipstream.bench.gpu import CRITEO_TERABYTE_CARDINALITIES, GATED, Plan, cold_gate, measure, scaled, zipf_ids
+from slipstream.bench.gpu import Plan, measure
+from slipstream.bench.gpu_workload import CRITEO_TERABYTE_CARDINALITIES, GATED, cold_gate, scaled, zipf_ids
 from slipstream.errors import ConfigError
 
 

@@ -18,30 +18,23 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.bench import BenchOptions
 from slipstream.bench.gpu_check import largest_differences
+from slipstream.bench.gpu_systems import LEARNING_RATE, FbgemmTables, MakeOptimizer, Ours, TorchTables
+from slipstream.bench.gpu_workload import CRITEO_TERABYTE_CARDINALITIES, GATED, ZIPF_EXPONENT, scaled, zipf_ids
 from slipstream.bench.systems import EPS, MissingPeer
 from slipstream.errors import ConfigError
+from slipstream.kernels import registry
 from slipstream.report.record import Record
 from slipstream.report.timing import summarise
 
-CRITEO_TERABYTE_CARDINALITIES = (
-    39884406, 39043, 17289, 7420, 20263, 3, 7120, 1543, 63, 38532951, 2953546, 403346, 10, 2208, 11938, 155, 4, 976, 14,
-    39979771, 25641295, 39664984, 585935, 12972, 108, 36,
-)  # fmt: skip
-"""Rows of each table at a cap of 40 million, as in MLPerf's DLRM."""
-ZIPF_EXPONENT = 1.05
-GATED = 0.8
-"""Share of the accesses that is gated: those of the least popular rows of each table."""
 DENSE_ROWS = 2_000_000
 """Rows of all tables for torch's dense gradients, which pass over all of them in every step."""
 MEMORY_SHARE = 0.55
 """Share of the card's memory that tables with the largest state (Adam's) may take."""
-LEARNING_RATE = 0.01
 BATCHES = 8
-_SCATTER = 2_654_435_761  # a prime above every number of rows: multiplying by it permutes a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +79,8 @@ def run(options: BenchOptions) -> Record:
             "slipstream bench gpu needs a GPU, and torch sees none", remedy="run it where torch.cuda.is_available()"
         )
     device = torch.device("cuda", torch.cuda.current_device())
+    if registry.backend_name(torch.empty(0, device=device)) != "cuda":
+        raise ConfigError("slipstream bench gpu needs Triton", remedy="pip install triton")
     plan = Plan(device, dims=(16, 128), rounds=5, steps=4) if options.quick else Plan(device)
     return measure(plan, seed=options.seed, quick=options.quick)
 
@@ -110,35 +105,6 @@ def measure(plan: Plan, *, seed: int = 0, quick: bool = False) -> Record:
 
         dlrm(bench, dim=128 if plan.device.type == "cuda" else plan.dims[0], size=plan.batch_sizes[0])
     return record
-
-
-def scaled(total: int) -> tuple[int, ...]:
-    """Criteo Terabyte's cardinalities, those above 50,000 scaled by one factor to at most ``total`` rows together."""
-    large = [rows for rows in CRITEO_TERABYTE_CARDINALITIES if rows > 50_000]
-    factor = min((total - (sum(CRITEO_TERABYTE_CARDINALITIES) - sum(large))) / sum(large), 1.0)
-    if factor <= 0:  # not even the small ones fit
-        factor = total / sum(CRITEO_TERABYTE_CARDINALITIES)
-        return tuple(max(int(rows * factor), 3) for rows in CRITEO_TERABYTE_CARDINALITIES)
-    return tuple(int(rows * factor) if rows > 50_000 else rows for rows in CRITEO_TERABYTE_CARDINALITIES)
-
-
-def zipf_ids(rows: Sequence[int], size: int, generator: torch.Generator) -> Tensor:
-    """One batch of ids, int32 [size, F], popular rows scattered over each table, by the inverse of Zipf's law."""
-    count = torch.tensor(rows, dtype=torch.float64, device=generator.device)
-    u = torch.rand(size, len(rows), dtype=torch.float64, generator=generator, device=generator.device)
-    power = 1.0 - ZIPF_EXPONENT
-    ranks = ((1.0 - u * (1.0 - (count + 1) ** power)) ** (1.0 / power)).long() - 1
-    whole = count.long()
-    return (torch.minimum(ranks.clamp_(min=0), whole - 1) * _SCATTER % whole).int()
-
-
-def cold_gate(rows: int, device: torch.device) -> Tensor:
-    """uint8 [rows]: frozen are the least popular rows, to which ``GATED`` of the accesses go."""
-    power = 1.0 - ZIPF_EXPONENT
-    first = int((1.0 - (1.0 - GATED) * (1.0 - (rows + 1) ** power)) ** (1.0 / power))
-    gate = torch.full((rows,), 255, dtype=torch.uint8, device=device)
-    gate[torch.arange(first, rows, device=device) * _SCATTER % rows] = 0
-    return gate
 
 
 def _bandwidth(plan: Plan) -> float:
@@ -170,9 +136,6 @@ def timed(plan: Plan, step: Callable[[int], object]) -> list[float]:
                 step(number)
             seconds.append((perf_counter() - start) / plan.steps)
     return seconds
-
-
-MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class _Bench:
@@ -297,105 +260,6 @@ class _system:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-class Ours:
-    """Our tables and one of our optimizers."""
-
-    def __init__(
-        self,
-        rows: Sequence[int],
-        dim: int,
-        ids: list[Tensor],
-        grads: list[Tensor],
-        make: MakeOptimizer,
-        device: torch.device,
-    ) -> None:
-        from slipstream.embedding import EmbeddingCollection, TableConfig
-
-        tables = [TableConfig(f"c{i}", count, dim) for i, count in enumerate(rows)]
-        self.collection = EmbeddingCollection(tables, device=device)
-        self.optimizer, self.ids, self.grads = make(list(self.collection.parameters())), ids, grads
-
-    def gate(self, rows: Sequence[int]) -> None:
-        """Freeze the least popular rows."""
-        for table, count in zip(self.collection.table_of.values(), rows, strict=True):
-            table.set_gate(cold_gate(count, table.weight.device))
-
-    def step(self, number: int) -> None:
-        """Forward, backward, update."""
-        self.collection(self.ids[number % len(self.ids)]).backward(self.grads[number % len(self.grads)])
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-
-class TorchTables:
-    """``nn.EmbeddingBag`` a feature, with sparse or dense gradients, and one of torch's optimizers."""
-
-    def __init__(
-        self,
-        rows: Sequence[int],
-        dim: int,
-        ids: list[Tensor],
-        grads: list[Tensor],
-        make: MakeOptimizer,
-        *,
-        sparse: bool = True,
-    ) -> None:
-        device = ids[0].device
-        self.tables = nn.ModuleList(
-            nn.EmbeddingBag(count, dim, mode="sum", sparse=sparse, device=device) for count in rows
-        )
-        self.optimizer = make(list(self.tables.parameters()))
-        self.ids = [[column.contiguous().long() for column in batch.T] for batch in ids]
-        self.offsets = torch.arange(len(ids[0]), device=device)
-        self.grads = [[part.contiguous() for part in grad.unbind(1)] for grad in grads]
-
-    def step(self, number: int) -> None:
-        """Forward, backward, update."""
-        ids = self.ids[number % len(self.ids)]
-        pooled = [table(column, self.offsets) for table, column in zip(self.tables, ids, strict=True)]
-        torch.autograd.backward(pooled, self.grads[number % len(self.grads)])
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-
-class FbgemmTables:
-    """FBGEMM's table-batched embeddings on the GPU, row-wise Adagrad fused into backward.
-
-    Raises:
-        MissingPeer: It is not installed.
-    """
-
-    def __init__(self, rows: Sequence[int], dim: int, ids: list[Tensor], grads: list[Tensor]) -> None:
-        try:
-            # A peer is not installed where types are checked.
-            from fbgemm_gpu.split_embedding_configs import EmbOptimType  # pyright: ignore[reportMissingImports]
-            from fbgemm_gpu.split_table_batched_embeddings_ops_common import (  # pyright: ignore[reportMissingImports]
-                EmbeddingLocation,
-            )
-            from fbgemm_gpu.split_table_batched_embeddings_ops_training import (  # pyright: ignore[reportMissingImports]
-                ComputeDevice,
-                SplitTableBatchedEmbeddingBagsCodegen,
-            )
-        except (ImportError, OSError) as error:
-            raise MissingPeer("fbgemm-gpu") from error
-        if ids[0].device.type != "cuda":
-            raise MissingPeer("fbgemm-gpu")
-        self.tables: Any = SplitTableBatchedEmbeddingBagsCodegen(
-            [(count, dim, EmbeddingLocation.DEVICE, ComputeDevice.CUDA) for count in rows],
-            optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-            learning_rate=LEARNING_RATE,
-            eps=EPS,
-        )
-        self.ids = [batch.T.contiguous().view(-1).long() for batch in ids]
-        self.offsets = torch.arange(self.ids[0].numel() + 1, device=ids[0].device)
-        self.grads = [grad.flatten(1) for grad in grads]
-
-    def step(self, number: int) -> None:
-        """Forward, and backward with the update in it."""
-        pooled = self.tables(self.ids[number % len(self.ids)], self.offsets)
-        pooled.backward(self.grads[number % len(self.grads)])
 
 
 def _versions() -> dict[str, str]:

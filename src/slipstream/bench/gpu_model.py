@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from slipstream.bench.gpu import cold_gate, timed
+from slipstream.bench.gpu import timed
+from slipstream.bench.gpu_systems import LEARNING_RATE
+from slipstream.bench.gpu_workload import cold_gate
 from slipstream.bench.systems import EPS
 from slipstream.data.batch import Batch, Inputs
 from slipstream.data.schema import FeatureInfo
@@ -17,7 +19,6 @@ from slipstream.models import DLRM, DLRMConfig
 from slipstream.models.base import Engine, make_embeddings
 
 NUM_DENSE = 13
-LEARNING_RATE = 0.01
 
 
 def dlrm(bench: Any, *, dim: int, size: int) -> None:
