@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 PEERS := .venv/.peers-installed
 DEMO := runs/demo
 TRAIN := $(BIN)/slipstream train $(DEMO)/data --config examples/movietweetings/train.yaml
-BENCHES := kernels step gates shared loader prepare globo synthetic-fit
+BENCHES := kernels step gates shared loader prepare globo synthetic-fit gpu
 # Where a record's name is not that of its benchmark.
 RECORD_globo := globo_prequential
 # Extra flags of `slipstream bench`, for example: make bench-step BENCH_FLAGS=--quick
@@ -14,12 +14,13 @@ BENCH_FLAGS ?=
 INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
-.PHONY: help env env-bench interop demo test lint format types results clean bench-frontier $(addprefix bench-,$(BENCHES))
+.PHONY: help env env-bench interop demo test test-gpu lint format types results clean bench-frontier $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
 	@echo "make demo     prepare MovieTweetings, train with and without skipping, compare"
 	@echo "make test     all tests          make lint / make types / make format"
+	@echo "make test-gpu the kernels' tests, compiled, on a GPU (see docs/gpu.md)"
 	@echo "make bench-X  X one of: $(BENCHES); the record goes to benchmarks/results/"
 	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
 	@echo "make interop  train models of $(LIBRARIES) with and without us"
@@ -71,6 +72,13 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest -q
+
+# On a machine with a GPU, with a Python whose torch sees it: make test-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+GPU_TESTS := tests/gpu tests/kernels tests/properties
+
+test-gpu:
+	SLIPSTREAM_TEST_GPU=1 PYTHONPATH=src $(GPU_PYTHON) -m pytest -q $(GPU_TESTS)
 
 lint: env
 	$(BIN)/ruff check .

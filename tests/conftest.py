@@ -7,6 +7,9 @@ import os
 # Before torch is imported: idle threads of two OpenMP pools that spin starve each other where cores are shared.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from tests.interpreter import ON_GPU  # before anything imports triton
+
+# isort: split
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -27,6 +30,13 @@ FLAGS = (
     "--disable-sync",
     "--enable-logging=stderr",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not ON_GPU:
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
 
 
 @pytest.fixture

@@ -43,10 +43,17 @@ def describe() -> dict[str, str]:
         "memory": f"{machine.memory_gib} GiB",
         "system": machine.system,
         "kernels, float32 on the CPU": registry.backend_name(torch.empty(0)),
+        "GPU": _gpu(),
         "threads": str(torch.get_num_threads()),
         "threading layer": registry.threading_layer(),
         "spin": spin_setting() or "not set",
     }
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none that torch sees"
+    return f"{torch.cuda.get_device_name()}, kernels {registry.backend_name(torch.empty(0, device='cuda'))}"
 
 
 def compile_kernels() -> float:

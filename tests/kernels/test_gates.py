@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.backends import BACK_ENDS, load
+from tests.interpreter import ON_GPU
 
-from slipstream.kernels import cpu, hashing, registry
+from slipstream.kernels import hashing, registry
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateSettings
 
 ROWS = 20_000
+FEW_ROWS = 1_500
+"""For Triton's interpreter."""
 
 
-def updated(gate: int, step: int, seed: int) -> torch.Tensor:
-    """Which of ROWS rows a step updates when all have one gate."""
-    table = TableState(torch.zeros(ROWS, 3), gate=torch.full((ROWS,), gate, dtype=torch.uint8), seed=seed)
+def updated(gate: int, step: int, seed: int, kernels: str = "cpu") -> torch.Tensor:
+    """Which of ROWS rows (or FEW_ROWS) a step updates when all have one gate."""
+    rows = FEW_ROWS if kernels == "cuda" and not ON_GPU else ROWS
+    table = TableState(torch.zeros(rows, 3), gate=torch.full((rows,), gate, dtype=torch.uint8), seed=seed)
     block = RowGradients(
-        Lookups(torch.arange(ROWS).unsqueeze(1), None, 1), torch.ones(1, 1, 3).expand(ROWS, 1, 3), (0,)
+        Lookups(torch.arange(rows).unsqueeze(1), None, 1), torch.ones(1, 1, 3).expand(rows, 1, 3), (0,)
     )
-    counts = cpu.row_update([table], [block], UpdateSettings(Rule.SGD, step, 1.0))
+    counts = load(kernels).row_update([table], [block], UpdateSettings(Rule.SGD, step, 1.0))
     open_rows = table.weight[:, 0] != 0
-    assert counts.skipped == [ROWS - int(open_rows.sum())] and counts.rows == [int(open_rows.sum())]
+    assert counts.skipped == [rows - int(open_rows.sum())] and counts.rows == [int(open_rows.sum())]
     return open_rows
 
 
@@ -31,16 +36,18 @@ def test_rate_is_the_gate_over_256(gate: int) -> None:
         assert abs(share - p) < 5 * (p * (1 - p) / ROWS) ** 0.5
 
 
-def test_shut_and_open_gates_draw_nothing() -> None:
-    assert not updated(0, 1, 0).any()
-    assert updated(255, 1, 0).all()
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_shut_and_open_gates_draw_nothing(kernels: str) -> None:
+    assert not updated(0, 1, 0, kernels).any()
+    assert updated(255, 1, 0, kernels).all()
 
 
-def test_draws_are_the_hash_and_reproducible() -> None:
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_draws_are_the_hash_and_reproducible(kernels: str) -> None:
     for step, seed in ((1, 0), (7, 123), (2**40, 2**63 + 5)):
-        expected = hashing.gate_draw(torch.arange(ROWS), step, seed) < 100
-        assert torch.equal(updated(100, step, seed), expected)
-        assert torch.equal(updated(100, step, seed), expected)
+        found = updated(100, step, seed, kernels)
+        assert torch.equal(found, hashing.gate_draw(torch.arange(len(found)), step, seed) < 100)
+        assert torch.equal(updated(100, step, seed, kernels), found)
 
 
 def test_draws_of_other_steps_and_seeds_are_independent() -> None:
@@ -71,13 +78,14 @@ def test_uniform_numbers_are_uniform_and_keyed() -> None:
     assert not torch.equal(u, registry.hash_uniform(torch.arange(100_000), seed=1, step=3))
 
 
-def test_gates_skip_lookups_with_their_duplicates_and_all_their_state() -> None:
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_gates_skip_lookups_with_their_duplicates_and_all_their_state(kernels: str) -> None:
     table = TableState(
         torch.ones(4, 3), torch.ones(4, 3), torch.ones(4, 3), torch.tensor([255, 0, 255, 0], dtype=torch.uint8),
         torch.zeros(4, dtype=torch.int32),
     )  # fmt: skip
     block = RowGradients(Lookups(torch.tensor([[0], [1], [1], [3], [0]]), None, 1), torch.ones(5, 1, 3), (0,))
-    counts = cpu.row_update([table], [block], UpdateSettings(Rule.ADAM, 9, 0.1, 1e-8, 0.9, 0.99, 0.1, True))
+    counts = load(kernels).row_update([table], [block], UpdateSettings(Rule.ADAM, 9, 0.1, 1e-8, 0.9, 0.99, 0.1, True))
     assert (counts.lookups, counts.skipped, counts.rows) == ([5], [3], [1])
     for tensor in (table.weight, table.first, table.second):
         assert tensor is not None and (tensor[1:] == 1).all() and (tensor[0] != 1).all()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.backends import BACK_ENDS, for_each_back_end, load
 from tests.properties.cases import Case, cases, copies
 
 from slipstream.errors import UnsupportedOption
@@ -52,14 +53,13 @@ def with_signals(case: Case) -> list[TableState]:
 
 @pytest.mark.parametrize("dim", [3, 16, 20])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_back_ends_agree(rule: Rule, dim: int, data: st.DataObject) -> None:
+@for_each_back_end(examples=40, interpreted=4)
+def test_back_ends_agree(kernels: Any, data: st.DataObject, rule: Rule, dim: int) -> None:
     case = data.draw(cases(rule, dim))
     case.settings = replace(case.settings, step=data.draw(st.sampled_from((*MEASURED[:3], 7))))
     fast, plain = with_signals(case), with_signals(case)
     before = [table.signal.clone() for table in fast]
-    cpu.row_update(fast, case.gradients, case.settings)
+    kernels.row_update(fast, case.gradients, case.settings)
     reference.row_update(plain, case.gradients, case.settings)
     for a, b, old in zip(fast, plain, before, strict=True):
         assert torch.equal(updates(a.signal), updates(b.signal))
@@ -120,19 +120,23 @@ def test_agreeing_updates_measure_one_and_noise_the_floor(rule: Rule, back_end: 
     assert (steps == steps[0]).all() and abs(int(steps[0]) - 399) <= 2 * SAMPLE
 
 
-def test_duplicates_of_a_step_count_once_and_gated_rows_not_at_all() -> None:
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_duplicates_of_a_step_count_once_and_gated_rows_not_at_all(kernels: str) -> None:
     table = measured_table(Rule.ADAM, 4, 3)
     table.gate = torch.tensor([255, 0, 255, 255], dtype=torch.uint8)
-    update(table, [0, 0, 1, 3, 0], torch.ones(5, 3), Rule.ADAM, MEASURED[0])
+    update(table, [0, 0, 1, 3, 0], torch.ones(5, 3), Rule.ADAM, MEASURED[0], load(kernels))
     assert (table.signal.to(torch.int32) & 255).tolist() == [1, 0, 0, 1]
-    update(table, [0, 3], torch.ones(2, 3), Rule.ADAM, next(s for s in range(1, 99) if s not in MEASURED))
+    update(
+        table, [0, 3], torch.ones(2, 3), Rule.ADAM, next(s for s in range(1, 99) if s not in MEASURED), load(kernels)
+    )
     assert (table.signal.to(torch.int32) & 255).tolist() == [1, 0, 0, 1]
 
 
+@pytest.mark.parametrize("kernels", BACK_ENDS)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_a_row_that_does_not_move_is_saturated(rule: Rule) -> None:
+def test_a_row_that_does_not_move_is_saturated(rule: Rule, kernels: str) -> None:
     table = measured_table(rule, 1, 4)
-    update(table, [0], torch.zeros(1, 4), rule, MEASURED[0])
+    update(table, [0], torch.zeros(1, 4), rule, MEASURED[0], load(kernels))
     assert codes(table.signal).tolist() == [0] and (table.signal.to(torch.int32) & 255).tolist() == [1]
 
 
@@ -160,7 +164,8 @@ def test_codes_by_hand() -> None:
     assert torch.equal(encode(decode(every)).long(), every)
 
 
-def test_a_signal_without_moments_needs_a_trail() -> None:
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_a_signal_without_moments_needs_a_trail(kernels: str) -> None:
     table = replace(measured_table(Rule.SGD, 2, 4), trail=None)
     with pytest.raises(UnsupportedOption, match="trail"):
-        update(table, [0], torch.ones(1, 4), Rule.SGD, 1)
+        update(table, [0], torch.ones(1, 4), Rule.SGD, 1, load(kernels))

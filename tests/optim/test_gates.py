@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from tests.backends import BACK_ENDS, load
+from tests.interpreter import ON_GPU
 from torch import Tensor, nn
 
 from slipstream import optim
 from slipstream.embedding import FROZEN, OPEN, Embedding
 from slipstream.errors import UnsupportedOption
+from slipstream.kernels import registry
 from slipstream.kernels.hashing import gate_draw
 
 pytestmark = pytest.mark.filterwarnings("ignore::slipstream.kernels.parallel.SlowPathWarning")
+
+
+@pytest.fixture(params=BACK_ENDS, autouse=True)
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test on each back end's kernels; by the interpreter those of the GPU take tensors of the CPU."""
+    if ON_GPU and request.param == "cuda":
+        pytest.skip("these take tensors of the CPU; tests/gpu trains on the GPU")
+    load(request.param)
+    with registry.using(request.param):
+        yield request.param
+
 
 ALL = [optim.SGD, optim.Adagrad, optim.RowwiseAdagrad, optim.Adam, optim.AdamW]
 

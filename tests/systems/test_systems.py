@@ -54,14 +54,35 @@ def test_what_makes_each_system() -> None:
     assert configure("slipstream_paper", chosen).policy == SlipstreamConfig(snapshot_start=5)
 
 
+def test_fae_and_hotline_keep_tables_in_host_memory_where_there_is_an_accelerator() -> None:
+    assert configure("fae", BASE).row_cache_bytes is None
+    assert configure("fae", BASE.model_copy(update={"device": "cuda"})).row_cache_bytes == 256 << 20
+    hotline = configure("hotline", BASE)
+    assert (hotline.row_cache_bytes, hotline.hotline, hotline.policy.name) == (256 << 20, True, "none")
+    small = BASE.model_copy(update={"row_cache_bytes": 5000})
+    assert [configure(name, small).row_cache_bytes for name in ("fae", "hotline")] == [5000, 5000]
+
+
+def test_tables_in_host_memory_train_as_tables_in_one(make_store: Callable[..., Store]) -> None:
+    store = make_store(3000)
+    small = BASE.model_copy(update={"row_cache_bytes": 90 * 16})  # 90 of 109 rows
+    in_one, fae = (train(configure("fae", base), store=store) for base in (BASE, small))
+    assert (fae.auc, fae.log_loss) == (in_one.auc, in_one.log_loss)
+    whole, halves = (
+        train(configure("hotline", base).model_copy(update={"hotline": base is small}), store=store)
+        for base in (BASE, small)
+    )
+    assert halves.log_loss == pytest.approx(whole.log_loss, abs=1e-5)
+
+
 def test_other_models_become_the_published_one() -> None:
     other = TrainConfig.model_validate({"data": "unused", "model": "deepfm"})
     assert configure("dlrm_reference", other).model == DLRMConfig(pooling="sum")
 
 
 def test_what_a_system_cannot_do() -> None:
-    with pytest.raises(ConfigError, match="unknown system 'hotline'; choose one of dlrm_reference"):
-        configure("hotline", BASE)
+    with pytest.raises(ConfigError, match="unknown system 'horizon'; choose one of dlrm_reference"):
+        configure("horizon", BASE)
     with pytest.raises(ConfigError, match="orders the samples: use mode=holdout"):
         configure("fae", BASE.model_copy(update={"shuffle": True}))
 

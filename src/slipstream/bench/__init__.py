@@ -28,6 +28,7 @@ BENCHES: dict[str, str] = {
     "loader": "batches from the column store",
     "prepare": "a Criteo TSV into the column store: rows a second and peak memory",
     "globo": "prequential training on Globo clicks",
+    "gpu": "the GPU's kernels and a DLRM step: torch sparse and dense, FBGEMM, the memory's bandwidth",
     "frontier": "quality against time: policy x budget x seed, with full training and random skipping",
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }

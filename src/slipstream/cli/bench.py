@@ -21,7 +21,7 @@ _FRONTIER = "Frontier"
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="kernels, step, gates, shared, loader, prepare, globo, frontier or synthetic-fit."),
+        typer.Argument(help="kernels, step, gates, shared, loader, prepare, globo, gpu, frontier or synthetic-fit."),
     ],
     quick: Annotated[bool, typer.Option(help="Smaller and fewer measurements, under 40 s once compiled.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the record to this file.", dir_okay=False)] = None,

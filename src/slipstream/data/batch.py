@@ -5,7 +5,7 @@ Letters of the shapes: ``B`` samples in the batch, ``F`` one-hot features, ``N``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,7 +56,7 @@ class Inputs(NamedTuple):
 class Batch:
     """Some samples with their labels.
 
-    All tensors are on the CPU and may be views of a memory map: do not write into them.
+    Batches of a store are on the CPU and may be views of a memory map: do not write into them.
     """
 
     inputs: Inputs
@@ -77,6 +77,33 @@ class Batch:
 
     def __len__(self) -> int:
         return self.labels.numel()
+
+    def _each(self, fn: Callable[[Tensor], Tensor]) -> Batch:
+        inputs = self.inputs
+        bags = tuple(Bag(fn(bag.values), fn(bag.offsets)) for bag in inputs.bags)
+        time = None if self.time is None else fn(self.time)
+        return Batch(
+            Inputs(fn(inputs.dense), fn(inputs.ids), bags), fn(self.labels), fn(self.index), fn(self.weights), time
+        )
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same samples on a device; tensors that are there already are not copied.
+
+        Args:
+            device: Where to.
+            non_blocking: Do not wait for the copy; needs pinned memory (see :meth:`pin_memory`) to have an effect.
+        """
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same samples in page-locked memory, from which a GPU copies by itself."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
+        found: list[Tensor] = []
+        self._each(lambda tensor: found.append(tensor) or tensor)
+        return found
 
     def select(self, rows: Tensor) -> Batch:
         """The samples ``rows``: int64 positions ``[K]`` (any order, repeats allowed) or a bool mask ``[B]``. Copies."""

@@ -1,5 +1,6 @@
 """Tables and the modules that look them up."""
 
+from slipstream.embedding.cached import CachedEmbeddingCollection
 from slipstream.embedding.collection import EmbeddingCollection, PlainEmbeddingCollection, TableConfig
 from slipstream.embedding.convert import Finding, check, convert, tables
 from slipstream.embedding.memory import mapped_table
@@ -11,6 +12,7 @@ from slipstream.embedding.table import FROZEN, OPEN, Table
 __all__ = [
     "FROZEN",
     "OPEN",
+    "CachedEmbeddingCollection",
     "Embedding",
     "EmbeddingBag",
     "EmbeddingCollection",

@@ -81,8 +81,7 @@ class _Modules(nn.Module):
 
     def add(self, name: str, module: nn.Module) -> None:
         """Register a module under its table's name."""
-        # A column `type_` beside `type` gets one more underscore too, so that no two names meet.
-        key = f"{name}_" if name.rstrip("_") in _TAKEN else name
+        key = key_of(name)
         self.add_module(key, module)
         self.keys_by_name[name] = key
 
@@ -97,6 +96,12 @@ class _Modules(nn.Module):
     def __len__(self) -> int:
         """How many there are."""
         return len(self.keys_by_name)
+
+
+def key_of(name: str) -> str:
+    """What stands for a table's name in the keys of a ``state_dict``."""
+    # A column `type_` beside `type` gets one more underscore too, so that no two names meet.
+    return f"{name}_" if name.rstrip("_") in _TAKEN else name
 
 
 _TAKEN = frozenset(name.rstrip("_") for name in dir(_Modules()))
@@ -229,9 +234,9 @@ class EmbeddingCollection(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         result = super()._apply(fn, recurse)
         for name, table in self.table_of.items():
-            table.weight = self.tables[name].weight
-            if table.gate is not None:
-                table.gate = fn(table.gate)
+            table.moved(self.tables[name].weight, fn)
+        for site in (self.one_hot, self.bags):
+            site.place_tokens()
         return result
 
     def extra_repr(self) -> str:
@@ -275,7 +280,7 @@ class PlainEmbeddingCollection(nn.Module):
 
     def forward(self, ids: Tensor, bags: Sequence[BagLike] = ()) -> Tensor:
         """See :meth:`EmbeddingCollection.forward`."""
-        offsets = torch.arange(ids.shape[0] + 1, dtype=ids.dtype)
+        offsets = torch.arange(ids.shape[0] + 1, dtype=ids.dtype, device=ids.device)
         parts = [self.tables[name](ids[:, f].contiguous(), offsets) for f, name in enumerate(self.one_hot_names)] + [
             self.tables[name](bag.values, bag.offsets.to(bag.values.dtype))
             for name, bag in zip(self.multi_hot_names, bags, strict=True)

@@ -54,9 +54,10 @@ def empty_table(rows: int, dim: int, device: Any = None) -> Tensor:
 
 
 def zeros_like_table(weight: Tensor, *, rowwise: bool = False) -> Tensor:
-    """Optimizer state of a table: zeros [R, D], or [R] with ``rowwise``."""
+    """Optimizer state of a table: zeros [R, D], or [R] with ``rowwise``; float32, for float64 tables float64."""
     shape = weight.shape[:1] if rowwise else weight.shape
-    return advise_huge_pages(torch.empty(shape, dtype=weight.dtype, device=weight.device)).zero_()
+    dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
+    return advise_huge_pages(torch.empty(shape, dtype=dtype, device=weight.device)).zero_()
 
 
 def mapped_table(path: Path | str, rows: int, dim: int) -> Tensor:

@@ -56,9 +56,8 @@ class _OneTable(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         result = super()._apply(fn, recurse)
-        self.table.weight = self.weight
-        if self.table.gate is not None:
-            self.table.gate = fn(self.table.gate)
+        self.table.moved(self.weight, fn)
+        self.site.place_tokens()
         return result
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slipstream.errors import UnsupportedOption
 from slipstream.kernels import reference, registry
-from slipstream.kernels.types import RowGradients, Rule, TableState, UpdateSettings
+from slipstream.kernels.types import RowGradients, TableState
 
 if TYPE_CHECKING:
     from slipstream.embedding.table import Table
@@ -33,13 +33,13 @@ class RowGradient(Tensor):
         table: The table that they belong to.
         blocks: (forward pass with its output's gradient, features of it that read the table).
         dense: Gradient [R, D] from uses of the weight outside of lookups (a tied output layer), or None.
-        scale: Factor on ``blocks``, from scaling and clipping.
+        scale: Factor on ``blocks``, from scaling and clipping; a scalar tensor where it was made on a GPU.
     """
 
     table: Table
     blocks: list[tuple[RowGradients, tuple[int, ...]]]
     dense: Tensor | None
-    scale: float
+    scale: float | Tensor
 
     @staticmethod
     def __new__(cls, table: Table) -> RowGradient:
@@ -58,7 +58,7 @@ class RowGradient(Tensor):
 
     def add_block(self, block: RowGradients, features: tuple[int, ...]) -> None:
         """Add one backward pass."""
-        if self.scale != 1.0:  # it holds for what came before, not for what comes
+        if isinstance(self.scale, Tensor) or self.scale != 1.0:  # it holds for what came before, not for what comes
             self.blocks = [(_scaled(earlier, self.scale), of) for earlier, of in self.blocks]
             self.scale = 1.0
         self.blocks.append((block, features))
@@ -97,25 +97,27 @@ class RowGradient(Tensor):
             return weight.new_empty(0, dtype=torch.int64), weight.new_empty(0, weight.shape[1])
         distinct, places = torch.unique(torch.cat(ids).to(torch.int64), return_inverse=True)
         sums = weight.new_zeros(len(distinct), weight.shape[1]).index_add_(0, places, torch.cat(grads))
-        return distinct, sums if self.scale == 1.0 else sums.mul_(self.scale)
+        return distinct, sums if isinstance(self.scale, float) and self.scale == 1.0 else sums.mul_(self.scale)
 
-    def squared_norm(self) -> float:
-        """Sum of squares of the gradient, each row's contributions added up first."""
+    def squared_norm(self) -> float | Tensor:
+        """Sum of squares of the gradient, each row's contributions added up first; on a GPU a scalar tensor."""
         if self.dense is not None:
-            return float(self.to_dense().double().square().sum())
+            square = self.to_dense().double().square().sum()
+            return float(square) if square.device.type == "cpu" else square
         if not self.blocks:
             return 0.0
         state = TableState(self.table.weight.detach(), scale=self.scale)
-        return registry.row_update([state], self.for_table(0), UpdateSettings(Rule.NORM)).squared_norm[0]
+        return registry.squared_norms([state], self.for_table(0))[0]
 
-    def is_finite(self) -> bool:
-        """Whether no element of the outputs' gradients is NaN or infinite."""
+    def not_finite(self) -> Tensor:
+        """A bool scalar on the gradient's device: whether an element of the outputs' gradients is NaN or infinite."""
         parts = [block.grad[:, list(of)] for block, of in self.blocks] + ([] if self.dense is None else [self.dense])
-        return all(bool(torch.isfinite(part).all()) for part in parts)
+        found = [~torch.isfinite(part).all() for part in parts]
+        return torch.stack(found).any() if found else torch.zeros((), dtype=torch.bool, device=self.device)
 
-    def multiply(self, factor: float) -> RowGradient:
+    def multiply(self, factor: float | Tensor) -> RowGradient:
         """Scale in place."""
-        self.scale *= factor
+        self.scale = self.scale * factor
         if self.dense is not None:
             self.dense.mul_(factor)
         return self
@@ -159,19 +161,23 @@ def _unsupported(what: object) -> UnsupportedOption:
     )
 
 
-def _scaled(block: RowGradients, factor: float) -> RowGradients:
+def _scaled(block: RowGradients, factor: float | Tensor) -> RowGradients:
     return RowGradients(block.lookups, block.grad * factor, block.tables, block.version)
 
 
-def _factor(value: Any) -> float:
-    return float(value.item() if isinstance(value, Tensor) else value)
+def _factor(value: Any) -> float | Tensor:
+    """A number, or a scalar on a GPU, for which nobody waits."""
+    if isinstance(value, Tensor):
+        return value.detach() if value.device.type != "cpu" else float(value.item())
+    return float(value)
 
 
 def _norm(gradient: Tensor, order: Any = 2, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Tensor:
     if isinstance(gradient, RowGradient):
         if order not in (2, 2.0):
             return torch.linalg.vector_norm(gradient.to_dense(), order)
-        return torch.tensor(gradient.squared_norm() ** 0.5, dtype=dtype or gradient.dtype, device=gradient.device)
+        norm = gradient.squared_norm() ** 0.5
+        return torch.as_tensor(norm, dtype=dtype or gradient.dtype, device=gradient.device)
     return torch.linalg.vector_norm(gradient, order, dtype=dtype)
 
 
@@ -212,8 +218,7 @@ def _unscale(gradients: Sequence[Tensor], found_inf: Tensor, inverse_scale: Tens
         _aten._amp_foreach_non_finite_check_and_unscale_.default(plain, found_inf, inverse_scale)
     for gradient in gradients:
         if isinstance(gradient, RowGradient):
-            if not gradient.is_finite():
-                found_inf.fill_(1.0)
+            found_inf.copy_(torch.maximum(found_inf, gradient.not_finite().to(found_inf)))
             gradient.multiply(_factor(inverse_scale))
 
 

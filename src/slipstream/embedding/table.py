@@ -36,6 +36,9 @@ class _Probe:
 _UNSHARED = _Probe().count()
 """References to a spare gradient that nobody else holds."""
 
+_MOST_TOTALS = 64
+"""Tensors of counts that a table remembers: an optimizer makes a new one when it meets other tables or gates."""
+
 Listener = Callable[["Table", Tensor], None]
 
 
@@ -49,8 +52,6 @@ class Table:
             updated with probability g / 256 a step.
         listeners: Called in every backward pass with (table, ids) of its lookups, those of gated rows included; ids
             are integers of any shape.
-        lookups: Row lookups that optimizer steps consumed.
-        skipped: Those of them whose update the gate skipped.
         signal: uint16 [R], or None while nobody asked for it: what updates measure of each row (see
             :mod:`slipstream.staleness.moments`).
         trail: float32 [R, 5], or None: where rows have come from, for the signal of optimizers without moments.
@@ -63,14 +64,53 @@ class Table:
         self.signal: Tensor | None = None
         self.trail: Tensor | None = None
         self.listeners: list[Listener] = []
-        self.lookups = 0
-        self.skipped = 0
+        self._lookups = 0
+        self._skipped = 0
+        self._on_device: dict[int, tuple[Tensor, int]] = {}
         self._spare: RowGradient | None = None  # used again from step to step
 
     @property
     def num_rows(self) -> int:
         """R."""
         return self.weight.shape[0]
+
+    @property
+    def lookups(self) -> int:
+        """Row lookups that optimizer steps consumed; waits for the table's GPU, if it is on one."""
+        return self._lookups + self._counted(0) if self._on_device else self._lookups
+
+    @lookups.setter
+    def lookups(self, value: int) -> None:
+        self._lookups = value - self._counted(0)
+
+    @property
+    def skipped(self) -> int:
+        """Those of them whose update the gate skipped; waits likewise."""
+        return self._skipped + self._counted(1) if self._on_device else self._skipped
+
+    @skipped.setter
+    def skipped(self, value: int) -> None:
+        self._skipped = value - self._counted(1)
+
+    def count(self, lookups: int, skipped: int) -> None:
+        """Add what an optimizer step did."""
+        self._lookups += lookups
+        self._skipped += skipped
+
+    def count_on_device(self, totals: Tensor, position: int) -> None:
+        """Have lookups and skipped read from a tensor that optimizer steps add to, when somebody asks.
+
+        Args:
+            totals: int64 [T, 2], lookups and skipped of T tables.
+            position: This table's among them.
+        """
+        if id(totals) not in self._on_device:
+            if len(self._on_device) >= _MOST_TOTALS:
+                self._lookups, self._skipped, self._on_device = self.lookups, self.skipped, {}
+            self._on_device[id(totals)] = (totals, position)
+
+    def _counted(self, which: int) -> int:
+        return sum(int(totals[position, which]) for totals, position in self._on_device.values())
 
     def open_gate(self) -> Tensor:
         """The gate, made (all rows open) if there is none yet."""
@@ -102,6 +142,16 @@ class Table:
             )
         self.gate = None if gate is None else gate.to(self.weight.device).contiguous()
 
+    def moved(self, weight: nn.Parameter, fn: Callable[[Tensor], Tensor]) -> None:
+        """Follow a weight that went through ``Module._apply``: to another device, say."""
+        self.weight = weight
+        if self.gate is not None:
+            self.gate = fn(self.gate)
+        if self.signal is not None:
+            self.signal = fn(self.signal)
+        if self.trail is not None:
+            self.trail = fn(self.trail).float()
+
     def receive(self, block: RowGradients, features: tuple[int, ...]) -> None:
         """Take the row gradients of one backward pass into ``weight.grad``."""
         weight = self.weight
@@ -123,7 +173,8 @@ class Table:
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and saved models keep: not the listeners, which belong to a running policy."""
-        return self.__dict__ | {"listeners": [], "_spare": None}
+        counts = {"_lookups": self.lookups, "_skipped": self.skipped, "_on_device": {}}
+        return self.__dict__ | counts | {"listeners": [], "_spare": None}
 
     def __repr__(self) -> str:
         """Name and size."""
@@ -144,14 +195,19 @@ class Site:
         self._take_handle()
 
     def _take_handle(self) -> None:
-        self.token = torch.zeros(1, requires_grad=True)
-        self.frozen_token = torch.zeros(1)
+        self.place_tokens()
         self.handle = next(self._handles)
         self._alive[self.handle] = self
         readers: dict[int, list[int]] = {}
         for feature, table in enumerate(self.tables):
             readers.setdefault(id(table), []).append(feature)
         self._readers = [(self.tables[features[0]], tuple(features)) for features in readers.values()]
+
+    def place_tokens(self) -> None:
+        """Have the tokens where the tables are: backward makes the token's gradient there."""
+        device = self.tables[0].weight.device if self.tables else None
+        self.token = torch.zeros(1, requires_grad=True, device=device)
+        self.frozen_token = torch.zeros(1, device=device)
 
     @classmethod
     def of(cls, handle: int) -> Site:

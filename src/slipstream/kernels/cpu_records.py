@@ -111,7 +111,7 @@ def table_records(tables: Sequence[TableState]) -> tuple[tuple[np.ndarray, np.nd
         prepared = records, np.argsort(-records[:, 1], kind="stable")
         if isinstance(tables, TableSet):
             tables.prepared = prepared
-    return prepared, np.array([t.scale for t in tables], dtype=np.float32)
+    return prepared, np.array([float(t.scale) for t in tables], dtype=np.float32)
 
 
 def _check_state(table: TableState) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slipstream.errors import IndexOutOfRange
 from slipstream.kernels.hashing import gate_draw
+from slipstream.kernels.rounding import stochastic
 from slipstream.kernels.signal import is_measured, measure
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
 
@@ -67,12 +68,18 @@ def pool(weights: Sequence[Tensor], lookups: Lookups, out_dtype: torch.dtype = t
         IndexOutOfRange: An id is negative or not below its table's number of rows.
     """
     size, dim = lookups.batch_size, weights[0].shape[1]
-    out = torch.zeros(size, lookups.num_features, dim, dtype=weights[0].dtype, device=weights[0].device)
+    dtype = _computed(weights[0].dtype)
+    out = torch.zeros(size, lookups.num_features, dim, dtype=dtype, device=weights[0].device)
     for feature, weight in enumerate(weights):
         rows, bags, factor = feature_lookups(lookups, feature)
         _check_range(rows, weight.shape[0], feature)
-        out[:, feature].index_add_(0, bags, weight.detach()[rows] * factor.unsqueeze(1).to(weight.dtype))
+        out[:, feature].index_add_(0, bags, weight.detach()[rows].to(dtype) * factor.unsqueeze(1).to(dtype))
     return out.to(out_dtype)
+
+
+def _computed(dtype: torch.dtype) -> torch.dtype:
+    """What tables of a type are computed in: float32 at least."""
+    return dtype if dtype == torch.float64 else torch.float32
 
 
 def row_update(
@@ -98,8 +105,8 @@ def row_update(
                 used = rows != block.lookups.padding_of(feature)
                 rows, bags, factor = rows[used], bags[used], factor[used]
                 rows_of.append(rows)
-                grad = block.grad[:, feature][bags].to(table.weight.dtype)
-                grads_of.append(grad * factor.unsqueeze(1).to(table.weight.dtype))
+                grad = block.grad[:, feature][bags].to(_computed(table.weight.dtype))
+                grads_of.append(grad * factor.unsqueeze(1).to(grad.dtype))
         if not rows_of:
             continue
         rows, grads = torch.cat(rows_of), torch.cat(grads_of)
@@ -124,7 +131,7 @@ def row_update(
 
 
 def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> None:
-    weight = table.weight.data[rows]
+    weight = table.weight.data[rows].to(grad.dtype)
     measured = table.signal is not None and is_measured(s.step)
     before = weight if measured and s.rule != Rule.ADAM else None
     waited = torch.zeros(len(rows), 1, dtype=weight.dtype, device=rows.device)
@@ -160,12 +167,14 @@ def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> 
         table.second[rows] = second.to(table.second.dtype)
         size = s.lr * (1 - s.beta2**s.step) ** 0.5 / (1 - s.beta1**s.step)
         weight = weight - size * first / (second.sqrt() + s.eps)
-    table.weight.data[rows] = weight.to(table.weight.dtype)  # tables below float32 are computed in float32
+    if table.weight.dtype in (torch.bfloat16, torch.float16):
+        weight = stochastic(weight, rows, table.weight.dtype, s.step, table.seed)
+    table.weight.data[rows] = weight.to(table.weight.dtype)
     if measured:
         measure(table, rows, before, s)
 
 
-def row_gradient_dense(gradients: Sequence[RowGradients], target: int, weight: Tensor, scale: float) -> Tensor:
+def row_gradient_dense(gradients: Sequence[RowGradients], target: int, weight: Tensor, scale: float | Tensor) -> Tensor:
     """The gradient of one table as a dense tensor [R, D], as torch would have made it.
 
     To the bit: each lookup summed up by itself, and then the lookups, in the order of backward. Training amplifies
@@ -182,7 +191,7 @@ def row_gradient_dense(gradients: Sequence[RowGradients], target: int, weight: T
                 dense = part if dense is None else dense.add_(part)
     if dense is None:
         return torch.zeros_like(weight)
-    return dense if scale == 1.0 else dense.mul_(scale)
+    return dense if isinstance(scale, float) and scale == 1.0 else dense.mul_(scale)
 
 
 def count(counts: Tensor, ids: Tensor, amount: float) -> None:

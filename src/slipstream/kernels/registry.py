@@ -1,11 +1,12 @@
 """The one place that picks a back end.
 
-======================  ==========================================================
-float32 on the CPU      ``cpu`` (Numba)
-everything else         ``reference`` (plain PyTorch): slower, and said once
-======================  ==========================================================
+===================================  ====================================================
+float32 on the CPU                   ``cpu`` (Numba)
+float32, bfloat16, float16 on CUDA   ``cuda`` (Triton), where Triton is installed
+everything else                      ``reference`` (plain PyTorch): slower, and said once
+===================================  ====================================================
 
-A GPU back end (``cuda``) will be named in :func:`_backend`. The lookups are ``torch.library`` operators in
+Triton is imported when a tensor on a GPU first needs it. The lookups are ``torch.library`` operators in
 ``embedding/operators.py``, where backward knows the tables; the update runs in ``optimizer.step()``, outside of any
 compiled graph, and is a plain function.
 """
@@ -15,20 +16,26 @@ compiled graph, and is a plain function.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from slipstream.kernels import classify, cpu, cpu_pairs, hashing, inputs, reference
+from slipstream.errors import ConfigError
+from slipstream.kernels import classify, cpu, cpu_pairs, cuda_errors, hashing, inputs, reference
 from slipstream.kernels import scout as scout_kernel
 from slipstream.kernels.parallel import SlowPathWarning, threading_layer
-from slipstream.kernels.types import Lookups, RowGradients, TableState, UpdateCounts, UpdateSettings
+from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
 
 __all__ = [
     "backend_name",
+    "check_errors",
     "count",
     "count_marked",
     "has_pairs",
@@ -38,29 +45,97 @@ __all__ = [
     "pool",
     "row_update",
     "scout",
+    "set_check",
+    "squared_norms",
     "threading_layer",
     "unpack_pairs",
+    "using",
 ]
 
 
 @cache
 def _say_slow(device: str, dtype: torch.dtype) -> None:
     warnings.warn(
-        f"tables of {dtype} on {device} run on the reference kernels, which are slow; float32 on the CPU is fast",
+        f"tables of {dtype} on {device} run on the reference kernels, which are slow; float32 on the CPU is fast, "
+        "and on a GPU with Triton bfloat16 and float16 too",
         SlowPathWarning,
         stacklevel=4,
     )
 
 
+_GPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_forced: list[str] = []
+
+
+@cache
+def _triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _cuda() -> ModuleType:
+    return import_module("slipstream.kernels.cuda")
+
+
 def _backend(tensor: Tensor) -> ModuleType:
+    if _forced:
+        return import_module(f"slipstream.kernels.{_forced[-1]}")
     if tensor.device.type == "cpu" and tensor.dtype == torch.float32:
         return cpu
+    if tensor.device.type == "cuda" and tensor.dtype in _GPU_TYPES and _triton():
+        return _cuda()
     _say_slow(tensor.device.type, tensor.dtype)
     return reference
 
 
+def _apart(tensor: Tensor, home: ModuleType) -> ModuleType:
+    """The back end of an operator whose CPU kernel has a module of its own, for any integer or float tensor."""
+    if _forced:
+        return home if _forced[-1] == "cpu" else import_module(f"slipstream.kernels.{_forced[-1]}")
+    if tensor.device.type == "cpu":
+        return home
+    return _cuda() if tensor.device.type == "cuda" and _triton() else reference
+
+
+@contextmanager
+def using(name: str) -> Generator[None]:
+    """Runs everything on one back end for a while; for tests (``cuda`` on CPU tensors needs TRITON_INTERPRET=1).
+
+    Args:
+        name: ``cpu``, ``cuda`` or ``reference``.
+
+    Raises:
+        ConfigError: There is no such back end.
+    """
+    if name not in ("cpu", "cuda", "reference"):
+        raise ConfigError(f"no kernels named {name!r}", remedy="use cpu, cuda or reference")
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def set_check(check: Literal["lazy", "always"]) -> Literal["lazy", "always"]:
+    """When ids outside their table are raised on a GPU: at a later step, without waiting, or by the call that met them.
+
+    Returns the setting before.
+
+    See :mod:`slipstream.kernels.cuda_errors`. Kernels on the CPU always raise at once.
+    """
+    return cuda_errors.set_check(check)
+
+
+def check_errors(device: torch.device | str | None = None) -> None:
+    """Waits for a GPU (None: all that were used) and raises what went wrong there.
+
+    Raises:
+        IndexOutOfRange: An id was outside its table.
+    """
+    cuda_errors.raise_now(device)
+
+
 def backend_name(tensor: Tensor) -> str:
-    """``cpu`` or ``reference``: what a table like ``tensor`` runs on."""
+    """``cpu``, ``cuda`` or ``reference``: what a table like ``tensor`` runs on."""
     return _backend(tensor).__name__.rpartition(".")[2]
 
 
@@ -74,6 +149,13 @@ def row_update(
 ) -> UpdateCounts:
     """Gate, de-duplicate, reduce, apply the optimizer, write. See :func:`slipstream.kernels.reference.row_update`."""
     return _backend(tables[0].weight).row_update(tables, gradients, settings)
+
+
+def squared_norms(tables: Sequence[TableState], gradients: Sequence[RowGradients]) -> list[float] | list[Tensor]:
+    """Sum of squares of each table's gradient; on a GPU scalar tensors (float64), which nobody waits for."""
+    counts = row_update(tables, gradients, UpdateSettings(Rule.NORM))
+    norms = counts.device_squared_norm()
+    return counts.squared_norm if norms is None else list(norms.unbind())
 
 
 def count(counts: Tensor, ids: Tensor, amount: float) -> None:
@@ -126,16 +208,16 @@ def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
 
 def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
     """How many lookups of each input hit marked rows. See :func:`slipstream.kernels.reference.count_marked`."""
-    return (classify if ids.device.type == "cpu" else reference).count_marked(marks, ids, bags)
+    return _apart(ids, classify).count_marked(marks, ids, bags)
 
 
 def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) -> tuple[Tensor, Tensor]:
     """Slots of the lookups of each input. See :func:`slipstream.kernels.scout.hash_lookups`."""
-    return scout_kernel.hash_lookups(ids, bags, bits)
+    return _apart(ids, scout_kernel).hash_lookups(ids, bags, bits)
 
 
 def scout(
     table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor | None, lr: float
 ) -> tuple[Tensor, Tensor, float]:
     """Logistic regression on-line. See :func:`slipstream.kernels.reference.scout`."""
-    return scout_kernel.scout(table, slots, starts, dense, labels, learn, lr)
+    return _apart(table, scout_kernel).scout(table, slots, starts, dense, labels, learn, lr)

@@ -91,14 +91,15 @@ class TableState:
     """A table as a row update sees it: R rows of D elements.
 
     Attributes:
-        weight: float32 [R, D], contiguous.
+        weight: float32 [R, D], contiguous; or float64, bfloat16 or float16, which some back ends take. Below float32
+            rows are computed in float32 and rounded stochastically (see :mod:`slipstream.kernels.rounding`).
         first: Optimizer state: [R, D] (SGD momentum, Adagrad sum, Adam first moment) or [R] (row-wise Adagrad sum),
-            or None.
+            or None; float32, or float64 as the weight.
         second: [R, D] (Adam second moment), or None.
         gate: uint8 [R], or None when every row is open: 255 always updates, 0 never, g between them with probability
             g / 256.
         last_step: int32 [R], the step of each row's last update (only for ``catch_up``), or None.
-        scale: Factor on the gradients (loss scaling, clipping).
+        scale: Factor on the gradients (loss scaling, clipping); a scalar tensor where it is not to be waited for.
         seed: Key of the gate's hash.
         signal: uint16 [R], what some steps measure (see :mod:`slipstream.kernels.signal`), or None: measure nothing.
             With ``second`` it is that of the moments, else that of the trail.
@@ -110,7 +111,7 @@ class TableState:
     second: Tensor | None = None
     gate: Tensor | None = None
     last_step: Tensor | None = None
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
     seed: int = 0
     signal: Tensor | None = None
     trail: Tensor | None = None
@@ -121,9 +122,11 @@ class TableSet(list[TableState]):
 
     Attributes:
         prepared: The back end's own form of them. Set it to None when a tensor of a table is replaced.
+        totals: int64 [T, 2] on a GPU, or None: lookups and skipped of all updates so far.
     """
 
     prepared: Any = None
+    totals: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +163,16 @@ class UpdateCounts:
         skipped: Those of them whose row's gate was shut.
         rows: Distinct rows updated.
         squared_norm: Sum of squares of the reduced, scaled gradient (rule ``NORM`` only).
+        totals: Where the tables are a TableSet on a GPU, int64 [T, 2]: lookups and skipped of all its updates so far,
+            to be read when somebody asks. Else None.
     """
 
     lookups: list[int]
     skipped: list[int]
     rows: list[int]
     squared_norm: list[float]
+    totals: Tensor | None = None
+
+    def device_squared_norm(self) -> Tensor | None:
+        """``squared_norm`` on the GPU, float64 [T], without waiting; None elsewhere."""
+        return None

@@ -1,6 +1,6 @@
 """Recommender models: short, ordinary ``nn.Module``s over an embedding collection, ours or plain torch's."""
 
-from slipstream.models.base import ModelConfigBase, Recommender, Vectors, make_embeddings
+from slipstream.models.base import ModelConfigBase, Recommender, RowCacheOptions, Vectors, make_embeddings
 from slipstream.models.configs import MODELS, ModelConfig, build_model
 from slipstream.models.dcnv2 import DCNv2, DCNv2Config
 from slipstream.models.deepfm import DeepFM, DeepFMConfig
@@ -21,6 +21,7 @@ __all__ = [
     "ModelConfig",
     "ModelConfigBase",
     "Recommender",
+    "RowCacheOptions",
     "TwoTower",
     "TwoTowerConfig",
     "Vectors",

@@ -16,6 +16,7 @@ from torch.nn import functional
 from slipstream.data.batch import Batch, Inputs
 from slipstream.data.schema import FeatureInfo
 from slipstream.embedding import (
+    CachedEmbeddingCollection,
     EmbeddingCollection,
     PlainEmbeddingCollection,
     PulledEmbeddingCollection,
@@ -29,6 +30,17 @@ Engine = Literal["slipstream", "torch", "xdl"]
 
 
 _TABLES = {"slipstream": EmbeddingCollection, "torch": PlainEmbeddingCollection, "xdl": PulledEmbeddingCollection}
+
+
+class RowCacheOptions(NamedTuple):
+    """Tables in host memory with the rows in use on a card."""
+
+    budget_bytes: int
+    """Memory of the card for rows and their optimizer state."""
+    state_elements: int
+    """Elements of optimizer state a row."""
+    device: torch.device
+    """The card."""
 
 
 class ModelConfigBase(BaseModel):
@@ -47,14 +59,18 @@ class ModelConfigBase(BaseModel):
 
 
 def make_embeddings(
-    features: Sequence[FeatureInfo], config: ModelConfigBase, engine: Engine = "slipstream"
-) -> EmbeddingCollection | PlainEmbeddingCollection:
+    features: Sequence[FeatureInfo],
+    config: ModelConfigBase,
+    engine: Engine = "slipstream",
+    cache: RowCacheOptions | None = None,
+) -> EmbeddingCollection | PlainEmbeddingCollection | CachedEmbeddingCollection:
     """One table for each feature.
 
     Args:
         features: The features, one-hot ones first.
         config: Row size and initialisation.
         engine: Whose tables.
+        cache: Keep ours in host memory.
 
     Raises:
         ConfigError: There is no feature.
@@ -66,6 +82,8 @@ def make_embeddings(
         for name, feature in zip(_table_names(features), features, strict=True)
     ]
     multi_hot = [table.name for table, feature in zip(tables, features, strict=True) if feature.multi_hot]
+    if cache is not None:
+        return CachedEmbeddingCollection(tables, multi_hot=multi_hot, pooling=config.pooling, **cache._asdict())
     kind = _TABLES[engine]
     return kind(tables, multi_hot=multi_hot, pooling=config.pooling)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from slipstream.data.schema import FeatureInfo
-from slipstream.models.base import Engine, Recommender, make_embeddings
+from slipstream.models.base import Engine, Recommender, RowCacheOptions, make_embeddings
 from slipstream.models.dcnv2 import DCNv2, DCNv2Config
 from slipstream.models.deepfm import DeepFM, DeepFMConfig
 from slipstream.models.dlrm import DLRM, DLRMConfig
@@ -30,6 +30,7 @@ def build_model(
     num_dense: int,
     *,
     engine: Engine = "slipstream",
+    cache: RowCacheOptions | None = None,
 ) -> Recommender:
     """Builds a model; draw its initial values by ``torch.manual_seed``.
 
@@ -38,13 +39,14 @@ def build_model(
         features: The data's sparse features, one-hot ones first.
         num_dense: Dense columns.
         engine: Whose tables: ours, or ``torch``'s with sparse gradients as the reference.
+        cache: Keep our tables in host memory; not for matrix factorization.
 
     Raises:
         ConfigError: The model and the data do not fit together.
     """
     if isinstance(config, MatrixFactorizationConfig):
         return MatrixFactorization(features, num_dense, config, engine=engine)
-    embeddings = make_embeddings(features, config, engine)
+    embeddings = make_embeddings(features, config, engine, cache)
     match config:
         case DLRMConfig():
             return DLRM(features, num_dense, config, embeddings)

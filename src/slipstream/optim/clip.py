@@ -3,7 +3,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from slipstream.embedding.row_gradient import RowGradient
 from slipstream.errors import SlipstreamError
 from slipstream.kernels import registry
-from slipstream.kernels.types import Rule, TableState, UpdateSettings
+from slipstream.kernels.types import TableState
 from slipstream.optim.plan import joined
 
 
@@ -36,13 +36,17 @@ def clip_grad_norm_(
     """
     grads = [p.grad for p in ([parameters] if isinstance(parameters, Tensor) else parameters) if p.grad is not None]
     rows = [grad for grad in grads if isinstance(grad, RowGradient)]
-    square = sum(float(torch.linalg.vector_norm(grad)) ** 2 for grad in grads if not isinstance(grad, RowGradient))
-    square += sum(rows_squared_norms(rows))
-    norm = square**0.5
-    if error_if_nonfinite and not norm < float("inf"):
+    dense = [torch.linalg.vector_norm(grad) for grad in grads if not isinstance(grad, RowGradient)]
+    norm = _joint_norm(dense, rows_squared_norms(rows))
+    if error_if_nonfinite and not float(norm) < float("inf"):
         raise SlipstreamError(
-            f"the norm of the gradients is {norm}", remedy="lower the learning rate, or look at the data"
+            f"the norm of the gradients is {float(norm)}", remedy="lower the learning rate, or look at the data"
         )
+    if isinstance(norm, Tensor):  # on a GPU: nobody waits to see whether there is anything to do
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0).float()
+        for grad in grads:
+            grad.mul_(factor.to(grad.device, non_blocking=True))
+        return norm.float()
     factor = max_norm / (norm + 1e-6)
     if factor < 1.0 or norm != norm:
         for grad in grads:
@@ -50,15 +54,26 @@ def clip_grad_norm_(
     return torch.tensor(norm)
 
 
-def rows_squared_norms(gradients: list[RowGradient]) -> list[float]:
+def _joint_norm(norms: list[Tensor], squares: Sequence[float | Tensor]) -> float | Tensor:
+    """The norm of everything; a tensor where a part is on a GPU."""
+    device = next((part.device for part in [*norms, *squares] if isinstance(part, Tensor) and part.is_cuda), None)
+    if device is None:
+        return float(sum(float(norm) ** 2 for norm in norms) + sum(float(square) for square in squares)) ** 0.5
+    parts = [norm.double().square() for norm in norms] + [torch.as_tensor(square) for square in squares]
+    return torch.stack([part.to(device, torch.float64, non_blocking=True) for part in parts]).sum().sqrt()
+
+
+def rows_squared_norms(gradients: list[RowGradient]) -> list[float | Tensor]:
     """Sum of squares of each table's gradient; tables of one row size in one kernel call."""
-    result = {id(gradient): gradient.squared_norm() for gradient in gradients if gradient.dense is not None}
+    result: dict[int, float | Tensor] = {
+        id(gradient): gradient.squared_norm() for gradient in gradients if gradient.dense is not None
+    }
     by_shape: dict[tuple[int, torch.dtype, torch.device], list[RowGradient]] = {}
     for gradient in gradients:
         if gradient.dense is None and gradient.blocks:
             by_shape.setdefault((gradient.shape[1], gradient.dtype, gradient.device), []).append(gradient)
     for batch in by_shape.values():
         states = [TableState(gradient.table.weight.detach(), scale=gradient.scale) for gradient in batch]
-        counts = registry.row_update(states, joined(batch), UpdateSettings(Rule.NORM))
-        result |= {id(gradient): norm for gradient, norm in zip(batch, counts.squared_norm, strict=True)}
+        norms = registry.squared_norms(states, joined(batch))
+        result |= {id(gradient): norm for gradient, norm in zip(batch, norms, strict=True)}
     return [result.get(id(gradient), 0.0) for gradient in gradients]

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from slipstream.embedding.cached import CachedEmbeddingCollection
 from slipstream.embedding.collection import PlainEmbeddingCollection
 from slipstream.embedding.convert import tables
 
@@ -18,7 +19,7 @@ def table_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The weights of all tables: ours, and those of torch's embedding modules."""
     found = {id(table.weight): table.weight for table in tables(model).values()}
     for module in model.modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag | PlainEmbeddingCollection):
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag | PlainEmbeddingCollection | CachedEmbeddingCollection):
             found |= {id(parameter): parameter for parameter in module.parameters()}
     return list(found.values())
 

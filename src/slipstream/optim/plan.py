@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from slipstream.embedding.row_gradient import RowGradient
 from slipstream.embedding.table import Table
 from slipstream.errors import UnsupportedOption
@@ -21,25 +23,37 @@ class Part:
     tables: TableSet
     optimizer_states: list[dict[str, Any]]
     addresses: list[int]
+    subsets: dict[tuple[int, ...], TableSet]
 
-    def refresh(self, gradients: list[RowGradient], unscale: float) -> None:
+    def subset(self, at: list[int]) -> TableSet:
+        """Some of the tables, prepared once too."""
+        found = self.subsets.get(tuple(at))
+        if found is None:
+            found = self.subsets[tuple(at)] = TableSet(self.tables[i] for i in at)
+        return found
+
+    def _changed(self) -> None:
+        self.tables.prepared = None
+        self.subsets.clear()
+
+    def refresh(self, gradients: list[RowGradient], unscale: float | Tensor) -> None:
         """Take over what may have changed since the last step: gates, moved weights, scales."""
         addresses = [table.weight.data_ptr() for table in self.owners]
         if addresses != self.addresses:
             self.addresses = addresses
-            self.tables.prepared = None
+            self._changed()
             for table, state in zip(self.owners, self.tables, strict=True):
                 state.weight = table.weight
         for position, table, state in zip(self.positions, self.owners, self.tables, strict=True):
             state.scale = gradients[position].scale * unscale
             if state.gate is not table.gate:
                 state.gate = table.gate
-                self.tables.prepared = None
+                self._changed()
             if table.signal is not state.signal or table.trail is not state.trail:
                 if table.signal is not None and state.second is None:  # no moments to measure
                     table.open_trail()
                 state.signal, state.trail = table.signal, table.trail
-                self.tables.prepared = None
+                self._changed()
 
 
 def joined(gradients: Sequence[RowGradient]) -> list[RowGradients]:

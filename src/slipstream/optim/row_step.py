@@ -158,7 +158,7 @@ class RowStep(torch.optim.Optimizer):
 
     def _row_step(self, group: Group, gradients: list[RowGradient]) -> None:
         grad_scale = getattr(self, "grad_scale", None)
-        unscale = 1.0 if grad_scale is None else 1.0 / float(grad_scale.item())
+        unscale = 1.0 if grad_scale is None else _reciprocal(grad_scale)
         plan = self._plan(group, gradients)
         for part in plan:
             part.refresh(gradients, unscale)
@@ -171,17 +171,18 @@ class RowStep(torch.optim.Optimizer):
                 continue
             for step in sorted(set(steps)):  # some tables have missed steps: they had no lookups then
                 at = [i for i, own in enumerate(steps) if own == step]
-                tables = TableSet(part.tables[i] for i in at)
+                tables = part.subset(at)
                 self._update(tables, [batch[i] for i in at], self._settings(group, step))
 
     @staticmethod
     def _update(tables: TableSet, gradients: list[RowGradient], settings: UpdateSettings) -> None:
         counts = registry.row_update(tables, joined(gradients), settings)
+        if counts.totals is not None:
+            for position, gradient in enumerate(gradients):
+                gradient.table.count_on_device(counts.totals, position)
+            return
         for gradient, lookups, skipped in zip(gradients, counts.lookups, counts.skipped, strict=True):
-            table = gradient.table
-            table.lookups += lookups
-            if skipped:
-                table.skipped += skipped
+            gradient.table.count(lookups, skipped)
 
     def _plan(self, group: Group, gradients: list[RowGradient]) -> list[Part]:
         """The group's tables, prepared for the kernel: made once, and again when other tables have gradients."""
@@ -218,7 +219,17 @@ class RowStep(torch.optim.Optimizer):
             # Else equal ids of all tables would draw alike.
             seed = (self.gate_seed << 20) + order.get(id(table.weight), 0)
             tables.append(TableState(table.weight, first, second, table.gate, state.get("last_step"), seed=seed))
-        return Part(positions, owners, tables, states, [])
+        return Part(positions, owners, tables, states, [], {})
+
+    def new_row_state(self, weight: nn.Parameter) -> dict[str, Any]:
+        """A table's state, made now instead of at its first step.
+
+        Args:
+            weight: The table's parameter, one of this optimizer's.
+        """
+        group = next(group for group in self.param_groups if any(p is weight for p in group["params"]))
+        self._new_state(weight, group, self.state[weight])
+        return self.state[weight]
 
     def _new_state(self, weight: Tensor, group: Group, state: dict[str, Any]) -> None:
         state.setdefault("step", 0)  # a number: a tensor for each table would cost more than the kernel
@@ -230,7 +241,7 @@ class RowStep(torch.optim.Optimizer):
             state["last_step"] = torch.full((weight.shape[0],), now, dtype=torch.int32, device=weight.device)
 
     def _fresh(self, weight: Tensor, group: Group) -> Tensor:
-        """The start of a table's state."""
+        """The start of a table's state: float32, for a table of float64 as that."""
         return zeros_like_table(weight)
 
     def _row_state_of(self, group: Group) -> tuple[str, ...]:
@@ -240,12 +251,20 @@ class RowStep(torch.optim.Optimizer):
         """See torch; row-wise and integer states keep their shape and dtype."""
         super().load_state_dict(state_dict)
         self.__dict__["_plans"] = {}
-        saved = {i: s for i, s in state_dict["state"].items() if "last_step" in s}
+        kept = ("last_step", *self.row_state)
+        saved = {i: s for i, s in state_dict["state"].items() if any(name in s for name in kept)}
         flat = [p for group in self.param_groups for p in group["params"]]
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         for position, parameter in zip(ids, flat, strict=True):
-            if position in saved:  # torch casts every state to the parameter's dtype
-                self.state[parameter]["last_step"] = saved[position]["last_step"].to(parameter.device, copy=True)
+            for name in kept:  # torch casts every state to the parameter's dtype
+                value = saved.get(position, {}).get(name)
+                if isinstance(value, Tensor) and value.dtype != self.state[parameter][name].dtype:
+                    self.state[parameter][name] = value.to(parameter.device, copy=True)
+
+
+def _reciprocal(scale: Tensor) -> float | Tensor:
+    """1 / GradScaler's scale; on a GPU a tensor, for which nobody waits."""
+    return 1.0 / float(scale.item()) if scale.device.type == "cpu" else scale.float().reciprocal()
 
 
 def _refuse(optimizer: RowStep, group: Group) -> None:

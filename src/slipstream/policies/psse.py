@@ -159,10 +159,12 @@ class PSSE(Policy):
         self._decisions = 0
         self._last: dict[str, float] = {}
 
-    def _scores_of(self, num_rows: Mapping[str, int], seed: int) -> PopularRows:
+    def _scores_of(
+        self, num_rows: Mapping[str, int], seed: int, devices: Mapping[str, torch.device] | None = None
+    ) -> PopularRows:
         config = self.config
         if config.scores == "rows":
-            return CountedRows(num_rows, config.half_life)
+            return CountedRows(num_rows, config.half_life, devices)
         width, depth, heavy = config.sketch_width, config.sketch_depth, config.sketch_heavy
         return SketchedRows(num_rows, config.half_life, width=width, depth=depth, heavy=heavy, seed=seed)
 
@@ -193,7 +195,8 @@ class PSSE(Policy):
         self._tables = dict(tables)
         self._name_of = {id(table): name for name, table in tables.items()}
         num_rows = {name: table.num_rows for name, table in tables.items()}
-        self._popular = self._scores_of(num_rows, seed)
+        devices = {name: table.weight.device for name, table in tables.items()}
+        self._popular = self._scores_of(num_rows, seed, devices)
         if self.config.protect_tail:
             self._tail = {name: TailCounts(rows, self.config.protect_tail) for name, rows in num_rows.items()}
 
@@ -242,7 +245,7 @@ class PSSE(Policy):
             for name in group:
                 gate = self._tables[name].open_gate()
                 gate.fill_(FROZEN)
-                gate.masked_fill_(kept.marks[name], OPEN)
+                gate.masked_fill_(kept.marks[name].to(gate.device), OPEN)
                 if self._tail:
                     protected += self._tail[name].protect(gate, kept.marks[name])
         rows = sum(table.num_rows for table in self._tables.values())

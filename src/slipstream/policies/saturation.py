@@ -145,7 +145,8 @@ class Saturation(Policy):
                 raise ConfigError(f"policy 'saturation' cannot measure table {name!r}", remedy=_REMEDY)
             cast(_Measured, table).measure()
         self._tables = {name: cast(_Measured, table) for name, table in tables.items()}
-        self._counts = {name: DecayedCounts(t.num_rows, self.config.half_life) for name, t in tables.items()}
+        half_life = self.config.half_life
+        self._counts = {name: DecayedCounts(t.num_rows, half_life, t.weight.device) for name, t in tables.items()}
         self._counts_of = {id(table): self._counts[name] for name, table in tables.items()}
         self._lookups = {name: table.lookups for name, table in tables.items()}
 

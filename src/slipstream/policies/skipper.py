@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from slipstream.data.batch import Batch
 from slipstream.embedding import tables as tables_of
+from slipstream.embedding.cached import cached_tables
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
 from slipstream.policies.base import Gated, Policy, Progress
@@ -37,6 +38,10 @@ class Skipper:
     how inputs are batched. A kept input weighs (1/p) · (kept so far / decided so far), the expected gradient's
     direction being that of the full data and the mean weight about 1, so a learning rate keeps its meaning.
     Inputs that a policy drops for good (p = 0) count in neither number.
+
+    Decisions are made on the CPU: batches come from a loader and are handed out there; a training on a GPU sends what
+    it was handed (``batch.to(device, non_blocking=True)``). Gates, signals and counts of accesses lie where the tables
+    lie; a row policy's decision, once in many steps, brings them to the CPU.
 
     A policy that skips no inputs, without a ``batch_size``, costs nothing: batches pass as they are.
 
@@ -67,7 +72,7 @@ class Skipper:
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
         self.policy = policy
-        self.tables: Mapping[str, Gated] = tables_of(model)
+        self.tables: Mapping[str, Gated] = {**tables_of(model), **cached_tables(model)}
         if policy.skips_rows and not self.tables:
             raise ConfigError(
                 f"policy {policy.name!r} skips row updates, and the model has no tables that can",
@@ -163,11 +168,11 @@ class Skipper:
         """Tells the policy the model's loss on a batch, before its step; needed if ``policy.wants_losses``.
 
         Args:
-            batch: As it was handed out, B inputs.
-            losses: float32 [B], not weighted; detached here.
+            batch: As it was handed out, on the CPU, B inputs.
+            losses: float32 [B], not weighted; detached here, and waited for where they are on a GPU.
         """
         if self.policy.wants_losses:
-            self.policy.observe_losses(batch, losses.detach())
+            self.policy.observe_losses(batch, losses.detach().cpu())
 
     def detach(self) -> None:
         """Stops watching the tables. Gates stay as they are."""

@@ -8,6 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from numba import njit
+from torch import Tensor
+
+
+def on_host(tensor: Tensor) -> npt.NDArray[Any]:
+    """The numbers of a tensor: as they lie in memory on the CPU, a copy (which waits) from a GPU."""
+    return tensor.detach().cpu().numpy()
 
 
 @njit(cache=True, nogil=True)

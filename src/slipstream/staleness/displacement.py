@@ -39,6 +39,11 @@ def _largest_change(
         largest[i] = most
 
 
+def _rows_of(weight: Tensor, rows: Tensor) -> Tensor:
+    """Copies of rows, float32 on the CPU."""
+    return weight.detach().index_select(0, rows.to(weight.device)).to("cpu", torch.float32)
+
+
 class Displacement:
     """Copies of a table's hot rows, and how far each has moved since.
 
@@ -51,9 +56,9 @@ class Displacement:
 
     def __init__(self, weight: Tensor, hot: Tensor) -> None:
         self.num_rows = weight.shape[0]
-        self.rows = hot.nonzero().squeeze(1)
+        self.rows = hot.cpu().nonzero().squeeze(1)
         """int64 [H], the hot rows, rising."""
-        self.before: Tensor | None = weight.detach().index_select(0, self.rows)
+        self.before: Tensor | None = _rows_of(weight, self.rows)
         """float32 [H, D], the snapshot; None once it was measured."""
         self.largest = torch.full((self.rows.numel(),), float("inf"))
         """float32 [H]: the largest |Δ| of each hot row; infinite before it was measured."""
@@ -62,7 +67,11 @@ class Displacement:
         """Compares the rows with their copies, once, and lets the copies go."""
         if self.before is None:
             raise ConfigError("the displacement was measured already", remedy="take another snapshot")
-        _largest_change(weight.detach().numpy(), self.rows.numpy(), self.before.numpy(), self.largest.numpy())
+        if weight.device.type == "cpu" and weight.dtype == torch.float32:
+            now, rows = weight.detach(), self.rows
+        else:
+            now, rows = _rows_of(weight, self.rows), torch.arange(self.rows.numel())
+        _largest_change(now.numpy(), rows.numpy(), self.before.numpy(), self.largest.numpy())
         self.before = None
 
     def stale(self, threshold: float) -> Tensor:

@@ -25,7 +25,7 @@ def codes(signal: Tensor) -> Tensor:
 
 def updates(signal: Tensor) -> Tensor:
     """Steps in which each row was updated, int64, same shape: 5 for each that was measured, at most 40,160."""
-    return torch.tensor(steps_of_counts())[signal.view(torch.int16).to(torch.int64) & (CODES - 1)]
+    return torch.tensor(steps_of_counts(), device=signal.device)[signal.view(torch.int16).to(torch.int64) & (CODES - 1)]
 
 
 def decode(code: Tensor) -> Tensor:

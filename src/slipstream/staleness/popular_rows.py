@@ -74,10 +74,14 @@ class CountedRows:
     Args:
         num_rows: R of each table.
         half_life: Units after which an access counts half; None: exact counts.
+        devices: Where each table's lookups are, and are counted; the CPU where nothing is said.
     """
 
-    def __init__(self, num_rows: Mapping[str, int], half_life: float | None) -> None:
-        self._counts = {name: make_counts(rows, half_life) for name, rows in num_rows.items()}
+    def __init__(
+        self, num_rows: Mapping[str, int], half_life: float | None, devices: Mapping[str, torch.device] | None = None
+    ) -> None:
+        where = devices or {}
+        self._counts = {name: make_counts(rows, half_life, where.get(name)) for name, rows in num_rows.items()}
 
     def add(self, table: str, ids: Tensor) -> None:
         """Counts lookups."""
@@ -91,7 +95,7 @@ class CountedRows:
     def keep(self, tables: Sequence[str], rule: Rule) -> Kept | None:
         """The popular rows among these tables; None before the first lookup."""
         counts = [self._counts[name] for name in tables]
-        scores = [count.scores for count in counts]
+        scores = [count.scores.cpu() for count in counts]
         if rule.cut == "share":
             cut = share_cut(scores, rule.value)
             if math.isinf(cut.threshold):

@@ -51,17 +51,22 @@ class ExactCounts:
 
     Args:
         num_rows: R.
+        device: Where the counts are: lookups there are counted there.
     """
 
-    def __init__(self, num_rows: int) -> None:
-        self.scores = torch.zeros(num_rows, dtype=torch.int32)
+    def __init__(self, num_rows: int, device: torch.device | None = None) -> None:
+        self.scores = torch.zeros(num_rows, dtype=torch.int32, device=device)
 
     def add(self, ids: Tensor) -> None:
         """Counts lookups: ids int32 or int64 [n], repeats allowed.
 
         Raises:
-            IndexOutOfRange: An id is outside the table.
+            IndexOutOfRange: An id is outside the table (on a GPU: at a later step).
         """
+        ids = ids.to(self.scores.device)
+        if self.scores.device.type != "cpu":
+            registry.count(self.scores, ids, 1.0)
+            return
         outside = count_exactly(self.scores.numpy(), ids.reshape(-1).numpy())
         if outside:
             raise IndexOutOfRange(f"{outside} ids are outside a table of {self.scores.numel()} rows")
@@ -93,21 +98,22 @@ class DecayedCounts:
     Args:
         num_rows: R.
         half_life: Units after which an access counts half, above 0.
+        device: Where the counts are: lookups there are counted there.
 
     Raises:
         ConfigError: The half-life is not above 0.
     """
 
-    def __init__(self, num_rows: int, half_life: float) -> None:
+    def __init__(self, num_rows: int, half_life: float, device: torch.device | None = None) -> None:
         if not 0.0 < half_life < math.inf:
             raise ConfigError(f"half_life must be in (0, inf), got {half_life}")
-        self.scores = torch.zeros(num_rows, dtype=torch.float32)
+        self.scores = torch.zeros(num_rows, dtype=torch.float32, device=device)
         self.half_life = half_life
         self.increment = 1.0
 
     def add(self, ids: Tensor) -> None:
         """Counts lookups: ids int32 or int64 [n], repeats allowed."""
-        registry.count(self.scores, ids, self.increment)
+        registry.count(self.scores, ids.to(self.scores.device), self.increment)
 
     def advance(self, amount: float) -> None:
         """Lets ``amount`` units pass."""
@@ -136,9 +142,9 @@ class DecayedCounts:
         self.increment = float(state["increment"])
 
 
-def make_counts(num_rows: int, half_life: float | None) -> PopularityCounts:
+def make_counts(num_rows: int, half_life: float | None, device: torch.device | None = None) -> PopularityCounts:
     """Decayed counts, or exact ones without a half-life."""
-    return ExactCounts(num_rows) if half_life is None else DecayedCounts(num_rows, half_life)
+    return ExactCounts(num_rows, device) if half_life is None else DecayedCounts(num_rows, half_life, device)
 
 
 def _copy_scores(target: Tensor, source: Tensor) -> None:

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from numba import njit
 from torch import Tensor
 
 from slipstream.errors import ConfigError
 from slipstream.kernels.signal import CODES, steps_of_counts
+from slipstream.staleness.compiled import on_host
 
 OPEN = 255
 
@@ -92,7 +94,7 @@ def saturation_cut(
     mass = np.zeros(CODES)
     total = 0.0
     for signal, score in zip(signals, scores, strict=True):
-        total += _tally(signal.numpy(), score.numpy(), ripe, mass)
+        total += _tally(on_host(signal), on_host(score), ripe, mass)
     gates = np.full(CODES, OPEN, dtype=np.uint8)
     if total == 0.0 or skip == 0.0:
         return SaturationCut(gates, 0.0, 0.0)
@@ -123,5 +125,8 @@ def set_gates(gate: Tensor, signal: Tensor, cut: SaturationCut, ripe: int) -> tu
         ripe: As for :func:`saturation_cut`.
     """
     done: npt.NDArray[Any] = np.zeros(2, dtype=np.int64)
-    _set_gates(gate.numpy(), signal.numpy(), ripe, cut.gates, done)
+    levels = on_host(gate)
+    _set_gates(levels, on_host(signal), ripe, cut.gates, done)
+    if gate.device.type != "cpu":
+        gate.copy_(torch.as_tensor(levels))
     return int(done[0]), int(done[1])

@@ -204,12 +204,12 @@ class PopularitySketch:
 
         Args:
             table: The table's number.
-            ids: int32 or int64, any shape, repeats allowed.
+            ids: int32 or int64, any shape, repeats allowed; those on a GPU are waited for.
 
         Raises:
             IndexOutOfRange: An id is outside the table.
         """
-        flat = ids.reshape(-1).contiguous()
+        flat = ids.reshape(-1).contiguous().cpu()
         outside = _add(
             self.counters.numpy(),
             self.keys.numpy(),
@@ -240,7 +240,7 @@ class PopularitySketch:
 
     def estimate(self, table: int, rows: Tensor) -> Tensor:
         """Estimates of some rows' (decayed) lookups, float64, same shape as ``rows`` (integers)."""
-        flat = rows.to(torch.int64).reshape(-1).contiguous()
+        flat = rows.to(torch.int64).reshape(-1).contiguous().cpu()
         estimates = torch.empty(flat.numel(), dtype=torch.float64)
         _estimate(self.counters.numpy(), self._seeds, flat.numpy(), table, estimates.numpy())
         return estimates.div_(self.increment).reshape(rows.shape)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slipstream.errors import ConfigError
-from slipstream.staleness.compiled import count_up_to, mark_below
+from slipstream.staleness.compiled import count_up_to, mark_below, on_host
 
 if TYPE_CHECKING:
     from slipstream.data.batch import Inputs
@@ -37,13 +37,13 @@ class TailCounts:
         """uint8 [R], lookups, ``limit`` at most."""
 
     def add(self, ids: Tensor) -> None:
-        """Counts lookups: ids int32 or int64, any shape, repeats allowed."""
-        count_up_to(self.seen.numpy(), ids.reshape(-1).contiguous().numpy(), self.limit)
+        """Counts lookups: ids int32 or int64, any shape, repeats allowed; those on a GPU are waited for."""
+        count_up_to(self.seen.numpy(), on_host(ids.reshape(-1).contiguous()), self.limit)
 
     def protect(self, gate: Tensor, kept: Tensor) -> int:
         """Opens the gates (uint8 [R]) of the tail; returns how many of its rows are not in ``kept`` (bool [R])."""
         tail = self.seen < self.limit
-        gate.masked_fill_(tail, 255)
+        gate.masked_fill_(tail.to(gate.device), 255)
         return int(torch.count_nonzero(tail & ~kept))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from slipstream.errors import ConfigError
-from slipstream.systems import dlrm_reference, fae, intel_dlrm, slipstream_paper, xdl
+from slipstream.systems import dlrm_reference, fae, hotline, intel_dlrm, slipstream_paper, xdl
 from slipstream.training import TrainConfig
 
 _CONFIGURE: dict[str, Callable[[TrainConfig], TrainConfig]] = {
@@ -17,6 +17,7 @@ _CONFIGURE: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "intel_dlrm": intel_dlrm.configure,
     "xdl": xdl.configure,
     "fae": fae.configure,
+    "hotline": hotline.configure,
     "slipstream_paper": slipstream_paper.configure,
 }
 

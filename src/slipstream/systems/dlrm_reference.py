@@ -21,4 +21,6 @@ def configure(base: TrainConfig) -> TrainConfig:
         policy=NoneConfig(),
         bf16=False,
         compile=False,
+        row_cache_bytes=None,
+        hotline=False,
     )

@@ -11,6 +11,9 @@ from slipstream.models import DLRMConfig
 from slipstream.policies.base import first_problem
 from slipstream.training import TrainConfig
 
+HOT_BYTES = 256 << 20
+"""Memory of the accelerator for hot rows, where none is set. [code]"""
+
 
 def published_dlrm(base: TrainConfig) -> DLRMConfig:
     """DLRM without our first-order part, rows of a bag summed; widths and row size as set if ``base`` has a DLRM.

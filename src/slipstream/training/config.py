@@ -139,6 +139,13 @@ class TrainConfig(_Section):
     """Compute the dense part in bfloat16 (autocast)."""
     compile: bool = False
     """Compile the dense part with torch.compile."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the model is trained; the data and the policy's decisions about inputs stay on the CPU."""
+    row_cache_bytes: int | None = Field(default=None, ge=1)
+    """Keep the tables in host memory, and the rows in use, with their optimizer state, in so many bytes of the device;
+    None: tables on the device."""
+    hotline: bool = False
+    """With ``row_cache_bytes``: run the inputs whose rows are on the device first, and gather the others' meanwhile."""
     threads: int | None = Field(default=None, ge=1)
     """Threads to compute with; None: torch's default."""
     ranking: RankingConfig = RankingConfig()
@@ -168,6 +175,13 @@ class TrainConfig(_Section):
             raise ValueError(f"policy {self.policy.name} orders the samples: use mode=holdout and shuffle=false")
         if self.optimizer.untouched == "dense" and build_policy(self.policy).skips_rows:
             raise ValueError(f"policy {self.policy.name} skips row updates, which needs untouched=lazy")
+        if self.row_cache_bytes is not None:
+            if self.engine != "slipstream" or self.compile or self.optimizer.untouched == "dense":
+                raise ValueError("row_cache_bytes needs engine=slipstream, compile=false and untouched=lazy")
+            if self.model.name == "mf":
+                raise ValueError("row_cache_bytes is not for matrix factorization, which makes its own tables")
+        if self.hotline and (self.row_cache_bytes is None or build_policy(self.policy).wants_losses):
+            raise ValueError("hotline needs row_cache_bytes, and a policy that does not watch losses")
         if self.engine != "slipstream" and self.compile:
             raise ValueError(f"engine {self.engine} cannot compile sparse gradients")
         return self

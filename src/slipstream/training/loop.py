@@ -16,15 +16,18 @@ from torch import Tensor
 from slipstream.data.batch import Batch
 from slipstream.data.split import named_splits
 from slipstream.data.store import Store
-from slipstream.embedding import EmbeddingCollection
+from slipstream.data.transfer import Sender, checked_device
+from slipstream.embedding import CachedEmbeddingCollection, EmbeddingCollection
 from slipstream.errors import ConfigError, DataError
 from slipstream.evaluation import RankingScores, score
-from slipstream.models import Recommender, build_model
+from slipstream.kernels import registry
+from slipstream.models import Recommender, RowCacheOptions, build_model
 from slipstream.optim import clip_grad_norm_
 from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import HOLDOUT, TrainConfig
 from slipstream.training.events import ChunkScored, EpochDone, Listener, StepDone, tell
-from slipstream.training.optimizers import build_optimizers
+from slipstream.training.hotline import hotline_step
+from slipstream.training.optimizers import build_optimizers, state_elements
 from slipstream.training.ranked import Ranker
 from slipstream.training.samples import StoredSamples
 from slipstream.training.schedule import Schedule
@@ -84,7 +87,16 @@ class Trainer:
         self.train_range, self.score_range = ranges(config, store, end)
         self.total_samples = (self.train_range[1] - self.train_range[0]) * config.epochs
         torch.manual_seed(config.seed)
-        self.model: Recommender = build_model(config.model, store.features, store.num_dense, engine=config.engine)
+        device = checked_device(config.device)
+        cache = None
+        if config.row_cache_bytes is not None:
+            elements = state_elements(config.optimizer, config.model.embedding_dim)
+            cache = RowCacheOptions(config.row_cache_bytes, elements, device)
+        self.sender = Sender(device, keep_ids=cache is not None)
+        model = build_model(config.model, store.features, store.num_dense, engine=config.engine, cache=cache)
+        self.model: Recommender = model.to(device)
+        tables = model.embeddings
+        self.cached = tables if isinstance(tables, CachedEmbeddingCollection) else None
         self.ranker = None
         if config.mode == "holdout":
             self.ranker = Ranker.of(self.model, store, self.train_range, self.score_range, config.ranking.k)
@@ -105,7 +117,8 @@ class Trainer:
         )
         self.samples = self.steps = self.epoch = 0
         self.training, self.predicting = Stopwatch(), Stopwatch()
-        self._losses: list[float] = []
+        self._losses: list[float | Tensor] = []
+        self._following: Batch | None = None  # what the data holds next, of which rows in host memory may be sent for
 
     def run(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Trains.
@@ -169,8 +182,11 @@ class Trainer:
         return labels[low:high], logits[low:high]
 
     def _train(self, batches: Iterable[Batch]) -> None:
-        for batch in batches:
+        # Reading ahead moves the data's position on, so it is done only where it is good for something.
+        pairs = ((batch, None) for batch in batches) if self.cached is None else _with_next(batches)
+        for batch, following in pairs:
             # The rates go by the data that passed before this batch, however many steps become of it.
+            self._following = following
             for kept in self.skipper.push(batch):
                 self._step(kept)
             self.samples += len(batch)
@@ -181,30 +197,57 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         self.schedule.set(self.steps, self.samples)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        with autocast(self.config.bf16):
-            if self.skipper.policy.wants_losses:
-                losses = self.model.losses(batch)
-                self.skipper.observe(batch, losses)
-                loss = (losses * batch.weights).mean()
-            else:
-                loss = self.model.loss(batch)
-        loss.backward()
-        if self.config.optimizer.clip is not None:
-            clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        loss = self._back(batch)
         self.steps += 1
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ConfigError(f"the loss is {value} at step {self.steps}", remedy="lower the learning rates")
+        # A GPU is not waited for in every step: its losses are looked at when they are reported.
+        value = float(loss.detach()) if self.sender.device.type == "cpu" else loss.detach()
+        if isinstance(value, float):
+            self._check_losses([value], self.steps - 1)
         self._losses.append(value)
         if self.steps % self.config.log_every == 0:
             self._report_loss()
 
+    def _back(self, batch: Batch) -> Tensor:
+        """Forward, backward and the optimizers' step on a batch in host memory; returns the loss."""
+        ahead = None if self._following is None else self._following.inputs
+        if self.cached is not None and self.config.hotline:
+            with autocast(self.config.bf16, self.config.device):
+                return hotline_step(
+                    self.model, self.cached, self.optimizers, batch, following=ahead, before_step=self._clip
+                ).loss
+        if self.cached is not None and ahead is not None:
+            self.cached.look_ahead(ahead.ids, ahead.bags)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        sent = self.sender.send(batch)
+        with autocast(self.config.bf16, self.config.device):
+            if self.skipper.policy.wants_losses:
+                losses = self.model.losses(sent)
+                self.skipper.observe(batch, losses)
+                loss = (losses * sent.weights).mean()
+            else:
+                loss = self.model.loss(sent)
+        loss.backward()
+        self._clip()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss
+
+    def _clip(self) -> None:
+        if self.config.optimizer.clip is not None:
+            clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
+
+    def _check_losses(self, values: Sequence[float], before: int) -> None:
+        for step, value in enumerate(values, start=before + 1):
+            if not math.isfinite(value):
+                raise ConfigError(f"the loss is {value} at step {step}", remedy="lower the learning rates")
+
     def _report_loss(self) -> None:
-        mean = sum(self._losses) / len(self._losses)
+        values = [float(loss) for loss in self._losses]
+        if self.sender.device.type != "cpu":
+            self._check_losses(values, self.steps - len(values))
+            registry.check_errors(self.sender.device)
+        mean = sum(values) / len(values)
         self._losses.clear()
         rates = self.schedule.dense_lr, self.schedule.embedding_lr
         tell(self.listeners, StepDone(self.steps, self.samples, mean, *rates, self.training.seconds))
@@ -253,6 +296,16 @@ def ranges(config: TrainConfig, store: Store, end: int) -> tuple[tuple[int, int]
     return train, scored
 
 
+def _with_next(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch | None]]:
+    """Each batch with the one after it, or None after the last."""
+    iterator = iter(batches)
+    batch = next(iterator, None)
+    while batch is not None:
+        following = next(iterator, None)
+        yield batch, following
+        batch = following
+
+
 def _check_labels(store: Store, start: int, stop: int) -> None:
     """Raise DataError unless both classes occur: found after the training, it would cost the training."""
     positive = labels_of(store, start, stop) > 0.5
@@ -264,14 +317,14 @@ def _check_labels(store: Store, start: int, stop: int) -> None:
         )
 
 
-def autocast(bf16: bool) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bfloat16, or nothing."""
-    return torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
+def autocast(bf16: bool, device: str = "cpu") -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bfloat16 on a kind of device, or nothing."""
+    return torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def set_table_dtype(model: Recommender, *, bf16: bool) -> None:
     """Has our tables hand out bfloat16 or float32 rows."""
-    if isinstance(model.embeddings, EmbeddingCollection):
+    if isinstance(model.embeddings, EmbeddingCollection | CachedEmbeddingCollection):
         model.embeddings.out_dtype = torch.bfloat16 if bf16 else None
 
 
@@ -283,13 +336,14 @@ def labels_of(store: Store, start: int, stop: int) -> npt.NDArray[np.float32]:
 def predict_range(model: Recommender, store: Store, start: int, stop: int, *, bf16: bool = False) -> Any:
     """Logits of samples ``start`` to ``stop``, float32 ``[stop - start]``; nothing is trained."""
     logits = np.empty(stop - start, dtype=np.float32)
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
+    sender = Sender(device, keep_ids=isinstance(model.embeddings, CachedEmbeddingCollection))
     model.eval()
-    with torch.inference_mode(), autocast(bf16):
+    with torch.inference_mode(), autocast(bf16, device.type):
         for batch in store.batches(PREDICT_BATCH, start=start, stop=stop):
             first = int(batch.index[0]) - start
             # forward, not __call__: the compiled model is kept for the batch size it was compiled for.
-            scores: Tensor = model.forward(batch.inputs)
-            logits[first : first + len(batch)] = scores.float().numpy()
+            scores: Tensor = model.forward(sender.send(batch).inputs)
+            logits[first : first + len(batch)] = scores.float().cpu().numpy()
     model.train(was_training)
     return logits

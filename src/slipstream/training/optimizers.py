@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from slipstream import optim
+from slipstream.embedding import CachedEmbeddingCollection
 from slipstream.optim.row_step import RowStep
 from slipstream.training.config import OptimizerConfig, OptimizerName
 
@@ -32,6 +33,16 @@ _TORCH_TABLES: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
+def state_elements(config: OptimizerConfig, dim: int) -> int:
+    """Elements of state that a table's optimizer keeps for a row of ``dim`` elements."""
+    catch_up = int(config.on_skip == "catch_up")
+    if config.name in ("adam", "adamw"):
+        return 2 * dim + catch_up
+    if config.name == "sgd":
+        return (dim if config.momentum else 0) + catch_up
+    return (1 if config.name == "rowwise_adagrad" else dim) + catch_up
+
+
 def build_optimizers(
     model: nn.Module, config: OptimizerConfig, engine: str, *, seed: int = 0
 ) -> list[torch.optim.Optimizer]:
@@ -47,6 +58,9 @@ def build_optimizers(
     for optimizer in optimizers:
         if isinstance(optimizer, RowStep):
             optimizer.gate_seed = seed
+            for module in model.modules():
+                if isinstance(module, CachedEmbeddingCollection):
+                    module.attach(optimizer)
     return optimizers
 
 

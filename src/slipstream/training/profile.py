@@ -112,6 +112,13 @@ def profile(config: TrainConfig, *, steps: int = 50, store: Store | None = None)
     )
 
 
+def _clock() -> float:
+    """Seconds, once a GPU that is in use has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
 class _Times(NamedTuple):
     """Seconds of each of ``PHASES``, in their order."""
 
@@ -135,20 +142,20 @@ def _endless(trainer: Trainer) -> Iterator[Batch]:
 
 def _step(trainer: Trainer, batches: Iterator[Batch]) -> _Times:
     config, model = trainer.config, trainer.model
-    began = perf_counter()
-    batch = next(batches)
-    given = perf_counter()
+    began = _clock()
+    batch = trainer.sender.send(next(batches))
+    given = _clock()
     calls: list[tuple[Any, ...]] = []
     hook = model.embeddings.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
-    with autocast(config.bf16):
+    with autocast(config.bf16, config.device):
         loss = model.loss(batch)
     hook.remove()
-    forward = perf_counter()
+    forward = _clock()
     loss.backward()
-    backward = perf_counter()
+    backward = _clock()
     if config.optimizer.clip is not None:
         clip_grad_norm_(model.parameters(), config.optimizer.clip)
-    clipped = perf_counter()
+    clipped = _clock()
     dense, rows = (_optimize(trainer.optimizers, tables=tables) for tables in (False, True))
     value = float(loss.detach())
     if value != value:
@@ -179,11 +186,11 @@ def _optimize(optimizers: Sequence[torch.optim.Optimizer], *, tables: bool) -> f
         wanted = [group for group in groups if group["tables"] == tables]
         if wanted:
             optimizer.param_groups = wanted
-            began = perf_counter()
+            began = _clock()
             try:
                 optimizer.step()
             finally:
-                seconds += perf_counter() - began
+                seconds += _clock() - began
                 optimizer.param_groups = groups
     return seconds
 
@@ -193,13 +200,13 @@ def _lookup(trainer: Trainer, calls: Sequence[tuple[Any, ...]]) -> tuple[float, 
     embeddings = trainer.model.embeddings
     forward = backward = 0.0
     for arguments in calls:
-        began = perf_counter()
+        began = _clock()
         rows: Tensor = embeddings(*arguments)
-        forward += perf_counter() - began
+        forward += _clock() - began
         gradient = torch.ones_like(rows)
-        began = perf_counter()
+        began = _clock()
         rows.backward(gradient)
-        backward += perf_counter() - began
+        backward += _clock() - began
     _zero(trainer)
     return forward, backward
 
@@ -219,11 +226,11 @@ def _overhead(name: str, trainer: Trainer, batches: Iterator[Batch], steps: int)
     seconds: list[float] = []
     for number in range(WARM_UP + steps):
         batch = next(batches)
-        began = perf_counter()
+        began = _clock()
         for _ in skipper.push(batch):
             pass
         if number >= WARM_UP:
-            seconds.append(perf_counter() - began)
+            seconds.append(_clock() - began)
     skipper.detach()
     return median(seconds)
 

@@ -7,6 +7,7 @@ import torch
 from slipstream.data.batch import Bag, Batch, Inputs
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store
+from slipstream.data.transfer import checked_device
 from slipstream.models import build_model
 from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import TrainConfig
@@ -24,9 +25,12 @@ def warm_up(config: TrainConfig, store: Store) -> None:
     Args:
         config: The resolved configuration.
         store: The data, of which two samples are shaped like.
+
+    Raises:
+        ConfigError: The device is not there.
     """
     features = [FeatureInfo(name=feature.name, num_rows=2, multi_hot=feature.multi_hot) for feature in store.features]
-    model = build_model(config.model, features, store.num_dense, engine=config.engine)
+    model = build_model(config.model, features, store.num_dense, engine=config.engine).to(checked_device(config.device))
     bags = tuple(
         Bag(torch.ones(2, dtype=torch.int32), torch.tensor([0, 1, 2])) for feature in features if feature.multi_hot
     )
@@ -36,8 +40,8 @@ def warm_up(config: TrainConfig, store: Store) -> None:
     optimizers = build_optimizers(model, config.optimizer, config.engine)
     skipper = Skipper(model, build_policy(config.policy), batch_size=2, seed=config.seed, total_samples=2)
     for kept in [*skipper.push(batch), batch]:
-        with autocast(config.bf16):
-            loss = model.loss(kept)
+        with autocast(config.bf16, config.device):
+            loss = model.loss(kept.to(config.device))
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -45,4 +49,4 @@ def warm_up(config: TrainConfig, store: Store) -> None:
     # The twin never trains long enough for a decision.
     skipper.policy.warm_up()
     with torch.inference_mode():
-        model.forward(batch.inputs)
+        model.forward(batch.to(config.device).inputs)

@@ -1,0 +1,340 @@
+"""An embedding collection whose tables are in host memory, with the rows in use on a card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slipstream.embedding.collection import BagLike, TableConfig, check_tables, initialise, key_of
+from slipstream.embedding.memory import empty_table
+from slipstream.embedding.operators import look_up
+from slipstream.embedding.row_cache import BusBytes, Keys, RowCache
+from slipstream.embedding.table import OPEN, Site, Table
+from slipstream.errors import ConfigError
+from slipstream.kernels import registry
+from slipstream.kernels.types import Lookups
+
+_GROUP_SEEDS = 20
+"""Bits by which an optimizer's ``gate_seed`` stands above the tables' numbers, as in ``optim.row_step``."""
+
+
+class HostTable:
+    """One table of a cached collection, as policies and reports see it.
+
+    Attributes:
+        name: Its name.
+        listeners: Called with (table, ids) of each batch's lookups, when the batch is placed.
+        lookups: Lookups of batches placed for training.
+        skipped: Those of them whose row's gate was shut.
+    """
+
+    def __init__(self, name: str, collection: CachedEmbeddingCollection, number: int) -> None:
+        self.name = name
+        self.listeners: list[Callable[[Any, Tensor], None]] = []
+        self.lookups = self.skipped = 0
+        bases = collection.cache.bases
+        self._cache = collection.cache
+        self._rows = slice(int(bases[number]), int(bases[number + 1]))
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return self._rows.stop - self._rows.start
+
+    @property
+    def weight(self) -> Tensor:
+        """float32 [R, D] in host memory, rows on the card brought up to date."""
+        self._cache.flush()
+        return self._cache.host_weight[self._rows]
+
+    @property
+    def gate(self) -> Tensor | None:
+        """uint8 [R], or None while every row of all tables is open."""
+        return None if self._cache.gate is None else self._cache.gate[self._rows]
+
+    def open_gate(self) -> Tensor:
+        """The gate, made (all rows open) if there is none yet."""
+        if self._cache.gate is None:
+            self._cache.gate = torch.full((len(self._cache.host_weight),), OPEN, dtype=torch.uint8)
+        return self._cache.gate[self._rows]
+
+
+def cached_tables(model: nn.Module) -> dict[str, HostTable]:
+    """The tables of a model's cached collections, by the keys of their weights in its ``state_dict``."""
+    found: dict[str, HostTable] = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, CachedEmbeddingCollection):
+            start = f"{prefix}." if prefix else ""
+            found |= {f"{start}tables.{key_of(name)}.weight": table for name, table in module.table_of.items()}
+    return found
+
+
+class CachedEmbeddingCollection(nn.Module):
+    """As :class:`EmbeddingCollection`, for tables larger than the card's memory.
+
+    ::
+
+        tables = CachedEmbeddingCollection(configs, budget_bytes=8 << 30, device="cuda")
+        optimizer = sl.optim.Adam(model.parameters())
+        tables.attach(optimizer)
+        for batch, following in pairwise(loader):
+            tables.look_ahead(following.inputs.ids, following.inputs.bags)   # may be left out
+            rows = tables(batch.inputs.ids, batch.inputs.bags)               # ids in host memory
+            ...; loss.backward(); optimizer.step()
+
+    Weights and state after a step are, bit for bit, those of an :class:`EmbeddingCollection` whose tables stand where
+    the rows' parameter stands among the optimizer's. Without gradients (evaluation) rows are read in host memory, and
+    the card's stay as they are. ``state_dict`` has the same keys; the optimizer's own holds only the rows on the
+    card, see :meth:`host_state`.
+
+    Args:
+        tables: The tables.
+        multi_hot: Names of those that are read by bags.
+        pooling: ``sum`` or ``mean`` over a bag.
+        budget_bytes: Memory of the card for rows and their optimizer state.
+        state_elements: Elements of state a row, for which the budget makes room: 2 D for Adam, which is the default.
+        device: The card.
+        half_life: Batches after which an access counts half in what may stay.
+
+    Raises:
+        ConfigError: Tables that make no sense together, or a budget of less than a row.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        *,
+        budget_bytes: int,
+        multi_hot: Sequence[str] = (),
+        pooling: Literal["sum", "mean"] = "sum",
+        state_elements: int | None = None,
+        device: torch.device | str = "cpu",
+        half_life: float = 1_000.0,
+    ) -> None:
+        super().__init__()
+        check_tables(tables, multi_hot)
+        self.configs, self.pooling = tuple(tables), pooling
+        self.embedding_dim = dim = tables[0].embedding_dim
+        self.out_dtype: torch.dtype | None = None
+        rows = [table.num_embeddings for table in tables]
+        weight = empty_table(sum(rows), dim)
+        for config, part in zip(tables, weight.split(rows), strict=True):
+            initialise(part, config)
+        row_bytes = 4 * (dim + (2 * dim if state_elements is None else state_elements))
+        self.cache = RowCache(rows, weight, budget_bytes // row_bytes, torch.device(device), half_life)
+        self.weight = nn.Parameter(self.cache.weight)
+        self.card = Table(self.weight, "rows on the card")
+        order = {table.name: number for number, table in enumerate(tables)}
+        many = set(multi_hot)
+        self._one_hot = [order[table.name] for table in tables if table.name not in many]
+        self._multi_hot = [order[table.name] for table in tables if table.name in many]
+        self.table_of = {table.name: HostTable(table.name, self, number) for number, table in enumerate(tables)}
+        self.one_hot = Site([self.card] * len(self._one_hot))
+        self.bags = Site([self.card] * len(self._multi_hot))
+        self._optimizer: Any = None
+        self._ahead: tuple[Tensor, Sequence[BagLike], int] | None = None
+
+    @property
+    def bytes(self) -> BusBytes:
+        """What crossed the bus so far."""
+        return self.cache.bytes
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Has the optimizer's state of rows come and go with them; once, before training.
+
+        Raises:
+            ConfigError: The optimizer is not one of ``slipstream.optim``, or does not have the rows' parameter.
+        """
+        prepare = getattr(optimizer, "new_row_state", None)
+        if prepare is None or not any(p is self.weight for g in optimizer.param_groups for p in g["params"]):
+            raise ConfigError(
+                "a cached collection needs an optimizer of slipstream.optim that has its weight",
+                remedy="make it from model.parameters() and attach it before the first step",
+            )
+        self._optimizer = optimizer
+        for name, state in prepare(self.weight).items():
+            if isinstance(state, Tensor):
+                self.cache.add_state(name, state)
+        everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        place = next(i for i, parameter in enumerate(everything) if parameter is self.weight)
+        first = (getattr(optimizer, "gate_seed", 0) << _GROUP_SEEDS) + place
+        self.cache.seeds = tuple(first + number for number in range(len(self.configs)))
+
+    def look_ahead(self, ids: Tensor, bags: Sequence[BagLike] = (), *, same_step: bool = False) -> None:
+        """Names the lookups that follow the next forward pass, so that their rows come while the card computes.
+
+        Args:
+            ids: As for :meth:`forward`.
+            bags: As for :meth:`forward`.
+            same_step: They belong to the same optimizer step as the next forward pass.
+        """
+        self._ahead = (ids, bags, 0 if same_step else 1)
+
+    def resident(self, ids: Tensor, bags: Sequence[BagLike] = ()) -> Tensor:
+        """For each of B samples whether all of its rows are on the card, bool [B]."""
+        found = np.ones(len(ids), np.bool_)
+        for column, number in enumerate(self._one_hot):
+            found &= self.cache.resident(self.cache.keys(number, ids[:, column]))
+        for bag, number in zip(bags, self._multi_hot, strict=True):
+            missing = np.concatenate([[0], np.cumsum(~self.cache.resident(self.cache.keys(number, bag.values)))])
+            found &= np.diff(missing[bag.offsets.numpy()]) == 0
+        return torch.from_numpy(found)
+
+    def forward(self, ids: Tensor, bags: Sequence[BagLike] = ()) -> Tensor:
+        """See :meth:`EmbeddingCollection.forward`; ids and bags in host memory, the rows on the card.
+
+        Raises:
+            ConfigError: The batch has more distinct rows than the card holds.
+            IndexOutOfRange: An id is outside its table.
+        """
+        if ids.shape[1] != len(self._one_hot) or len(bags) != len(self._multi_hot):
+            raise ConfigError(
+                f"got ids of shape {tuple(ids.shape)} and {len(bags)} bags for "
+                f"{len(self._one_hot)} one-hot and {len(self._multi_hot)} multi-hot tables"
+            )
+        if not torch.is_grad_enabled():
+            return self._read(ids, bags)
+        step = self._next_step()
+        columns = [self.cache.keys(number, ids[:, column]) for column, number in enumerate(self._one_hot)]
+        pooled = [self.cache.keys(number, bag.values) for number, bag in zip(self._multi_hot, bags, strict=True)]
+        keys = np.concatenate([*columns, *pooled])
+        slots = self.cache.place(keys, step)
+        self._shut(keys, slots, step)
+        self._tell(ids, bags, [*columns, *pooled], step)
+        device = self.cache.device
+        placed = torch.from_numpy(slots).to(device, non_blocking=True)
+        parts: list[Tensor] = []
+        size = len(ids)
+        if columns:
+            chosen = placed[: size * len(columns)].view(len(columns), size).t()
+            weights = [self.weight] * len(columns)
+            parts.append(look_up(self.one_hot, weights, chosen, out_dtype=self.out_dtype))
+        if pooled:
+            starts, total = [], 0
+            for bag in bags:
+                starts.append(bag.offsets[:-1] + total)
+                total += len(bag.values)
+            offsets = torch.cat([*starts, bags[0].offsets.new_full((1,), total)]).to(device, non_blocking=True)
+            parts.append(
+                look_up(
+                    self.bags,
+                    [self.weight] * len(pooled),
+                    placed[size * len(columns) :],
+                    offsets,
+                    mean=self.pooling == "mean",
+                    out_dtype=self.out_dtype,
+                )
+            )
+        if self._ahead is not None:
+            (ids, bags, later), self._ahead = self._ahead, None
+            self.cache.prefetch(self._keys(ids, bags), step + later)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def host_state(self) -> dict[str, dict[str, Tensor]]:
+        """For each table its optimizer state in host memory, by name, brought up to date: views, [R, …].
+
+        They may be written to as well: the rows on the card are fetched anew.
+        """
+        self.cache.flush()
+        self.cache.forget()
+        rows = [config.num_embeddings for config in self.configs]
+        states = {name: self.cache.state(name).split(rows) for name in self.cache.state_names}
+        return {
+            config.name: {name: parts[i] for name, parts in states.items()} for i, config in enumerate(self.configs)
+        }
+
+    def _keys(self, ids: Tensor, bags: Sequence[BagLike]) -> Keys:
+        columns = [self.cache.keys(number, ids[:, column]) for column, number in enumerate(self._one_hot)]
+        pooled = [self.cache.keys(number, bag.values) for number, bag in zip(self._multi_hot, bags, strict=True)]
+        return np.concatenate([*columns, *pooled])
+
+    def _read(self, ids: Tensor, bags: Sequence[BagLike]) -> Tensor:
+        """The lookup in host memory, sent to the card."""
+        self.cache.flush()
+        dtype = self.out_dtype or torch.float32
+        rows = [config.num_embeddings for config in self.configs]
+        tables = self.cache.host_weight.detach().split(rows)
+        parts: list[Tensor] = []
+        if self._one_hot:
+            found = Lookups(ids, None, len(self._one_hot))
+            parts.append(registry.pool([tables[number] for number in self._one_hot], found, dtype))
+        for bag, number in zip(bags, self._multi_hot, strict=True):
+            found = Lookups(bag.values, bag.offsets, 1, mean=self.pooling == "mean")
+            parts.append(registry.pool([tables[number]], found, dtype))
+        return torch.cat(parts, dim=1).to(self.cache.device)
+
+    def _next_step(self) -> int:
+        if self._optimizer is None:
+            raise ConfigError(
+                "a cached collection is trained without its optimizer", remedy="call attach(optimizer) first"
+            )
+        state = self._optimizer.state[self.weight]
+        if any(state[name] is not self.cache.card_state(name) for name in self.cache.state_names):
+            raise ConfigError(
+                "the optimizer's state of the rows on the card was replaced (by load_state_dict, say)",
+                remedy="load an optimizer before it is attached, and the rows' state into host_state()",
+            )
+        return int(state["step"]) + 1
+
+    def _shut(self, keys: Keys, slots: np.ndarray, step: int) -> None:
+        """Draws the batch's gates, by the rows' own numbers, and sets them for the rows' places."""
+        if self.cache.gate is None:
+            self.card.gate = None
+            return
+        distinct, first = np.unique(slots, return_index=True)
+        drawn = torch.from_numpy(self.cache.gates(keys[first], step))
+        places, device = torch.from_numpy(distinct.astype(np.int64)), self.cache.device
+        gate = self.card.open_gate()
+        gate.index_copy_(0, places.to(device, non_blocking=True), drawn.to(device, non_blocking=True))
+
+    def _tell(self, ids: Tensor, bags: Sequence[BagLike], keys: Sequence[Keys], step: int) -> None:
+        """Counts lookups and skipped ones, and tells the listeners."""
+        values = [*(ids[:, column] for column in range(len(self._one_hot))), *(bag.values for bag in bags)]
+        for number, mine, found in zip([*self._one_hot, *self._multi_hot], values, keys, strict=True):
+            table = self.table_of[self.configs[number].name]
+            table.lookups += found.size
+            if self.cache.gate is not None:
+                table.skipped += int((self.cache.gates(found, step) == 0).sum())
+            for listener in table.listeners:
+                listener(table, mine)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.cache.flush()
+        rows = [config.num_embeddings for config in self.configs]
+        for config, part in zip(self.configs, self.cache.host_weight.split(rows), strict=True):
+            destination[f"{prefix}tables.{key_of(config.name)}.weight"] = part
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        rows = [config.num_embeddings for config in self.configs]
+        wanted: set[str] = set()
+        self.cache.flush()
+        for config, part in zip(self.configs, self.cache.host_weight.split(rows), strict=True):
+            key = f"{prefix}tables.{key_of(config.name)}.weight"
+            wanted.add(key)
+            found = cast(Tensor | None, state_dict.get(key))
+            if found is None:
+                missing_keys.append(key)
+            elif found.shape != part.shape:
+                error_msgs.append(f"{key} has shape {tuple(found.shape)}, the table {tuple(part.shape)}")
+            else:
+                part.copy_(found)
+        unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in wanted]
+        self.cache.forget()
+
+    def extra_repr(self) -> str:
+        """Sizes."""
+        total = sum(config.num_embeddings for config in self.configs)
+        return f"{len(self.configs)} tables, {total:,} rows, {self.cache.slots:,} on {self.cache.device}"
