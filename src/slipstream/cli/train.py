@@ -104,4 +104,5 @@ def _budget(policy: str | None, budget: str | None) -> dict[str, Any]:
     try:
         return {"policy.budget": None if budget is None else float(budget)}
     except ValueError as error:
-        raise ConfigError(f"--budget must be a number in (0, 1] or auto, got {budget!r}") from error
+        remedy = "name a share, such as --budget 0.5, or auto"
+        raise ConfigError(f"--budget {budget!r} is neither a number in (0, 1] nor auto", remedy=remedy) from error

@@ -6,7 +6,7 @@ Letters of the shapes: ``B`` samples, ``N`` sparse features (one-hot first, then
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ Engine = Literal["slipstream", "torch", "xdl"]
 
 
 _TABLES = {"slipstream": EmbeddingCollection, "torch": PlainEmbeddingCollection, "xdl": PulledEmbeddingCollection}
+
+
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(max_length=64)]
+"""Widths of the hidden layers of an MLP, input side first."""
 
 
 class ModelConfigBase(BaseModel):

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from slipstream.data.store import Store
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, DataError
 from slipstream.evaluation import Scores, access_counts, score, score_by_popularity
 from slipstream.evaluation.popularity import bucket_feature
 from slipstream.models import Recommender
@@ -69,6 +71,8 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
     """
     store = _opened(data)
     stop = store.num_samples if stop is None else stop
+    if start == stop:
+        raise ConfigError(f"there is no sample from {start} to {stop}", remedy="choose a range with samples")
     logits = _logits(Path(run), store, start, stop)
     labels = labels_of(store, start, stop)
     feature = bucket_feature(store, load_config(Path(run) / "config.yaml").popularity_feature)
@@ -82,6 +86,26 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
         popularity_feature=None if feature is None else store.one_hot[feature].name,
         dataset=store.fingerprint,
     )
+
+
+_PIECE = 1 << 20
+
+
+def check_finite(dense: Tensor, first: int, file: Path) -> None:
+    """Refuses NaN and infinite inputs, which ReLU would turn into a score like any other.
+
+    Args:
+        dense: float32 ``[n, n_dense]``.
+        first: Position of the first of these samples.
+        file: Where they come from.
+
+    Raises:
+        DataError: Names the first such sample.
+    """
+    wrong = (~torch.isfinite(dense)).any(dim=1).nonzero()
+    if wrong.numel():
+        what = f"sample {first + int(wrong[0])} has a dense value that is NaN or infinite"
+        raise DataError(what, file=file, remedy="prepare the data again")
 
 
 def load_run(run: str | Path) -> tuple[Recommender, Wanted, TrainConfig]:
@@ -106,7 +130,10 @@ def _opened(data: str | Path | Store) -> Store:
 def _logits(run: Path, store: Store, start: int, stop: int | None) -> npt.NDArray[np.float32]:
     stop = store.num_samples if stop is None else stop
     if not 0 <= start <= stop <= store.num_samples:
-        raise ConfigError(f"samples {start} to {stop} are not within the data's {store.num_samples}")
+        what = f"samples {start} to {stop} are not within the data's {store.num_samples}"
+        raise ConfigError(what, remedy="choose a range within them")
     model, wanted, config = load_run(run)
     wanted.check(store)
+    for first in range(start, stop, _PIECE):
+        check_finite(store.dense[first : min(first + _PIECE, stop)], first, store.path)
     return predict_range(model, store, start, stop, bf16=config.bf16)
