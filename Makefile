@@ -11,12 +11,14 @@ RECORD_globo := globo_prequential
 # Extra flags of `slipstream bench`, for example: make bench-step BENCH_FLAGS=--quick
 BENCH_FLAGS ?=
 
-.PHONY: help env env-bench demo test lint format types results clean bench-frontier $(addprefix bench-,$(BENCHES))
+.PHONY: help env env-bench demo test fuzz matrix lint format types results clean bench-frontier $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
 	@echo "make demo     prepare MovieTweetings, train with and without skipping, compare"
 	@echo "make test     all tests          make lint / make types / make format"
+	@echo "make fuzz MINUTES=30   damaged input for every reader, so long each; TARGETS=\"csv config\" names some"
+	@echo "make matrix   tests at the lowest and newest versions of the dependencies, in environments of their own"
 	@echo "make bench-X  X one of: $(BENCHES); the record goes to benchmarks/results/"
 	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
 	@echo "make results  rewrite README's tables from benchmarks/results/"
@@ -47,6 +49,19 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest -q
+
+# Hypothesis with damaged input, so many minutes for each target; ends at the first finding.
+MINUTES ?= 5
+TARGETS ?=
+
+fuzz: env
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz $(MINUTES) $(TARGETS)
+
+# For example: make matrix MATRIX="lowest -- tests/kernels"
+MATRIX ?= lowest newest
+
+matrix:
+	$(PYTHON) .ci/matrix.py $(MATRIX)
 
 lint: env
 	$(BIN)/ruff check .

@@ -59,14 +59,14 @@ def _raw(name: str, data: bytes | pa.Table | Callable[[], Any], *says: str) -> C
     return Case(name, build, ("table.parquet", *says))
 
 
-def _written(table: pa.Table, **options: Any) -> bytes:
+def written(table: pa.Table, **options: Any) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, **options)
     return sink.getvalue().to_pybytes()
 
 
 def _bytes(table: pa.Table) -> Iterator[tuple[str, bytes]]:
-    good = _written(table)
+    good = written(table)
     middle = len(good) // 2
     yield "empty", b""
     yield "magic alone", b"PAR1"
@@ -81,7 +81,7 @@ def _bytes(table: pa.Table) -> Iterator[tuple[str, bytes]]:
     yield "pages of zeros", good[:4] + bytes(middle - 4) + good[middle:]
     yield "pages of ones", good[:4] + b"\xff" * (middle - 4) + good[middle:]
     yield "text", b"user,item\n1,2\n"
-    yield "no row", _written(table.slice(0, 0))
+    yield "no row", written(table.slice(0, 0))
 
 
 def _columns(name: str, columns: dict[str, Any]) -> Iterator[tuple[str, pa.Table]]:
@@ -129,12 +129,12 @@ def _columns(name: str, columns: dict[str, Any]) -> Iterator[tuple[str, pa.Table
 def _bomb() -> bytes:
     text = pa.array(["x" * (1 << 20)] * 8)
     table = pa.table({"user": pa.chunked_array([text] * 16), "label": [i % 2 for i in range(128)]})
-    return _written(table, use_dictionary=False, compression="zstd")
+    return written(table, use_dictionary=False, compression="zstd")
 
 
 def _many_rows() -> bytes:
     nothing = pa.chunked_array([pa.nulls(1 << 22, pa.int64())] * 4)
-    return _written(pa.table({"user": nothing, "label": nothing}), row_group_size=1 << 24)
+    return written(pa.table({"user": nothing, "label": nothing}), row_group_size=1 << 24)
 
 
 def _two_files(folder: Path) -> list[str]:

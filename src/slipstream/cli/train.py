@@ -17,7 +17,10 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML configuration; flags win over it.", dir_okay=False)] = None,
     model: Annotated[str | None, typer.Option(help="dlrm, dcnv2, deepfm, mf or two_tower.")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="What to skip: none, random, psse and more (policies.POLICIES).")
+        str | None,
+        typer.Option(
+            help="What to skip: none, random, psse, importance, guard, saturation, slipstream, order or combine."
+        ),
     ] = None,
     system: Annotated[
         str | None,

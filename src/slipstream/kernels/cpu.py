@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slipstream.errors import IndexOutOfRange, UnsupportedOption
 from slipstream.kernels import cpu_pool, cpu_update, parallel, reference
+from slipstream.kernels.bounds import checked_offsets
 from slipstream.kernels.cpu_update import BLOCK_FIELDS, TABLE_FIELDS
 from slipstream.kernels.hashing import SEED_FACTOR, stream
 from slipstream.kernels.signal import TRAIL_LANES, corrections, is_measured
@@ -40,20 +41,14 @@ def _wide_offsets(lookups: Lookups) -> Tensor | None:
     """Offsets as contiguous int64, checked: they must rise from 0 or more to N at most."""
     if lookups.offsets is None:
         return None
-    offsets = lookups.offsets.to(torch.int64).contiguous()
-    if offsets.numel() and (
-        int(offsets[0]) < 0 or int(offsets[-1]) > lookups.ids.numel() or bool((offsets.diff() < 0).any())
-    ):
-        raise IndexOutOfRange(
-            f"offsets must not fall and must lie between 0 and the number of ids, {lookups.ids.numel()}",
-            remedy="pass offsets as torch.nn.EmbeddingBag takes them",
-        )
-    return offsets
+    return checked_offsets(lookups.offsets, lookups.ids.numel())
 
 
 def pool(weights: Sequence[Tensor], lookups: Lookups, out_dtype: torch.dtype = torch.float32) -> Tensor:
     """See :func:`slipstream.kernels.reference.pool`; ``out_dtype`` float32 or bfloat16."""
     size, count, dim = lookups.batch_size, lookups.num_features, weights[0].shape[1]
+    if len(weights) != count:
+        raise UnsupportedOption(f"{len(weights)} tables for lookups of {count} features", remedy="pass one for each")
     out = torch.empty(size, count, dim, dtype=out_dtype)
     if out.numel() == 0:
         return out
@@ -94,7 +89,7 @@ def row_update(
     Lookups outside a table are left out, the rest is written, then IndexOutOfRange is raised.
     """
     dim = tables[0].weight.shape[1]
-    blocks, alive = _blocks(gradients)
+    blocks, alive = _blocks(gradients, dim)
     table_records, scales = _table_records(tables)
     blocks, most, total = _assign_blocks(table_records, blocks)
     threads = _threads(total)
@@ -234,7 +229,7 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _blocks(gradients: Sequence[RowGradients]) -> tuple[np.ndarray, list[Tensor]]:
+def _blocks(gradients: Sequence[RowGradients], dim: int) -> tuple[np.ndarray, list[Tensor]]:
     """One record a feature and forward pass, and the tensors that must live as long.
 
     The last two columns are the number of lookups and the table.
@@ -244,6 +239,11 @@ def _blocks(gradients: Sequence[RowGradients]) -> tuple[np.ndarray, list[Tensor]
     for block in gradients:
         lookups, grad = block.lookups, block.grad
         size, count = lookups.batch_size, lookups.num_features
+        if tuple(grad.shape) != (size, count, dim) or len(block.tables) != count:
+            raise UnsupportedOption(
+                f"a gradient {tuple(grad.shape)} of {len(block.tables)} tables for lookups {(size, count, dim)}",
+                remedy="pass the gradient of what pool returned, and one table for each feature",
+            )
         if grad.dtype != torch.float32 or grad.stride(2) != 1:
             grad = grad.to(torch.float32).contiguous()
         ids = _integer(lookups.ids)
@@ -262,6 +262,8 @@ def _blocks(gradients: Sequence[RowGradients]) -> tuple[np.ndarray, list[Tensor]
             out[:, -2] = np.diff(offsets.numpy()[:: max(size, 1)]) if size else 0
             if lookups.sample_weights is not None:
                 sample_weights = lookups.sample_weights.detach().to(torch.float32).contiguous()
+                if sample_weights.numel() != ids.numel():
+                    raise UnsupportedOption(f"{sample_weights.numel()} sample weights for {ids.numel()} ids")
                 out[:, 7] = sample_weights.data_ptr()
                 alive.append(sample_weights)
             out[:, 8] = lookups.mean

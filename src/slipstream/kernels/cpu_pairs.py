@@ -17,6 +17,7 @@ import torch
 from numba import carray, types
 from torch import Tensor
 
+from slipstream.errors import UnsupportedOption
 from slipstream.kernels import parallel
 from slipstream.kernels.intrinsics import fetch_add, load_f32, store_f32
 from slipstream.kernels.row_ops import copy_row
@@ -79,6 +80,8 @@ def _worker(pack: bool) -> Any:
 def pack_pairs(square: Tensor) -> Tensor:
     """See :func:`slipstream.kernels.reference.pack_pairs`; float32."""
     square = square.contiguous()
+    if square.dim() != 3 or square.shape[1] != square.shape[2] or square.dtype != torch.float32:
+        raise UnsupportedOption(f"pairs are packed of float32 [B, V, V], not of {square.dtype} {tuple(square.shape)}")
     batch, count, _ = square.shape
     pairs = square.new_empty(batch, count * (count - 1) // 2)
     _run(True, square, pairs)
@@ -87,6 +90,8 @@ def pack_pairs(square: Tensor) -> Tensor:
 
 def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
     """See :func:`slipstream.kernels.reference.unpack_pairs`; float32."""
+    if pairs.dim() != 2 or pairs.shape[1] != count * (count - 1) // 2 or pairs.dtype != torch.float32:
+        raise UnsupportedOption(f"{pairs.dtype} {tuple(pairs.shape)} are no float32 pairs of {count} vectors")
     if pairs.stride(1) != 1:
         pairs = pairs.contiguous()
     square = pairs.new_empty(pairs.shape[0], count, count)

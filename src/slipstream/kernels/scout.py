@@ -15,6 +15,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from slipstream.errors import IndexOutOfRange
+from slipstream.kernels.bounds import checked_offsets
 from slipstream.kernels.hashing import KEY_FACTOR, MIX_1
 from slipstream.kernels.intrinsics import prefetch_write
 
@@ -120,7 +122,7 @@ def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) 
     columns = ids.numpy()
     size, features = columns.shape
     counts = np.full(size, features, dtype=np.int64)
-    wide = [(values.numpy(), offsets.to(torch.int64).numpy()) for values, offsets in bags]
+    wide = [(values.numpy(), checked_offsets(offsets, values.numel(), size).numpy()) for values, offsets in bags]
     for _, offsets in wide:
         counts += np.diff(offsets)
     starts = np.zeros(size + 1, dtype=np.int64)
@@ -136,7 +138,17 @@ def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) 
 def scout(
     table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor, lr: float
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`slipstream.kernels.reference.scout`."""
+    """See :func:`slipstream.kernels.reference.scout`.
+
+    Raises:
+        IndexOutOfRange: A slot is outside the table, or the shapes do not belong together.
+    """
+    own = table.shape[0] - dense.shape[1] - 1
+    checked_offsets(starts, slots.numel(), labels.numel())
+    least, most = slots.aminmax() if slots.numel() else (0, 0)
+    sizes = {labels.numel(), learn.numel(), dense.shape[0]}
+    if int(least) < 0 or int(most) >= max(own, 1) or own < 0 or table.shape[1] != 4 or len(sizes) > 1:
+        raise IndexOutOfRange("a slot is outside the scout's table, or inputs and labels differ in number")
     probability, seen = np.empty(labels.numel(), np.float32), np.empty(labels.numel(), np.float32)
     _pass(
         table.numpy(),

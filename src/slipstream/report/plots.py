@@ -175,15 +175,31 @@ def _svg(draw: Callable[[Axes], None], *, x: str, y: str, name: str, legend: int
 def _adopt(svg: str, name: str) -> str:
     """Make a drawing part of a page: the page's colours, ids that no other drawing has, no outside references."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<[^<>]*>", _without_style, svg)  # within tags alone: a label may hold any text
     prefix = re.sub(r"\W+", "-", name)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r"url\(#", f"url(#{prefix}-", svg)
     svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1)
+    inherited = 'stroke-linejoin="round" stroke-linecap="butt"'  # what the style element said
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(name)}" {inherited}', 1)
     svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
     for number, stand_in in enumerate(_STAND_IN):
         svg = svg.replace(stand_in, f"var(--series-{number})")
     return svg
+
+
+def _without_style(tag: re.Match[str]) -> str:
+    """A tag whose style attribute has become attributes of its own, which a strict content-security policy allows."""
+
+    def attributes(style: re.Match[str]) -> str:
+        pairs = [declaration.partition(":") for declaration in style.group(1).split(";") if declaration.strip()]
+        said = {name.strip(): value.strip() for name, _, value in pairs}
+        size = re.search(r"[\d.]+px", said.pop("font", ""))
+        if size is not None:
+            said["font-size"] = size.group()
+        return "".join(f' {name}="{escape(value)}"' for name, value in said.items())
+
+    return re.sub(r'\sstyle="([^"]*)"', attributes, tag.group())

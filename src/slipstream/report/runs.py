@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from slipstream import documents
 from slipstream.errors import DataError
 
+REQUIRED = ("policy", "auc", "log_loss", "seconds", "samples_per_second")
 Figure = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 

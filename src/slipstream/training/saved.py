@@ -130,7 +130,8 @@ def _check_shapes(file: Any, config: ModelConfig, wanted: Wanted, path: Path) ->
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            what = f"tensor {name} is {found.get(name, 'missing')}, the model that it names has {expected.get(name, 'none')}"
+            shapes = f"{found.get(name, 'missing')}, the model that it names has {expected.get(name, 'none')}"
+            what = f"tensor {name} is {shapes}"
             raise DataError(what, file=path, remedy=remedy)
         if not file.get_slice(name).get_dtype().startswith(("F", "BF")):
             raise DataError(f"tensor {name} holds {file.get_slice(name).get_dtype()}", file=path, remedy=remedy)
