@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +28,6 @@ from slipstream.errors import DataError
 Floats = npt.NDArray[np.float64]
 MAX_BAD_ROWS = 100_000
 """Rows of one chunk that may be bad."""
-MAX_COLUMNS = 10_000
-"""Columns of a raw file."""
 _LARGEST = float(np.finfo(np.float32).max)
 _LATEST = 1e11
 """Seconds, the year 5138; a larger number counts milliseconds, or finer ones."""
@@ -297,35 +294,3 @@ def _pick_lists(values: Text, offsets: npt.NDArray[np.int64], rows: npt.NDArray[
     picked = np.zeros(rows.size + 1, dtype=np.int64)
     np.cumsum(lengths, out=picked[1:])
     return values.rows(np.repeat(first - picked[:-1], lengths) + np.arange(picked[-1])), picked
-
-
-def missing_columns(needed: Sequence[str], found: Sequence[str], file: Path) -> None:
-    """Raises when a column of the schema is not in the file, or is there twice.
-
-    Raises:
-        DataError: Names the first such column, and those that there are.
-    """
-    check_number_of_columns(len(found), file)
-    times = Counter(found)
-    for name in needed:
-        if not times[name]:
-            there = ", ".join(found[:12]) + (", …" if len(found) > 12 else "")
-            remedy = "correct the file, or its schema"
-            raise DataError(
-                f"the column is missing; the file has {there or 'none'}", file=file, column=name, remedy=remedy
-            )
-        if times[name] > 1:
-            raise DataError(
-                f"the column is there {times[name]} times", file=file, column=name, remedy="rename the others"
-            )
-
-
-def check_number_of_columns(count: int, file: Path) -> None:
-    """Refuses a table wider than any log.
-
-    Raises:
-        DataError: It has more than ``MAX_COLUMNS`` columns.
-    """
-    if count > MAX_COLUMNS:
-        remedy = "choose the columns to learn from"
-        raise DataError(f"has {count:,} columns, at most {MAX_COLUMNS:,} are read", file=file, remedy=remedy)

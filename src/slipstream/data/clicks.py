@@ -10,8 +10,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from slipstream.data.chunk import RawChunk, missing_columns
-from slipstream.data.sources import Task, arrow_chunk, damaged, open_parquet
+from slipstream.data.chunk import RawChunk
+from slipstream.data.columns import missing_columns
+from slipstream.data.parquet import arrow_chunk, damaged, open_parquet
+from slipstream.data.sources import Task
 from slipstream.errors import DataError
 
 HISTORY = ("previous_article", "article_before_previous", "clicks_so_far")

@@ -16,8 +16,9 @@ from slipstream.data.clicks import HISTORY, ClickSource
 from slipstream.data.infer import infer_schema
 from slipstream.data.movies import MovieTable, rating_threshold
 from slipstream.data.pairs import PairSource, only_pairs
+from slipstream.data.parquet import ParquetSource, open_parquet
 from slipstream.data.schema import MultiHot, Schema
-from slipstream.data.sources import ParquetSource, Source, TextSource, open_parquet
+from slipstream.data.sources import Source, TextSource
 from slipstream.data.text import NOT_A_NUMBER, OK, parse_numbers
 from slipstream.errors import ConfigError, DataError
 

@@ -9,9 +9,10 @@ import polars as pl
 import pyarrow as pa
 
 from slipstream.data.blocks import drop_unreadable, read_blocks
-from slipstream.data.chunk import missing_columns
+from slipstream.data.columns import missing_columns
+from slipstream.data.parquet import open_parquet
 from slipstream.data.schema import MultiHot, Schema
-from slipstream.data.sources import open_parquet, read_header
+from slipstream.data.sources import read_header
 from slipstream.errors import ConfigError, DataError
 
 _LABELS = ("label", "click", "clicked", "is_click", "target", "y")

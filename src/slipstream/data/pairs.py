@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from slipstream.data.blocks import TextFile
-from slipstream.data.chunk import RawChunk, missing_columns
-from slipstream.data.sources import Task, TextSource, arrow_chunk, damaged, open_parquet
+from slipstream.data.chunk import RawChunk
+from slipstream.data.columns import missing_columns
+from slipstream.data.parquet import arrow_chunk, damaged, open_parquet
+from slipstream.data.sources import Task, TextSource
 from slipstream.errors import DataError
 
 _USERS = ("user", "user_id", "userid", "uid")
