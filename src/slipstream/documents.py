@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from slipstream.errors import DataError
+from slipstream.errors import ConfigError, DataError
 
 MAX_YAML_BYTES = 1 << 20
 MAX_JSON_BYTES = 32 << 20
@@ -31,9 +31,9 @@ def read_bytes(path: str | Path, most: int) -> bytes:
         DataError: It is missing, no regular file, larger, or may not be read.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise DataError("is not a regular file", file=path, remedy="name a file")
     try:
-        if path.exists() and not path.is_file():
-            raise DataError("is not a regular file", file=path, remedy="name a file")
         with path.open("rb") as file:
             data = file.read(most + 1)
     except (OSError, ValueError) as error:
@@ -67,6 +67,24 @@ def read_yaml(path: str | Path) -> Any:
     return parse_yaml(read_text(path, MAX_YAML_BYTES), file=path)
 
 
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """A YAML file of settings by name; empty when the file is.
+
+    Raises:
+        ConfigError: It cannot be read, is not YAML, or holds something else.
+    """
+    try:
+        tree = read_yaml(path)
+    except DataError as error:
+        raise ConfigError(error.message, remedy=error.remedy) from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
+        what = f"{path}: holds a {type(tree).__name__} where settings by name are expected"
+        raise ConfigError(what, remedy="write one setting a line, as name: value")
+    return tree
+
+
 def parse_yaml(text: str, *, file: str | Path | None = None) -> Any:
     """YAML as plain values.
 
@@ -82,6 +100,8 @@ def parse_yaml(text: str, *, file: str | Path | None = None) -> Any:
     try:
         _check_events(text, file)
         tree = yaml.load(text, _Loader)
+    except DataError:  # of ours; it is a ValueError too
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = None if mark is None else mark.line + 1

@@ -7,7 +7,7 @@ import inspect
 from slipstream.cli import prepare, train
 from slipstream.data.formats import FORMATS
 from slipstream.models.configs import MODELS
-from slipstream.policies import POLICIES
+from slipstream.policies.configs import POLICIES
 
 
 def test_help_of_train_names_every_policy_and_model() -> None:

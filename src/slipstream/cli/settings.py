@@ -29,7 +29,7 @@ def resolve(kind: type[Config], file: Path | None, flags: Mapping[str, Any], ass
     Raises:
         ConfigError: If a source cannot be read or the outcome is not valid; names the setting.
     """
-    tree = read_yaml(file) if file is not None else {}
+    tree = documents.read_settings(file) if file is not None else {}
     for key, value in flags.items():
         if value is not None:
             put(tree, key, value)
@@ -43,22 +43,6 @@ def resolve(kind: type[Config], file: Path | None, flags: Mapping[str, Any], ass
             raise ConfigError(f"--set {assignment[:60]!r}: the value {error.message}", remedy="quote it") from error
         put(tree, key.strip(), value)
     return validate(kind, tree, file)
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        DataError: If the file cannot be read or is not YAML.
-        ConfigError: If it holds something else than settings by name.
-    """
-    tree = documents.read_yaml(file)
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        remedy = "write one setting a line, as name: value"
-        raise ConfigError(f"{file}: holds a {type(tree).__name__} where settings by name are expected", remedy=remedy)
-    return tree
 
 
 def put(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -94,10 +78,7 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def validate(kind: type[Config], tree: Mapping[str, Any], file: Path | None = None) -> Config:
     """A configuration of ``kind``, or a :class:`ConfigError` that names each wrong setting and the file, if any."""
-    unnamed = [name for name in tree if not isinstance(name, str)]
     place = "" if file is None else f"{file}: "
-    if unnamed:
-        raise ConfigError(f"{place}{unnamed[0]!r} is no name of a setting", remedy="write settings as name: value")
     try:
         return kind.model_validate(dict(tree))
     except ValidationError as error:

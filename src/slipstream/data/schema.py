@@ -109,13 +109,10 @@ class Schema(BaseModel):
         """Reads a schema from a YAML file.
 
         Raises:
-            DataError: The file cannot be read or is not YAML.
-            ConfigError: It says something that is no schema.
+            ConfigError: The file cannot be read, is no YAML, or says something that is no schema.
         """
-        tree = documents.read_yaml(path)
+        tree = documents.read_settings(path)
         remedy = "a schema has label, time, categorical, dense, multi_hot, calendar, user, item and label_threshold"
-        if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
-            raise ConfigError(f"{path}: holds no roles by name", remedy=remedy)
         try:
             return cls.model_validate(tree)
         except ValidationError as error:

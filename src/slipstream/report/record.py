@@ -65,6 +65,8 @@ class Record(BaseModel):
         Raises:
             DataError: If the file is not there, or holds something else.
         """
+        if not Path(path).exists():
+            raise DataError("no such record", file=path, remedy="name a file that `slipstream bench --json` wrote")
         tree = documents.read_json(path)
         try:
             return cls.model_validate(tree)

@@ -181,10 +181,9 @@ def load_config(path: str | Path) -> TrainConfig:
     """Reads a configuration.
 
     Raises:
-        DataError: The file cannot be read or is not YAML.
-        ConfigError: It holds something else than a configuration.
+        ConfigError: The file cannot be read or holds something else.
     """
-    tree = documents.read_yaml(path)
+    tree = documents.read_settings(path)
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as error:
