@@ -105,5 +105,5 @@ def test_what_is_wrong_is_said_once_and_with_its_line(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             read_settings(file)
         assert str(caught.value).count("c.yaml") == 1 and f"c.yaml:{line}: " in str(caught.value)
-    with pytest.raises(ConfigError, match="no such setting.*the settings are policy, lr, sizes"):
+    with pytest.raises(ConfigError, match=r"no such setting.*the settings are policy, lr, sizes"):
         resolve(Whole, None, {"learning_rate": 0.1})

@@ -49,7 +49,7 @@ class Manifest(BaseModel):
 
     format_version: int = Field(default=FORMAT_VERSION, ge=1)
     num_samples: int = Field(ge=0)
-    num_positives: float = Field(ge=0, allow_inf_nan=False)
+    num_positives: float = Field(allow_inf_nan=False)
     """Sum of the labels."""
     dense: tuple[str, ...]
     """Names of the dense columns."""
