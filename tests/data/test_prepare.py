@@ -424,5 +424,5 @@ def test_schema_survives_yaml_and_refuses_nonsense(tmp_path):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ConfigError, match=reason):
             Schema.load(tmp_path / "bad.yaml")
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         Schema.load(Path(tmp_path / "none.yaml"))
