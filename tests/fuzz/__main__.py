@@ -43,10 +43,10 @@ def fuzz(name: str, seconds: float) -> int:
         @given(st.data())
         def examples(data: st.DataObject) -> None:
             nonlocal tried
+            content = data.draw(damaged(TARGETS[name][0]))
             if time.monotonic() > end:
                 return
             tried += 1
-            content = data.draw(damaged(TARGETS[name][0]))
             signal.alarm(PER_INPUT)
             try:
                 with tempfile.TemporaryDirectory() as folder:
