@@ -81,6 +81,8 @@ def _bytes(table: pa.Table) -> Iterator[tuple[str, bytes]]:
     yield "pages of zeros", good[:4] + bytes(middle - 4) + good[middle:]
     yield "pages of ones", good[:4] + b"\xff" * (middle - 4) + good[middle:]
     yield "text", b"user,item\n1,2\n"
+    name = table.column_names[0].encode()
+    yield "a column's name that is not UTF-8", good.replace(name, b"\xff" + name[1:])
     yield "no row", written(table.slice(0, 0))
 
 

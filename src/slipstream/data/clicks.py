@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from slipstream.data.chunk import RawChunk
 from slipstream.data.columns import missing_columns
-from slipstream.data.parquet import arrow_chunk, damaged, open_parquet
+from slipstream.data.parquet import DAMAGE, arrow_chunk, damaged, open_parquet
 from slipstream.data.sources import Task
 from slipstream.errors import DataError
 
@@ -87,5 +86,5 @@ def _read(file: Path, number: int) -> pl.DataFrame:
         table = open_parquet(file).read()
         frame = pl.DataFrame(pl.from_arrow(table))
         return frame.with_row_index(_LINE, 1).with_columns(pl.lit(number, pl.UInt32).alias(_FILE))
-    except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
+    except (*DAMAGE, pl.exceptions.PolarsError) as error:
         raise damaged(file, error) from error

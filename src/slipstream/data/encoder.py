@@ -17,6 +17,7 @@ from slipstream.data.atomic import file_sha256, write_text
 from slipstream.data.chunk import Decoded, Rules
 from slipstream.data.formats import DenseTransform, FormatName
 from slipstream.data.manifest import MANIFEST, first_problem, inside, read_manifest, safe_name
+from slipstream.data.parquet import DAMAGE
 from slipstream.data.schema import MAX_ROWS, FeatureInfo, Schema
 from slipstream.data.text import Text, hash_text
 from slipstream.data.vocabulary import Hashes, Lookup
@@ -239,7 +240,7 @@ def load_lookup(path: Path) -> Lookup:
             hashes = np.empty(batch.num_rows, dtype=np.uint64)
             hash_text(*text, hashes)
             pieces.append(hashes)
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         reason = str(error).splitlines()[0][:200]
         raise DataError(f"cannot be read ({reason})", file=path, remedy=_AGAIN) from error
     try:

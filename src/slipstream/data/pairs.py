@@ -14,7 +14,7 @@ import pyarrow.csv as pacsv
 from slipstream.data.blocks import TextFile
 from slipstream.data.chunk import RawChunk
 from slipstream.data.columns import missing_columns
-from slipstream.data.parquet import arrow_chunk, damaged, open_parquet
+from slipstream.data.parquet import DAMAGE, arrow_chunk, damaged, open_parquet
 from slipstream.data.sources import Task, TextSource
 from slipstream.errors import DataError
 
@@ -107,5 +107,5 @@ def _read_csv(path: Path) -> pa.Table:
 def _read_parquet(path: Path) -> pa.Table:
     try:
         return open_parquet(path).read()
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise damaged(path, error) from error

@@ -18,6 +18,9 @@ from slipstream.data.sources import Task
 from slipstream.data.text import MISSING, NOT_A_NUMBER, NOT_FINITE, OK, Text
 from slipstream.errors import DataError
 
+DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What Arrow raises on a file that is damaged; the last where the name of a column is."""
+
 
 @dataclass(frozen=True)
 class ParquetSource:
@@ -35,7 +38,7 @@ class ParquetSource:
                 for batch in reader.iter_batches(self.batch_rows, columns=list(columns)):
                     yield lambda b=batch, f=file, r=row: arrow_chunk(f, b, r)
                     row += batch.num_rows
-            except (pa.ArrowException, OSError) as error:
+            except DAMAGE as error:
                 raise damaged(file, error, row) from error
 
 
@@ -63,7 +66,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     try:
         reader = pq.ParquetFile(file)
         _check_metadata(reader.metadata, file, size)
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise damaged(file, error) from error
     return reader
 
