@@ -14,13 +14,16 @@ BENCH_FLAGS ?=
 INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
-.PHONY: help env env-bench interop demo test test-gpu lint format types results clean bench-frontier $(addprefix bench-,$(BENCHES))
+.PHONY: help env env-bench interop demo test test-gpu fuzz matrix lint format types results clean bench-frontier \
+  $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
 	@echo "make demo     prepare MovieTweetings, train with and without skipping, compare"
 	@echo "make test     all tests          make lint / make types / make format"
 	@echo "make test-gpu the kernels' tests, compiled, on a GPU (see docs/gpu.md)"
+	@echo "make fuzz MINUTES=30   damaged input for every reader, so long each; TARGETS=\"csv config\" names some"
+	@echo "make matrix   tests at the lowest and newest versions of the dependencies, in environments of their own"
 	@echo "make bench-X  X one of: $(BENCHES); the record goes to benchmarks/results/"
 	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
 	@echo "make interop  train models of $(LIBRARIES) with and without us"
@@ -79,6 +82,19 @@ GPU_TESTS := tests/gpu tests/kernels tests/properties
 
 test-gpu:
 	SLIPSTREAM_TEST_GPU=1 PYTHONPATH=src $(GPU_PYTHON) -m pytest -q $(GPU_TESTS)
+
+# Hypothesis with damaged input, so many minutes for each target; ends at the first finding.
+MINUTES ?= 5
+TARGETS ?=
+
+fuzz: env
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz $(MINUTES) $(TARGETS)
+
+# For example: make matrix MATRIX="lowest -- tests/kernels"
+MATRIX ?= lowest newest
+
+matrix:
+	$(PYTHON) .ci/matrix.py $(MATRIX)
 
 lint: env
 	$(BIN)/ruff check .

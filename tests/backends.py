@@ -71,11 +71,11 @@ class _Gpu:
         slots, starts = self.kernels.hash_lookups(_sent(ids), there, bits)
         return slots.cpu(), starts.cpu()
 
-    def scout(self, table: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    def scout(self, table: Tensor, *others: Any) -> tuple[Tensor, Tensor, float]:
         there = _sent(table)
         out = self.kernels.scout(there, *(_sent(o) if isinstance(o, Tensor) else o for o in others))
         table.copy_(there)
-        return out[0].cpu(), out[1].cpu()
+        return out[0].cpu(), out[1].cpu(), out[2]
 
 
 def _sent(tensor: Tensor | None) -> Any:

@@ -6,7 +6,8 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from slipstream.cli.settings import put, read_yaml, resolve
+from slipstream.cli.settings import put, resolve
+from slipstream.documents import read_settings
 from slipstream.errors import ConfigError
 
 
@@ -62,16 +63,16 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"c\.yaml"):
-        read_yaml(file)
+        read_settings(file)
     with pytest.raises(ConfigError, match=r"none\.yaml"):
-        read_yaml(tmp_path / "none.yaml")
+        read_settings(tmp_path / "none.yaml")
 
 
 def test_yaml_tags_construct_nothing(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("lr: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="not YAML"):
-        read_yaml(file)
+    with pytest.raises(ConfigError, match="is not allowed"):
+        read_settings(file)
 
 
 def test_an_empty_file_means_defaults(tmp_path: Path) -> None:
@@ -89,3 +90,20 @@ def test_parts_of_a_policy_are_chosen_by_name_too() -> None:
     put(tree, "policy.inputs.name", "importance")
     put(tree, "policy.rows", {"name": "psse"})
     assert tree == {"policy": {"name": "combine", "inputs": {"name": "importance"}, "rows": {"name": "psse"}}}
+
+
+def test_anchors_may_be_used_as_long_as_they_stand_for_little(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("lr: &rate 0.5\nsizes: &s [1, 2]\nmore: {<<: {a: *rate}, b: *s}\n", encoding="utf-8")
+    assert read_settings(file) == {"lr": 0.5, "sizes": [1, 2], "more": {"a": 0.5, "b": [1, 2]}}
+
+
+def test_what_is_wrong_is_said_once_and_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    for text, line in (("a: 1\nb: !!int ''\n", 2), ("a: 1\na: 2\n", 2), ("a: *b\n", 1), ("a: {\n", 2)):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            read_settings(file)
+        assert str(caught.value).count("c.yaml") == 1 and f"c.yaml:{line}: " in str(caught.value)
+    with pytest.raises(ConfigError, match=r"no such setting.*the settings are policy, lr, sizes"):
+        resolve(Whole, None, {"learning_rate": 0.1})

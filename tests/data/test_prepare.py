@@ -184,7 +184,7 @@ def test_files_that_hold_nothing_or_are_damaged(criteo, tmp_path):
         with pytest.raises(DataError, match="gzip stream is truncated"):
             prepare(broken, tmp_path / "out", format="criteo", options=options)
     broken.write_bytes(packed[:200] + b"garbage" + packed[207:])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is damaged"):
         prepare(broken, tmp_path / "out", format="criteo")
     damaged = tmp_path / "x.parquet"
     damaged.write_bytes(b"PAR1 and nothing else")
@@ -419,10 +419,10 @@ def test_schema_survives_yaml_and_refuses_nonsense(tmp_path):
         ("categorical: [a]\ncalendar: [hour]", "need a time column"),
         ("categorical: [a]\nmulti_hot: [{name: b, separator: '::'}]", "separator"),
         ("colour: red\ncategorical: [a]", "colour"),
-        ("[", "cannot read"),
+        ("[", "is not YAML"),
     ]:
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ConfigError, match=reason):
             Schema.load(tmp_path / "bad.yaml")
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         Schema.load(Path(tmp_path / "none.yaml"))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slipstream.data.blocks import drop_invalid_utf8, read_blocks
+from slipstream.data.blocks import drop_unreadable, read_blocks
 from slipstream.data.text import (
     MISSING,
     NOT_A_NUMBER,
@@ -121,7 +121,9 @@ def test_a_line_without_end_is_refused(tmp_path):
 
 def test_invalid_utf8_is_taken_out_and_lines_keep_their_numbers():
     block = b"a\n\xff\xfe\n\xc3\xa9\nb\xff\n"
-    assert drop_invalid_utf8(block) == (b"a\n\n\xc3\xa9\n\n", [(1, b"\xff\xfe"), (3, b"b\xff")])
+    assert drop_unreadable(block) == (b"a\n\n\xc3\xa9\n\n", [(1, "invalid UTF-8"), (3, "invalid UTF-8")])
+    text, ((line, reason),) = drop_unreadable(b"a\n\0b\nc\n")
+    assert text == b"a\n\nc\n" and line == 1 and "NUL" in reason
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tests.backends import BACK_ENDS, load
 from torch import Tensor
 
 from slipstream.errors import IndexOutOfRange, SlipstreamError
-from slipstream.kernels import reference
+from slipstream.kernels import cpu, reference, registry
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateSettings
+from slipstream.staleness import compiled
+from slipstream.staleness.sketch import PopularitySketch
 
 # The far ones would crash the process if they were read.
 OUTSIDE = (-1, 5, 2**31 - 1, -(2**31), 2**40, -(2**40), 2**62)
@@ -95,3 +98,94 @@ def test_rows_that_are_not_contiguous_are_refused_not_overwritten(kernels: str) 
     block = RowGradients(Lookups(torch.tensor([[1]]), None, 1), torch.ones(1, 1, 3), (0,))
     with pytest.raises(SlipstreamError, match="contiguous"):
         load(kernels).row_update([TableState(weight)], [block], UpdateSettings(Rule.SGD, lr=0.1))
+
+
+BAD_OFFSETS = ([0, 3, 2, 4], [-1, 0, 1, 4], [0, 1, 2, 5], [0, 2**40, 2**40, 4], [0, 1, 4], [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("bad", OUTSIDE)
+def test_the_classifier_raises(bad: int) -> None:
+    marks = torch.ones(15, dtype=torch.uint8)[5:10]
+    with pytest.raises(IndexOutOfRange):
+        registry.count_marked([marks], torch.tensor([[1], [bad]]))
+    with pytest.raises(IndexOutOfRange):
+        bag = (torch.tensor([1, bad]), torch.tensor([0, 2]))
+        registry.count_marked([marks], torch.zeros(1, 0, dtype=torch.int32), [bag])
+
+
+@pytest.mark.parametrize("offsets", BAD_OFFSETS)
+def test_bags_of_classifier_and_scout_lie_within_their_values(offsets: list[int]) -> None:
+    bag = (torch.tensor([0, 1, 2, 3]), torch.tensor(offsets))
+    ids = torch.zeros(3, 0, dtype=torch.int32)
+    with pytest.raises(IndexOutOfRange, match="offsets"):
+        registry.count_marked([torch.ones(5, dtype=torch.uint8)], ids, [bag])
+    with pytest.raises(IndexOutOfRange, match="offsets"):
+        registry.hash_lookups(ids, [bag], 8)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 31])
+@pytest.mark.parametrize("bad", OUTSIDE)
+def test_slots_of_any_id_are_within_the_scouts_table(bad: int, bits: int) -> None:
+    slots, _ = registry.hash_lookups(torch.tensor([[bad, 0]]), [(torch.tensor([bad]), torch.tensor([0, 1]))], bits)
+    assert 0 <= int(slots.min()) and int(slots.max()) < 1 << bits
+
+
+@pytest.mark.parametrize("slot", [-1, 8, 2**31 - 1, -(2**31)])
+def test_the_scout_raises_on_a_slot_outside(slot: int) -> None:
+    memory = torch.zeros(30, 4)
+    table, one = memory[10:20], torch.ones(1)  # 8 slots, the bias, one dense column
+    slots, learn = torch.tensor([slot], dtype=torch.int32), torch.ones(1, dtype=torch.bool)
+    with pytest.raises(IndexOutOfRange):
+        registry.scout(table, slots, torch.tensor([0, 1]), torch.ones(1, 1), one, learn, 0.1)
+    with pytest.raises(IndexOutOfRange):
+        registry.scout(table, slots.abs() % 8, torch.tensor([0, 2]), torch.ones(1, 1), one, learn, 0.1)
+    assert (memory == 0).all()
+
+
+def test_pairs_of_another_shape_are_refused() -> None:
+    for square in (torch.zeros(2, 3, 4), torch.zeros(2, 3), torch.zeros(2, 3, 3, dtype=torch.float64)):
+        with pytest.raises(SlipstreamError):
+            registry.pack_pairs(square)
+    for pairs in (torch.zeros(2, 5), torch.zeros(6), torch.zeros(2, 6, dtype=torch.float16)):
+        with pytest.raises(SlipstreamError):
+            registry.unpack_pairs(pairs, 4)
+
+
+def test_shapes_that_do_not_belong_together_are_refused() -> None:
+    weight, lookups = torch.zeros(5, 3), Lookups(torch.zeros(4, 2, dtype=torch.int32), None, 2)
+    with pytest.raises(SlipstreamError, match="1 tables"):
+        cpu.pool([weight], lookups)
+    for grad, tables in ((torch.zeros(3, 2, 3), (0, 0)), (torch.zeros(4, 2, 2), (0, 0)), (torch.zeros(4, 2, 3), (0,))):
+        with pytest.raises(SlipstreamError, match="gradient"):
+            cpu.row_update([TableState(weight)], [RowGradients(lookups, grad, tables)], UpdateSettings(Rule.SGD))
+    found = Lookups(torch.zeros(4, dtype=torch.int64), torch.tensor([0, 4]), 1, sample_weights=torch.ones(3))
+    block = RowGradients(found, torch.zeros(1, 1, 3), (0,))
+    with pytest.raises(SlipstreamError, match="sample weights"):
+        cpu.row_update([TableState(weight)], [block], UpdateSettings(Rule.SGD))
+
+
+@pytest.mark.parametrize("bad", OUTSIDE)
+def test_signals_count_inside_and_leave_the_rest_out(bad: int) -> None:
+    exact, seen = np.zeros(15, dtype=np.int32), np.zeros(15, dtype=np.uint8)
+    ids = np.array([0, 4, bad, 4], dtype=np.int64)
+    assert compiled.count_exactly(exact[5:10], ids) == 1
+    compiled.count_up_to(seen[5:10], ids, 255)
+    for counts in (exact, seen):
+        assert counts.tolist() == [0] * 5 + [1, 0, 0, 0, 2] + [0] * 5
+
+
+@pytest.mark.parametrize("bad", OUTSIDE)
+def test_the_sketch_raises(bad: int) -> None:
+    sketch = PopularitySketch([5], None, width=16, depth=2, heavy=8)
+    with pytest.raises(IndexOutOfRange):
+        sketch.add(0, torch.tensor([0, bad]))
+
+
+@pytest.mark.parametrize("bits", [1, 5])
+def test_a_tally_of_any_score_is_within_its_bins(bits: int) -> None:
+    """The bins of ``tally`` are those of the float's bits: infinity and NaN too fall into one."""
+    scores = np.array([0.0, 1e-45, 1.0, 3.4e38, np.inf, np.nan], dtype=np.float32)
+    low = 31 - bits
+    mass, rows = np.zeros(1 << bits), np.zeros(1 << bits, dtype=np.int64)
+    compiled.tally(scores.view(np.int32), scores, -1, low, mass, rows)
+    assert rows.sum() == 5

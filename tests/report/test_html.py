@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Callable
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from slipstream.report.html import compare_page, findings
 from slipstream.report.runs import load_runs
@@ -94,6 +97,75 @@ def test_findings_name_the_control(folders: list[Path]) -> None:
     random, psse = findings(load_runs(folders))
     assert random.startswith("random (random): 1.67x the speed of full, AUC -0.0200")
     assert psse.endswith("against random skipping (random, 6.0 s) AUC +0.0100.")
+
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+def test_every_string_of_a_run_is_escaped(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    hostile = f'{SCRIPT}"\'>&--><style>*{{}}</style><img src=x onerror=alert(1)> style="fill:url(http://x)"'
+    run = make_run(
+        "run <script>alert(1)<",
+        hostile,
+        learning_curve=CURVE,
+        by_popularity={hostile: {"auc": 0.7}},
+        machine={hostile: hostile},
+        versions={hostile: hostile},
+        commit=hostile,
+        dataset=hostile,
+    )
+    (run / "config.yaml").write_text(yaml.safe_dump({hostile: hostile, "data": hostile}), encoding="utf-8")
+    page = compare_page(load_runs([run, make_run("full", learning_curve=CURVE, by_popularity=BUCKETS)]), title=hostile)
+    parser = _Parser()
+    parser.feed(page)
+    assert parser.open == []
+    assert not {"script", "img"} & set(parser.tags) and parser.tags.count("style") == 1
+    assert all(address.startswith(("#", "data:")) for address in parser.addresses)
+    assert "alert(1)" in page and SCRIPT not in page
+
+
+def test_the_page_forbids_itself_everything_but_its_style(folders: list[Path]) -> None:
+    page = compare_page(load_runs(folders))
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    style = re.search(r"<style>(.*?)</style>", page, flags=re.DOTALL)
+    assert policy and style and page.index("Content-Security-Policy") < page.index("<style>")
+    digest = b64encode(sha256(style.group(1).encode()).digest()).decode()
+    assert policy.group(1).startswith(f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:;")
+    assert "unsafe" not in policy.group(1)
+    assert not re.search(r"<[^<>]*\sstyle=", page)  # a strict policy would not let a style attribute count
+    assert "@import" not in style.group(1) and "url(" not in style.group(1)
+
+
+def test_the_headline_comes_first(folders: list[Path]) -> None:
+    page = compare_page(load_runs(folders))
+    assert page.index("1.67x") < page.index("<svg") < page.index("<table")
+    assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
+
+
+@pytest.mark.browser
+def test_a_hostile_run_does_nothing_in_chromium(
+    make_run: Callable[..., Path], tmp_path: Path, open_in_browser: Callable[[Path], tuple[str, list[str]]]
+) -> None:
+    run = make_run(
+        "<script>document.title='broken'<", SCRIPT, learning_curve=CURVE, by_popularity={SCRIPT: {"auc": 0.7}}
+    )
+    file = tmp_path / "page.html"
+    file.write_text(compare_page(load_runs([run, make_run("full")]), title=SCRIPT), encoding="utf-8")
+    dom, console = open_in_browser(file)
+    # Chromium says on its console what the policy blocked: nothing was tried.
+    assert console == []
+    assert "<script" not in dom and "<title>&lt;script&gt;alert(1)" in dom
+
+
+@pytest.mark.browser
+def test_the_policy_blocks_what_is_put_into_the_page(
+    folders: list[Path], tmp_path: Path, open_in_browser: Callable[[Path], tuple[str, list[str]]]
+) -> None:
+    page = compare_page(load_runs(folders))
+    file = tmp_path / "page.html"
+    file.write_text(page.replace("</body>", f"{SCRIPT}<img src='x.png'></body>"), encoding="utf-8")
+    _, console = open_in_browser(file)
+    assert any("script" in line for line in console) and any("x.png" in line for line in console)
 
 
 @pytest.mark.browser

@@ -74,7 +74,7 @@ def test_a_broken_file_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.yaml: batch_size"):
         load_config(path)
     path.write_text("a: [", encoding="utf-8")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is not YAML"):
         load_config(path)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from slipstream.bench.frontier_options import FrontierOptions
 from slipstream.bench.globo import SETTINGS as GLOBO
 from slipstream.bench.globo import first_clicks
-from slipstream.cli.settings import read_yaml, validate
+from slipstream.cli.settings import validate
 from slipstream.data.synthetic import Preset, SyntheticConfig, generate
+from slipstream.documents import read_settings
 from slipstream.errors import ConfigError, DataError
 from slipstream.training import TrainConfig
 
@@ -28,7 +29,7 @@ Maker = Callable[[FrontierOptions, Path], Settings]
 def _movietweetings(options: FrontierOptions, folder: Path) -> Settings:
     if not _EXAMPLE.is_dir():
         raise DataError("no such data", file=_EXAMPLE, remedy="run the benchmark in the root of the source tree")
-    return {**read_yaml(_EXAMPLE / "train.yaml"), "data": _EXAMPLE, "cache": folder}
+    return {**read_settings(_EXAMPLE / "train.yaml"), "data": _EXAMPLE, "cache": folder}
 
 
 def _globo(options: FrontierOptions, folder: Path) -> Settings:
@@ -119,7 +120,7 @@ def training_of(options: FrontierOptions, folder: Path, **settings: Any) -> Trai
             raise ConfigError(f"{options.data} has settings of its own", remedy="name the data by its path for yours")
         made = SETS[options.data](options, folder)
     elif Path(options.data).exists():
-        made = {} if options.config is None else read_yaml(options.config)
+        made = {} if options.config is None else read_settings(options.config)
         made |= {"data": options.data, "cache": folder}
     else:
         names = ", ".join(SETS)

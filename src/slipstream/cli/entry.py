@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
+from io import TextIOWrapper
+from typing import Any, cast
 
 from slipstream.errors import SlipstreamError
 
 SPIN_COUNT = "1000"
+LONGEST = 1000
+"""Characters of an error's line at most."""
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
@@ -39,18 +44,84 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
-def main() -> None:
-    """Run the command line; on bad input print one line on standard error and exit with status 2."""
-    bound_spin(os.environ)
-    keep_freed_memory()
-    # Accepted anywhere on the line, since one adds it to a command that has just failed.
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; what is wrong becomes one line on standard error.
+
+    Args:
+        arguments: Those of the command line, without the program's name. ``--debug`` may stand anywhere, since one adds
+            it to a command that has just failed: errors then keep their traceback.
+
+    Returns:
+        The exit status: 0 done, 1 a check of ``doctor`` failed, 2 bad input or a refusal of the system (no permission,
+        no space), 130 interrupted.
+    """
+    import typer
+
     from slipstream.cli.app import app
 
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    # Newer versions of Typer bring a Click of their own: the base class of its errors is reached from the one exported.
+    usage_error = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
     try:
-        app(args=arguments, prog_name="slipstream")
-    except SlipstreamError as error:
-        if len(arguments) + 1 < len(sys.argv):
+        return app(args=arguments, prog_name="slipstream", standalone_mode=False) or 0
+    except typer.Abort:
+        return 130
+    except usage_error as error:
+        if debug:
             raise
-        print(f"slipstream: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        if error.format_message():  # without one, the command was given nothing and has shown its help
+            _complain(_usage(error))
+        return 2
+    except SlipstreamError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        return 2
+    except BrokenPipeError:
+        # Who read our output wants no more of it (`slipstream compare … | head`). Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if debug:
+            raise
+        _complain(f"{error.filename or 'the system'}: {error.strerror or error}; {_remedy(error)}")
+        return 2
+    except MemoryError:
+        if debug:
+            raise
+        _complain("the memory does not suffice; use smaller batches, fewer rows (hash_rows) or a larger machine")
+        return 2
+
+
+def _complain(text: str) -> None:
+    """One line on standard error; control characters of names and data do not reach the terminal."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    if len(line) > LONGEST:  # the end says what to do
+        line = f"{line[: LONGEST - 350]} … {line[-347:]}"
+    print(f"slipstream: {line}", file=sys.stderr)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the command line, and where its help is."""
+    command = error.ctx.command_path if error.ctx is not None else "slipstream"
+    return f"{error.format_message().rstrip('.?')}; `{command} --help` says what there is"
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return "change the permissions or choose another place"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room or choose another place"
+    return "check the path"
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    bound_spin(os.environ)
+    keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        # A file name need not be text.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))

@@ -30,7 +30,8 @@ def predict(
 ) -> None:
     """Write the probability of the positive label for every sample, in the order of the data."""
     if out.suffix not in (".parquet", ".csv"):
-        raise ConfigError(f"{out}: the predictions go to a .parquet or a .csv file")
+        remedy = "give the file one of these endings"
+        raise ConfigError(f"{out}: the predictions go to a .parquet or a .csv file", remedy=remedy)
     import numpy as np
     import polars as pl
 

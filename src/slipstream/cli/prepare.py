@@ -26,7 +26,8 @@ def prepare(
         Path | None, typer.Option(help="YAML with label, time, categorical, dense, multi_hot; for parquet and csv.")
     ] = None,
     on_bad_row: Annotated[
-        str | None, typer.Option(help="stop at a malformed row, or quarantine it in a side file and count it.")
+        str | None,
+        typer.Option(help="stop: end at a malformed row; quarantine: set such rows aside in a file and count them."),
     ] = None,
     min_frequency: Annotated[
         int | None, typer.Option(help="Categories seen less often share the out-of-vocabulary row.")

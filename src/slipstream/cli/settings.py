@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from slipstream.errors import ConfigError
+from slipstream import documents
+from slipstream.errors import ConfigError, DataError
 
 Config = TypeVar("Config", bound=BaseModel)
+_SHOWN = 5
 CHOSEN_BY_NAME = ("model", "policy", "inputs", "rows")
 """Sections whose ``name`` decides which other settings they have; ``inputs`` and ``rows`` are those of a policy."""
 
@@ -28,38 +29,20 @@ def resolve(kind: type[Config], file: Path | None, flags: Mapping[str, Any], ass
     Raises:
         ConfigError: If a source cannot be read or the outcome is not valid; names the setting.
     """
-    tree = read_yaml(file) if file is not None else {}
+    tree = documents.read_settings(file) if file is not None else {}
     for key, value in flags.items():
         if value is not None:
             put(tree, key, value)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {assignment!r} is not of the form name=value")
+            raise ConfigError(f"--set {assignment[:60]!r}: no name=value", remedy="write --set optimizer.lr=0.01")
         try:
-            put(tree, key.strip(), yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {assignment!r}: the value is not YAML") from error
-    return validate(kind, tree)
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        ConfigError: If the file cannot be read or holds something else.
-    """
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not YAML ({error})") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: holds a {type(tree).__name__} where settings by name are expected")
-    return tree
+            value = documents.parse_yaml(text)
+        except DataError as error:
+            raise ConfigError(f"--set {assignment[:60]!r}: the value {error.message}", remedy="quote it") from error
+        put(tree, key.strip(), value)
+    return validate(kind, tree, file)
 
 
 def put(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -84,7 +67,7 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
             branch[part] = {"name": branch[part]}
         branch = branch.setdefault(part, {})
         if not isinstance(branch, dict):
-            raise ConfigError(f"{key}: {part} has no settings of its own")
+            raise ConfigError(f"{key}: {part} has no settings of its own", remedy=f"set {part} itself")
     if chooses:
         chosen = branch.get(last)
         if isinstance(chosen, dict) and chosen.get("name") == value:
@@ -93,13 +76,29 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
     branch[last] = value
 
 
-def validate(kind: type[Config], tree: Mapping[str, Any]) -> Config:
-    """A configuration of ``kind``, or a :class:`ConfigError` that names each wrong setting."""
+def validate(kind: type[Config], tree: Mapping[str, Any], file: Path | None = None) -> Config:
+    """A configuration of ``kind``, or a :class:`ConfigError` that names each wrong setting and the file, if any."""
+    place = "" if file is None else f"{file}: "
     try:
         return kind.model_validate(dict(tree))
     except ValidationError as error:
-        wrong = []
-        for entry in error.errors(include_url=False):
-            where = ".".join(str(part) for part in entry["loc"])
-            wrong.append(f"{where}: {entry['msg']}" if where else entry["msg"])
-        raise ConfigError("; ".join(wrong)) from error
+        wrong = [_problem(dict(entry)) for entry in error.errors(include_url=False)]
+        more = f" (and {len(wrong) - _SHOWN} more)" if len(wrong) > _SHOWN else ""
+        raise ConfigError(f"{place}{', '.join(wrong[:_SHOWN])}{more}", remedy=_remedy(kind, error)) from error
+
+
+def _problem(entry: Mapping[str, Any]) -> str:
+    """One wrong setting in words; pydantic's own name types that no user of the command line knows."""
+    where = ".".join(str(part) for part in entry["loc"])
+    said = {
+        "extra_forbidden": "there is no such setting",
+        "missing": "is needed",
+        "union_tag_not_found": "its name is needed (model.name=dlrm)",
+    }.get(entry["type"], entry["msg"].removeprefix("Value error, "))
+    return f"{where or repr('')}: {said}" if entry["loc"] else str(said)
+
+
+def _remedy(kind: type[BaseModel], error: ValidationError) -> str:
+    known = ", ".join(kind.model_fields)
+    unknown = [entry for entry in error.errors() if entry["type"] == "extra_forbidden" and len(entry["loc"]) == 1]
+    return f"the settings are {known}" if unknown else "correct the setting"

@@ -20,7 +20,10 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML configuration; flags win over it.", dir_okay=False)] = None,
     model: Annotated[str | None, typer.Option(help="dlrm, dcnv2, deepfm, mf or two_tower.")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="What to skip: none, random, psse and more (policies.POLICIES).")
+        str | None,
+        typer.Option(
+            help="What to skip: none, random, psse, importance, guard, saturation, slipstream, order or combine."
+        ),
     ] = None,
     system: Annotated[
         str | None,
@@ -140,4 +143,5 @@ def _budget(policy: str | None, budget: str | None) -> dict[str, Any]:
     try:
         return {"policy.budget": None if budget is None else float(budget)}
     except ValueError as error:
-        raise ConfigError(f"--budget must be a number in (0, 1] or auto, got {budget!r}") from error
+        remedy = "name a share, such as --budget 0.5, or auto"
+        raise ConfigError(f"--budget {budget!r} is neither a number in (0, 1] nor auto", remedy=remedy) from error

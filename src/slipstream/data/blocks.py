@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO, NamedTuple, cast
 
 from slipstream.errors import DataError
 
 BLOCK_BYTES = 8 << 20
 """Bytes a piece: large enough to amortise the calls, small enough that a few in flight need little memory."""
+FREE_BYTES = 64 << 20
+"""Bytes that any packed file may unpack to."""
+MAX_RATIO = 200
+"""Beyond those, unpacked ÷ packed at most; logs reach 5 to 50, bombs 1,000 and more."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -26,36 +32,111 @@ class Block(NamedTuple):
     """How many there are."""
 
 
-def open_text(path: Path) -> BinaryIO:
-    """Opens a file for reading bytes, unpacking gzip when its first bytes say so.
+class TextFile:
+    """A file of text to be read once from its start, unpacked when its first bytes say gzip.
+
+    Args:
+        path: The file.
 
     Raises:
-        DataError: The file cannot be opened.
+        DataError: It cannot be opened or is no regular file; while reading: its gzip stream is damaged, or unpacks to
+            so much that it was made to fill the memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.line = 1
+        """Where the reader is, for messages."""
+        self._unpacked = 0
+        check_regular(path)
+        try:
+            self._raw = path.open("rb")
+            packed = self._raw.read(2) == b"\x1f\x8b"
+            self._raw.seek(0)
+            self._size = path.stat().st_size
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        self._file = cast(BinaryIO, gzip.open(self._raw)) if packed else self._raw
+        self._packed = packed
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, at most ``size``; none at the end."""
+        try:
+            data = self._file.read(size)
+        except EOFError as error:
+            raise self._damaged("the gzip stream is truncated") from error
+        except (zlib.error, gzip.BadGzipFile) as error:
+            raise self._damaged(f"the gzip stream is damaged ({error})") from error
+        except OSError as error:
+            raise _unreadable(self.path, error, self.line) from error
+        self._unpacked += len(data)
+        if self._packed and self._unpacked > max(FREE_BYTES, MAX_RATIO * self._size):
+            raise DataError(
+                f"unpacks to more than {MAX_RATIO} times its {self._size:,} bytes, as no log does",
+                file=self.path,
+                line=self.line,
+                remedy="if you trust it, unpack it and name the unpacked file",
+            )
+        return data
+
+    def _damaged(self, what: str) -> DataError:
+        return DataError(what, file=self.path, line=self.line, remedy="copy or download the file again")
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._raw.closed
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def close(self) -> None:
+        """Closes it."""
+        self._file.close()
+        self._raw.close()
+
+    def __enter__(self) -> TextFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_regular(path: Path) -> None:
+    """Refuses what is there but is no file: a folder, a pipe that nobody writes to, a device without end.
+
+    Raises:
+        DataError: It is missing, or no regular file.
     """
     try:
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        return cast(BinaryIO, gzip.open(path)) if packed else path.open("rb")
+        mode = path.stat().st_mode
     except OSError as error:
-        raise DataError(f"cannot be opened: {error.strerror}", file=path) from error
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(mode):
+        raise DataError("is not a regular file", file=path, remedy="name a file")
+
+
+def _unreadable(path: Path, error: OSError, line: int | None = None) -> DataError:
+    reason = error.strerror or str(error)
+    remedy = "check the path and its permissions"
+    return DataError(f"cannot be read ({reason})", file=path, line=line, remedy=remedy)
 
 
 def read_blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[Block]:
     """The lines of a text file, in pieces of about ``size`` bytes.
 
     Raises:
-        DataError: The file cannot be opened, its gzip stream is damaged, or a line is far longer than ``size``.
+        DataError: As :class:`TextFile`, or a line is far longer than ``size``.
     """
     line, rest = 1, b""
-    with open_text(path) as file:
+    with TextFile(path) as file:
         first = True
         while True:
-            try:
-                data = file.read(size)
-            except EOFError as error:
-                raise DataError("the gzip stream is truncated", file=path, line=line) from error
-            except (zlib.error, OSError) as error:
-                raise DataError(f"cannot be read: {error}", file=path, line=line) from error
+            file.line = line
+            data = file.read(size)
             if first:
                 data, first = data.removeprefix(_BOM), False
             if not data:
@@ -64,7 +145,13 @@ def read_blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[Block]:
             if not cut:
                 rest += data
                 if len(rest) > 8 * size:
-                    raise DataError("a line is too long; is this a text file?", file=path, line=line)
+                    remedy = "check the format and the line ends"
+                    raise DataError(
+                        f"a line is too long (over {8 * size:,} bytes); is this a text file?",
+                        file=path,
+                        line=line,
+                        remedy=remedy,
+                    )
                 continue
             block = b"".join([rest, memoryview(data)[:cut]]) if rest else data[:cut]
             rest = data[cut:]
@@ -75,26 +162,39 @@ def read_blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[Block]:
         yield Block(rest + b"\n", line, 1)
 
 
-def drop_invalid_utf8(block: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
-    """Takes out the lines that are not UTF-8; returns the rest and (0-based line within the block, its bytes).
+def drop_unreadable(block: bytes, most: int = 100_000) -> tuple[bytes, list[tuple[int, str]]]:
+    """Takes out the lines that are no text; returns the rest and (0-based line within the block, what is wrong).
 
-    The line is left as an empty one, so that the numbers of the lines stay.
+    The line is left as an empty one, so that the numbers of the lines stay. After ``most`` and one it stops looking.
     """
-    if block.isascii():
-        return block, []
-    bad: list[tuple[int, bytes]] = []
-    done, left = [], block
-    lines = 0
-    while True:
+    if b"\0" not in block:
+        if block.isascii():
+            return block, []
         try:
-            left.decode("utf-8")
-        except UnicodeDecodeError as error:
-            start = left.rfind(b"\n", 0, error.start) + 1
-            stop = left.index(b"\n", error.start)
-            lines += left.count(b"\n", 0, start)
-            bad.append((lines, left[start:stop]))
-            done += [left[:start], b"\n"]
-            lines += 1
-            left = left[stop + 1 :]
+            block.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
         else:
-            return b"".join([*done, left]), bad
+            return block, []
+    bad: list[tuple[int, str]] = []
+    lines = block.split(b"\n")
+    for number, line in enumerate(lines):
+        reason = _why_no_text(line)
+        if reason is not None:
+            bad.append((number, reason))
+            lines[number] = b""
+            if len(bad) > most:
+                break
+    return b"\n".join(lines), bad
+
+
+def _why_no_text(line: bytes) -> str | None:
+    if b"\0" in line:
+        return "holds a NUL byte (is this a text file in UTF-8?)"
+    if line.isascii():
+        return None
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return "invalid UTF-8"
+    return None

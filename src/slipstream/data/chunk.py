@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,11 @@ from slipstream.data.text import (
 from slipstream.errors import DataError
 
 Floats = npt.NDArray[np.float64]
+MAX_BAD_ROWS = 100_000
+"""Rows of one chunk that may be bad."""
+_LARGEST = float(np.finfo(np.float32).max)
+_LATEST = 1e11
+"""Seconds, the year 5138; a larger number counts milliseconds, or finer ones."""
 
 
 class Numbers(NamedTuple):
@@ -59,14 +64,26 @@ class BadRow(NamedTuple):
     text: str
     """The row as it stands in the file."""
 
-    def error(self) -> DataError:
+    def error(
+        self, remedy: str = "correct the row, or pass --on-bad-row=quarantine to set such rows aside"
+    ) -> DataError:
         """The error that stops the reading."""
-        return DataError(
-            self.reason,
-            file=self.file,
-            line=self.line,
-            column=self.column,
-            remedy='correct the row, or pass on_bad_row="quarantine" (--on-bad-row=quarantine) to set such rows aside',
+        return DataError(self.reason, file=self.file, line=self.line, column=self.column, remedy=remedy)
+
+
+def check_number_of_bad_rows(count: int, first: BadRow) -> None:
+    """Gives up on a chunk of which hardly a row can be used, before each of them is kept in memory.
+
+    Raises:
+        DataError: There are more than ``MAX_BAD_ROWS``.
+    """
+    if count > MAX_BAD_ROWS:
+        raise DataError(
+            f"{first.reason}; so it is with more than {MAX_BAD_ROWS:,} rows near it",
+            file=first.file,
+            line=first.line,
+            column=first.column,
+            remedy="check that the format is the right one",
         )
 
 
@@ -130,6 +147,7 @@ def decode(chunk: RawChunk, rules: Rules) -> Decoded:
     if schema.label is not None:
         values, status = _numbers(chunk.columns[schema.label])
         marks.numbers(schema.label, chunk.columns[schema.label], status, missing="has no label")
+        marks.add(np.abs(values) > _LARGEST, schema.label, lambda row: f"label {values[row]:g} is too large")
         labels = values if schema.label_threshold is None else np.where(values >= schema.label_threshold, 1.0, 0.0)
         if rules.binary:
             wrong = (status == OK) & (labels != 0) & (labels != 1)
@@ -144,7 +162,8 @@ def decode(chunk: RawChunk, rules: Rules) -> Decoded:
         if rules.nan_is_missing:
             status = np.where(status == NOT_FINITE, MISSING, status)
         marks.numbers(name, chunk.columns[name], status)
-    texts = [_text(chunk.columns[name], name) for name in schema.categorical]
+        marks.add(np.abs(dense[:, i]) > _LARGEST, name, lambda row, i=i: f"value {dense[row, i]:g} is too large")
+    texts = [_text(chunk.columns[name], name, chunk.file) for name in schema.categorical]
     for role, name in (("user", schema.user), ("item", schema.item)):
         if name is not None:
             text = texts[schema.categorical.index(name)]
@@ -158,7 +177,7 @@ def decode(chunk: RawChunk, rules: Rules) -> Decoded:
         hash_text(*text, hashes[i])
     bags = []
     for column in schema.multi_hot:
-        values, offsets = _lists(chunk.columns[column.name], column.separator)
+        values, offsets = _lists(chunk.columns[column.name], column.name, column.separator, chunk.file)
         if not marks.clean:
             values, offsets = _pick_lists(values, offsets, keep)
         hashed = np.empty(len(values.starts), dtype=np.uint64)
@@ -196,6 +215,7 @@ class _Marks:
             line = int(self._chunk.lines[row])
             file = self._chunk.file if self._chunk.file_of is None else self._chunk.file_of(row)
             self.rows.append(BadRow(file, line, column, reason(row), self._chunk.show(row)))
+            check_number_of_bad_rows(len(self.rows), self.rows[0])
 
     def numbers(
         self,
@@ -222,6 +242,11 @@ def unix_seconds(column: Column) -> Numbers:
     Numbers may be seconds, milli-, micro- or nanoseconds, told apart by their size; ISO dates are taken as UTC.
     """
     values, status = _numbers(column)
+    size = np.abs(values)
+    if (size > _LATEST).any():
+        units = np.select([size > 1e17, size > 1e14, size > _LATEST], [1e9, 1e6, 1e3], 1.0)
+        values = values / units
+        status = np.where(np.abs(values) > _LATEST, NOT_A_NUMBER, status).astype(np.uint8)
     if isinstance(column, Text) and (status == NOT_A_NUMBER).any():
         rows = np.flatnonzero(status == NOT_A_NUMBER)
         series = pl.Series([column.field(int(row)) for row in rows], dtype=pl.String)
@@ -231,14 +256,8 @@ def unix_seconds(column: Column) -> Numbers:
             # Polars 1 raises when no value follows a date format that it knows; Polars 2 gives nulls.
             dates = pl.Series([None] * len(rows), dtype=pl.Datetime("ms", "UTC"))
         parsed = dates.dt.epoch("s").to_numpy().astype(np.float64)
-        good = np.isfinite(parsed)
+        good = np.abs(parsed) <= _LATEST
         values[rows[good]], status[rows[good]] = parsed[good], OK
-    size = np.abs(values)
-    for limit, unit in ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3)):
-        large = size > limit
-        if large.any():
-            values = np.where(large, values / unit, values)
-            size = np.abs(values)
     return Numbers(np.floor(values), status)
 
 
@@ -251,14 +270,15 @@ def _numbers(column: Column) -> Numbers:
     return Numbers(*parse_numbers(column))
 
 
-def _text(column: Column, name: str) -> Text:
+def _text(column: Column, name: str, file: Path) -> Text:
     if not isinstance(column, Text):
-        kind = "lists" if isinstance(column, Lists) else "numbers"
-        raise DataError(f"holds {kind}, not categories", column=name, remedy="change its role in the schema")
+        kind = "lists" if isinstance(column, Lists) else "floats or times"
+        remedy = "change its role in the schema, or its type"
+        raise DataError(f"holds {kind}, not categories", file=file, column=name, remedy=remedy)
     return column
 
 
-def _lists(column: Column, separator: str) -> tuple[Text, npt.NDArray[np.int64]]:
+def _lists(column: Column, name: str, separator: str, file: Path) -> tuple[Text, npt.NDArray[np.int64]]:
     if isinstance(column, Lists):
         # As in a text with separators, an empty value is none.
         there = column.values.ends > column.values.starts
@@ -266,7 +286,7 @@ def _lists(column: Column, separator: str) -> tuple[Text, npt.NDArray[np.int64]]
             return column.values, column.offsets
         before = np.concatenate([[0], np.cumsum(there)])
         return column.values.rows(there), before[column.offsets]
-    return split_values(_text(column, "multi-hot"), separator)
+    return split_values(_text(column, name, file), separator)
 
 
 def _pick_lists(values: Text, offsets: npt.NDArray[np.int64], rows: npt.NDArray[Any]) -> tuple[Text, npt.NDArray[Any]]:
@@ -274,15 +294,3 @@ def _pick_lists(values: Text, offsets: npt.NDArray[np.int64], rows: npt.NDArray[
     picked = np.zeros(rows.size + 1, dtype=np.int64)
     np.cumsum(lengths, out=picked[1:])
     return values.rows(np.repeat(first - picked[:-1], lengths) + np.arange(picked[-1])), picked
-
-
-def missing_columns(needed: Sequence[str], found: Sequence[str], file: Path) -> None:
-    """Raises when a column of the schema is not in the file.
-
-    Raises:
-        DataError: Names the first missing column, and those that there are.
-    """
-    for name in needed:
-        if name not in found:
-            there = ", ".join(found[:12]) + (", …" if len(found) > 12 else "")
-            raise DataError(f"the column is missing; the file has {there or 'none'}", file=file, column=name)

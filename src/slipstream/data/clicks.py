@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from slipstream.data.chunk import RawChunk, missing_columns
-from slipstream.data.sources import Task, arrow_chunk, open_parquet
+from slipstream.data.chunk import RawChunk
+from slipstream.data.column_checks import missing_columns
+from slipstream.data.parquet import DAMAGE, arrow_chunk, damaged, open_parquet
+from slipstream.data.sources import Task
+from slipstream.errors import DataError
 
 HISTORY = ("previous_article", "article_before_previous", "clicks_so_far")
 """Columns that a log gains: the user's last two articles and number of clicks, all known before the click."""
@@ -41,19 +44,19 @@ class ClickSource:
         self.files = tuple(files)
         for file in self.files:
             missing_columns([user, item, time], open_parquet(file).schema_arrow.names, file)
-        log = pl.concat(
-            [
-                pl.read_parquet(file).with_row_index(_LINE, 1).with_columns(pl.lit(i, pl.UInt32).alias(_FILE))
-                for i, file in enumerate(self.files)
-            ],
-            how="vertical_relaxed",
-        )
+        logs = [_read(file, number) for number, file in enumerate(self.files)]
         clicked = pl.col(item)
-        self._log = log.sort(time, maintain_order=True).with_columns(
-            clicked.shift(1).over(user).alias(HISTORY[0]),
-            clicked.shift(2).over(user).alias(HISTORY[1]),
-            pl.int_range(pl.len()).over(user).clip(0, _MOST_CLICKS).alias(HISTORY[2]),
-        )
+        try:
+            log = pl.concat(logs, how="vertical_relaxed")
+            self._log = log.sort(time, maintain_order=True).with_columns(
+                clicked.shift(1).over(user).alias(HISTORY[0]),
+                clicked.shift(2).over(user).alias(HISTORY[1]),
+                pl.int_range(pl.len()).over(user).clip(0, _MOST_CLICKS).alias(HISTORY[2]),
+            )
+        except pl.exceptions.PolarsError as error:
+            reason = str(error).splitlines()[0][:200]
+            remedy = "give all files the same columns, ids and times as integers"
+            raise DataError(f"cannot be put in order ({reason})", file=self.files[-1], remedy=remedy) from error
 
     def in_file_order(self) -> ClickSource:
         """The same clicks, each with the same history, in the order of the files."""
@@ -75,3 +78,13 @@ class ClickSource:
         files = piece[_FILE].to_numpy()
         chunk.file_of = lambda row: self.files[files[row]]
         return chunk
+
+
+def _read(file: Path, number: int) -> pl.DataFrame:
+    """A file's clicks, each with its row and the file's number."""
+    try:
+        table = open_parquet(file).read()
+        frame = pl.DataFrame(pl.from_arrow(table))
+        return frame.with_row_index(_LINE, 1).with_columns(pl.lit(number, pl.UInt32).alias(_FILE))
+    except (*DAMAGE, pl.exceptions.PolarsError) as error:
+        raise damaged(file, error) from error

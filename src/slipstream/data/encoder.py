@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from slipstream.data.atomic import write_text
+from slipstream import documents
+from slipstream.data.atomic import file_sha256, write_text
 from slipstream.data.chunk import Decoded, Rules
 from slipstream.data.formats import DenseTransform, FormatName
-from slipstream.data.manifest import safe_name
+from slipstream.data.manifest import MANIFEST, first_problem, inside, read_manifest, safe_name
+from slipstream.data.parquet import DAMAGE
 from slipstream.data.schema import MAX_ROWS, FeatureInfo, Schema
 from slipstream.data.text import Text, hash_text
 from slipstream.data.vocabulary import Hashes, Lookup
@@ -47,8 +49,8 @@ class DenseSpec(BaseModel):
     name: str
     transform: DenseTransform
     """log1p: log(1 + max(x, 0)), as DLRM does for Criteo; standardise: (x - mean) / std; a missing value becomes 0."""
-    mean: float = 0.0
-    std: float = Field(default=1.0, gt=0)
+    mean: float = Field(default=0.0, allow_inf_nan=False)
+    std: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class EncoderSpec(BaseModel):
@@ -71,6 +73,21 @@ class EncoderSpec(BaseModel):
     """Values seen less often in the fitted rows share row 0."""
     fitted_rows: int = Field(ge=0)
     """Rows, first in time, on which vocabularies and statistics were fitted."""
+
+    @model_validator(mode="after")
+    def _matches_its_columns(self) -> EncoderSpec:
+        columns = self.columns
+        expected = [(name, False) for name in columns.one_hot] + [(column.name, True) for column in columns.multi_hot]
+        if [(sparse.name, sparse.multi_hot) for sparse in self.sparse] != expected:
+            raise ValueError("its sparse features are not those of its columns")
+        if tuple(column.name for column in self.dense) != columns.dense:
+            raise ValueError("its dense features are not those of its columns")
+        for sparse in self.sparse:
+            if (sparse.kind == "calendar") != (sparse.name in columns.calendar):
+                raise ValueError(f"feature {sparse.name!r} cannot be of kind {sparse.kind}")
+            if sparse.kind == "hash" and sparse.num_rows < 2:
+                raise ValueError(f"feature {sparse.name!r} is hashed to no row")
+        return self
 
 
 @dataclass
@@ -156,17 +173,46 @@ class Encoder:
         folder = Path(folder)
         path = folder / ENCODER
         if not path.is_file():
-            raise NotPrepared("holds no encoder: it was not made from raw files", file=folder)
+            remedy = "name the data set that the run was trained on"
+            raise NotPrepared("holds no encoder: it was not made from raw files", file=folder, remedy=remedy)
+        text = documents.read_text(inside(folder, ENCODER), documents.MAX_JSON_BYTES)
         try:
-            text = path.read_text(encoding="utf-8")
             version = _Version.model_validate_json(text).encoder_version
             if version > ENCODER_VERSION:
-                raise NotPrepared(f"has version {version}, this slipstream reads {ENCODER_VERSION}", file=path)
+                raise NotPrepared(
+                    f"has version {version}, this slipstream reads up to {ENCODER_VERSION}",
+                    file=path,
+                    remedy="update slipstream-rec",
+                )
             spec = EncoderSpec.model_validate_json(text)
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise DataError("is damaged", file=path, remedy="prepare the data again") from error
-        names = [sparse.name for sparse in spec.sparse if sparse.kind == "vocabulary"]
-        return cls(spec, {name: load_lookup(folder / vocabulary_file(name)) for name in names})
+        except ValidationError as error:
+            raise DataError(f"is damaged ({first_problem(error)})", file=path, remedy=_AGAIN) from error
+        vocabularies = [sparse for sparse in spec.sparse if sparse.kind == "vocabulary"]
+        _check_sums(folder, [ENCODER, *(vocabulary_file(sparse.name) for sparse in vocabularies)])
+        lookups: dict[str, Lookup] = {}
+        for sparse in vocabularies:
+            file = inside(folder, vocabulary_file(sparse.name))
+            lookup = lookups[sparse.name] = load_lookup(file)
+            if lookup.num_values != sparse.num_rows - 1:
+                what = f"holds {lookup.num_values:,} values instead of {sparse.num_rows - 1:,}"
+                raise DataError(what, file=file, remedy=_AGAIN)
+        return cls(spec, lookups)
+
+
+_AGAIN = "prepare the data again"
+
+
+def _check_sums(folder: Path, names: list[str]) -> None:
+    """Whether the files of an encoder are those that the data set was prepared with."""
+    if not (folder / MANIFEST).is_file():
+        return
+    files = read_manifest(folder).files
+    for name in names:
+        file = folder / name
+        if name not in files or not file.is_file():
+            raise DataError("is missing", file=file, remedy=_AGAIN)
+        if file_sha256(file) != files[name].sha256:
+            raise DataError("its checksum is wrong", file=file, remedy=_AGAIN)
 
 
 class _Version(BaseModel):
@@ -186,14 +232,21 @@ def load_lookup(path: Path) -> Lookup:
     """
     pieces: list[Hashes] = []
     try:
-        for batch in pq.ParquetFile(path).iter_batches(1 << 18, columns=["value"]):
+        reader = pq.ParquetFile(path)
+        if "value" not in reader.schema_arrow.names:
+            raise DataError("has no column value", file=path, remedy=_AGAIN)
+        for batch in reader.iter_batches(1 << 18, columns=["value"]):
             text = Text.from_arrow(batch.column(0).cast(pa.string()))
             hashes = np.empty(batch.num_rows, dtype=np.uint64)
             hash_text(*text, hashes)
             pieces.append(hashes)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot be read: {error}", file=path, remedy="prepare the data again") from error
-    return Lookup(np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint64))
+    except DAMAGE as error:
+        reason = str(error).splitlines()[0][:200]
+        raise DataError(f"cannot be read ({reason})", file=path, remedy=_AGAIN) from error
+    try:
+        return Lookup(np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint64))
+    except DataError as error:
+        raise DataError(error.message, file=path, line=error.line, remedy=_AGAIN) from error
 
 
 def transform(values: npt.NDArray[np.float64], column: DenseSpec) -> npt.NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ class DenseStatistics:
 
 
 class Fitter:
-    """Collects what an encoder needs.
+    """Collects what an encoder needs. A context manager: leaving the block closes the temporary files.
 
     Args:
         data: What the columns are.
@@ -71,6 +72,15 @@ class Fitter:
         self._binary = True
         self.rows = 0
         """Rows seen."""
+
+    def __enter__(self) -> Fitter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for counter in self._counters.values():
+            counter.close()
 
     @property
     def needed(self) -> bool:

@@ -10,13 +10,15 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from slipstream.data.blocks import check_regular
 from slipstream.data.chunk import Numbers, RawChunk, Text
 from slipstream.data.clicks import HISTORY, ClickSource
 from slipstream.data.infer import infer_schema
 from slipstream.data.movies import MovieTable, rating_threshold
 from slipstream.data.pairs import PairSource, only_pairs
+from slipstream.data.parquet import ParquetSource, open_parquet
 from slipstream.data.schema import MultiHot, Schema
-from slipstream.data.sources import ParquetSource, Source, TextSource, open_parquet
+from slipstream.data.sources import Source, TextSource
 from slipstream.data.text import NOT_A_NUMBER, OK, parse_numbers
 from slipstream.errors import ConfigError, DataError
 
@@ -124,7 +126,9 @@ def open_raw(
     """
     path = Path(path)
     if not path.exists():
-        raise DataError("does not exist", file=path)
+        raise DataError("does not exist", file=path, remedy="check the path")
+    if not path.is_dir():
+        check_regular(path)
     format = format or ("parquet" if schema and _is_parquet(path) else "csv" if schema else detect(path))
     if format not in FORMATS:
         raise ConfigError(f"format {format!r} is unknown", remedy=f"choose one of {', '.join(FORMATS)}")
@@ -133,7 +137,8 @@ def open_raw(
     data = _OPENERS[format](path, schema, seed)
     if label_threshold is not None:
         if data.schema.label is None:
-            raise ConfigError(f"{path} has no label that a threshold could be applied to")
+            remedy = "leave the threshold out"
+            raise ConfigError(f"{path} has no label that a threshold could be applied to", remedy=remedy)
         changed = data.schema.model_copy(update={"label_threshold": label_threshold})
         data = replace(data, schema=changed)
     return replace(data, binary=True) if data.schema.label_threshold is not None else data
@@ -173,6 +178,7 @@ def detect(path: Path) -> FormatName:
 def _is_parquet(path: Path) -> bool:
     if path.is_dir():
         return any(path.glob("*.parquet"))
+    check_regular(path)
     with path.open("rb") as file:
         return file.read(4) == b"PAR1" or path.suffix == ".parquet"
 
@@ -182,7 +188,8 @@ def _files(path: Path, *patterns: str) -> tuple[Path, ...]:
         return (path,)
     found = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
     if not found:
-        raise DataError(f"holds no file named {' or '.join(patterns)}", file=path)
+        remedy = "name the folder that holds the data, or one file"
+        raise DataError(f"holds no file named {' or '.join(patterns)}", file=path, remedy=remedy)
     # day_2 before day_10
     return tuple(sorted(found, key=lambda file: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", file.name)]))
 
@@ -207,7 +214,7 @@ def _avazu_time(chunk: RawChunk) -> RawChunk:
     if not isinstance(column, Text):
         raise DataError("is not text", file=chunk.file, column="hour")
     values, status = parse_numbers(column)
-    number = np.where(status == OK, values, 14_010_100).astype(np.int64)
+    number = np.where((status == OK) & (np.abs(values) < 1e8), values, -1).astype(np.int64)
     year, month, day, hour = number // 1_000_000, number // 10_000 % 100, number // 100 % 100, number % 100
     wrong = (number < 0) | (year > 99) | (month < 1) | (month > 12) | (day < 1) | (day > 31) | (hour > 23)
     status = np.where(wrong, NOT_A_NUMBER, status).astype(np.uint8)
@@ -223,7 +230,8 @@ def _movies(format: Literal["movietweetings", "movielens"]) -> Callable[[Path, S
         movies = ratings.with_name("movies.dat")
         for file in (ratings, movies):
             if not file.is_file():
-                raise DataError("is missing; the folder must hold ratings.dat and movies.dat", file=file)
+                remedy = "the folder must hold ratings.dat and movies.dat"
+                raise DataError("is missing", file=file, remedy=remedy)
         schema = _MOVIES.model_copy(update={"label_threshold": 8.0 if format == "movietweetings" else 4.0})
         source = TextSource((ratings,), delimiter="::", names=("user", "movie", "rating", "time"), quotes=False)
         table = MovieTable(movies)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 
+from slipstream.data.blocks import drop_unreadable, read_blocks
+from slipstream.data.column_checks import missing_columns
+from slipstream.data.parquet import open_parquet
 from slipstream.data.schema import MultiHot, Schema
-from slipstream.data.sources import open_parquet
+from slipstream.data.sources import read_header
 from slipstream.errors import ConfigError, DataError
 
 _LABELS = ("label", "click", "clicked", "is_click", "target", "y")
 _TIMES = ("time", "timestamp", "unix_time", "datetime", "date")
 _EXAMPLE_ROWS = 1000
+_EXAMPLE_BYTES = 1 << 20
 
 
 def infer_schema(file: Path, *, delimiter: str = ",") -> Schema:
@@ -24,6 +29,8 @@ def infer_schema(file: Path, *, delimiter: str = ",") -> Schema:
         DataError: The file cannot be read.
     """
     columns = _parquet_columns(file) if file.suffix == ".parquet" else _csv_columns(file, delimiter)
+    if "" in columns:
+        raise ConfigError(f"{file}: column {list(columns).index('') + 1} has no name", remedy=_REMEDY)
     label = _only(columns, _LABELS, file, "label", required=True)
     time = _only(columns, _TIMES, file, "time", required=False)
     roles: dict[str, list[str]] = {"categorical": [], "dense": [], "multi_hot": []}
@@ -49,7 +56,8 @@ def _only(columns: dict[str, str], names: tuple[str, ...], file: Path, role: str
     found = [name for name in columns if name.lower() in names]
     if len(found) > 1 or (required and not found):
         what = f"columns {', '.join(map(repr, found))} could all be the {role}" if found else f"no column is the {role}"
-        raise ConfigError(f"{file}: {what} (the columns are {', '.join(columns)})", remedy=_REMEDY)
+        there = ", ".join([*columns][:12]) + (", …" if len(columns) > 12 else "")
+        raise ConfigError(f"{file}: {what} (the columns are {there})", remedy=_REMEDY)
     return found[0] if found else None
 
 
@@ -71,17 +79,25 @@ def _parquet_columns(file: Path) -> dict[str, str]:
 
 
 def _csv_columns(file: Path, delimiter: str) -> dict[str, str]:
+    block = next(read_blocks(file, _EXAMPLE_BYTES), None)
+    if block is None:
+        raise DataError("is empty", file=file, remedy="name a file with rows")
+    names = read_header(file, block, delimiter)
+    missing_columns(names, names, file)
+    rows = drop_unreadable(block.data.partition(b"\n")[2])[0]
+    read = partial(
+        pl.read_csv, separator=delimiter, has_header=False, n_rows=_EXAMPLE_ROWS, infer_schema_length=_EXAMPLE_ROWS
+    )
     try:
-        example = pl.read_csv(file, separator=delimiter, n_rows=_EXAMPLE_ROWS, infer_schema_length=_EXAMPLE_ROWS)
-    except pl.exceptions.NoDataError as error:
-        raise DataError("is empty", file=file) from error
-    except (pl.exceptions.PolarsError, OSError):
+        example = read(rows)
+    except pl.exceptions.NoDataError:
+        return dict.fromkeys(names, "categorical")
+    except pl.exceptions.PolarsError:
         # Rows that cannot be read are reported with their line by the reading itself; the roles only need the good
         # ones.
-        example = pl.read_csv(
-            file, separator=delimiter, n_rows=_EXAMPLE_ROWS, ignore_errors=True, truncate_ragged_lines=True
-        )
-    return {
-        name: "dense" if kind.is_float() else "categorical"
-        for name, kind in zip(example.columns, example.dtypes, strict=True)
-    }
+        try:
+            example = read(rows, ignore_errors=True, truncate_ragged_lines=True, quote_char=None)
+        except pl.exceptions.PolarsError as error:
+            raise DataError("has no rows that can be told apart", file=file, remedy=_REMEDY) from error
+    kinds = [*example.dtypes, *[pl.String()] * len(names)]
+    return {name: "dense" if kind.is_float() else "categorical" for name, kind in zip(names, kinds, strict=False)}

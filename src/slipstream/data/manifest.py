@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from slipstream import documents
 from slipstream.data.schema import FeatureInfo
 from slipstream.errors import DataError, NotPrepared
 
@@ -46,9 +47,9 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = Field(default=FORMAT_VERSION, ge=1)
     num_samples: int = Field(ge=0)
-    num_positives: float
+    num_positives: float = Field(allow_inf_nan=False)
     """Sum of the labels."""
     dense: tuple[str, ...]
     """Names of the dense columns."""
@@ -62,11 +63,17 @@ class Manifest(BaseModel):
     """Where the data came from: source, options, versions, counts. Not part of the fingerprint."""
 
     @model_validator(mode="after")
-    def _paths_stay_inside(self) -> Manifest:
+    def _is_consistent(self) -> Manifest:
         for name in self.files:
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"file {name!r} is outside the store")
+            if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+                raise ValueError(f"file {name[:80]!r} is outside the store")
+        for names in ([feature.name for feature in self.features], self.dense):
+            if len(set(names)) != len(names):
+                raise ValueError("two features have the same name")
+        kinds = [feature.multi_hot for feature in self.features]
+        if kinds != sorted(kinds):
+            raise ValueError("a one-hot feature follows a multi-hot one")
         return self
 
     @property
@@ -105,8 +112,8 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise NotPrepared("is not a prepared data set", file=folder, remedy="make one with `slipstream prepare IN OUT`")
+    text = documents.read_text(inside(folder, MANIFEST), documents.MAX_JSON_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
         version = _Version.model_validate_json(text).format_version
         if version > FORMAT_VERSION:
             raise NotPrepared(
@@ -115,9 +122,30 @@ def read_manifest(folder: Path) -> Manifest:
                 remedy="update slipstream-rec",
             )
         return Manifest.model_validate_json(text)
-    except (ValidationError, UnicodeDecodeError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise DataError(f"is damaged: {reason}", file=path, remedy="prepare the data again") from error
+    except ValidationError as error:
+        remedy = "prepare the data again"
+        raise DataError(f"is damaged ({first_problem(error)})", file=path, remedy=remedy) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where and what, of the first thing that is wrong."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {said}" if where else said
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file ``name`` below ``folder``, which must really be there: no link leads out of it.
+
+    Raises:
+        DataError: It leads elsewhere.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        remedy = "put the file itself into the folder"
+        raise DataError("is a link out of the data set's folder", file=path, remedy=remedy)
+    return path
 
 
 class _Version(BaseModel):

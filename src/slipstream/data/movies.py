@@ -34,18 +34,21 @@ class MovieTable:
                 # MovieLens-1M is in Latin-1; only titles hold letters outside ASCII, and titles are not used.
                 fields = raw.decode("utf-8", "replace").split("::")
                 if len(fields) < 3:
-                    raise DataError(f"expected 3 columns, found {len(fields)}", file=path, line=number)
+                    remedy = "write id::title::genres"
+                    raise DataError(f"expected 3 columns, found {len(fields)}", file=path, line=number, remedy=remedy)
                 year = _YEAR.search("::".join(fields[1:-1]))
                 ids.append(fields[0])
                 years.append(year.group(1) if year else "")
                 genres.append("" if fields[-1] == "(no genres listed)" else fields[-1])
+        if not ids:
+            raise DataError("is empty", file=path, remedy="copy the data set's movies.dat again")
         text = Text.from_arrow(pa.array(ids, type=pa.string()))
         hashes = np.empty(len(ids), dtype=np.uint64)
         hash_text(*text, hashes)
         try:
             self._lookup = Lookup(hashes)
         except DataError as error:
-            raise DataError("a film stands twice", file=path, line=error.line) from error
+            raise DataError("a film stands twice", file=path, line=error.line, remedy="keep one of them") from error
         self._years = Text.from_arrow(pa.array(years, type=pa.string()))
         self._genres = Text.from_arrow(pa.array(genres, type=pa.string()))
 
@@ -67,4 +70,4 @@ def rating_threshold(path: Path) -> float:
     for block in read_blocks(path, 1 << 20):
         ratings = re.findall(rb"^[^:\n]*::[^:\n]*::(\d+(?:\.\d+)?)::", block.data, flags=re.MULTILINE)
         return 8.0 if any(float(rating) > 5 for rating in ratings) else 4.0
-    raise DataError("is empty", file=path)
+    raise DataError("is empty", file=path, remedy="copy the data set's ratings.dat again")

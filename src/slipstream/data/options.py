@@ -17,7 +17,7 @@ class PrepareOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_frequency: int = Field(default=1, ge=1)
+    min_frequency: int = Field(default=1, ge=1, le=MAX_ROWS)
     """Categories seen less often in the fitted rows share row 0, out of vocabulary."""
     hash_rows: int | None = Field(default=None, ge=2, le=MAX_ROWS)
     """When set, categories are hashed to tables of so many rows and there are no vocabularies."""
@@ -25,7 +25,7 @@ class PrepareOptions(BaseModel):
     """Transform of dense columns: log1p, standardise or none. None: as the format has it."""
     fit_share: float = Field(default=1.0, gt=0, le=1)
     """Share of the rows, first in time, on which vocabularies and statistics are fitted."""
-    label_threshold: float | None = None
+    label_threshold: float | None = Field(default=None, allow_inf_nan=False)
     """Labels at least this are 1, others 0. None: as the format or schema has it."""
     on_bad_row: Literal["stop", "quarantine"] = "stop"
     """stop: raise an error that says where. quarantine: write the row to ``quarantine.tsv`` in the store and go on."""
@@ -35,9 +35,9 @@ class PrepareOptions(BaseModel):
     """Negatives drawn after each row of data without label. None: as the format has it (globo 2, pairs 1)."""
     negative_method: NegativeMethod | None = None
     """recent, uniform or popularity. None: as the format has it."""
-    negative_window: int = Field(default=3000, ge=1)
+    negative_window: int = Field(default=3000, ge=1, le=MAX_ROWS)
     """Preceding rows from which ``recent`` draws."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the negatives, and of the order of pairs."""
     threads: int = Field(default=2, ge=1, le=64)
     """Threads that parse and encode, beside the one that reads and writes."""

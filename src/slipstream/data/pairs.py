@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
+from slipstream.data.blocks import TextFile
 from slipstream.data.chunk import RawChunk
-from slipstream.data.sources import Task, arrow_chunk
+from slipstream.data.column_checks import missing_columns
+from slipstream.data.parquet import DAMAGE, arrow_chunk, damaged, open_parquet
+from slipstream.data.sources import Task, TextSource
 from slipstream.errors import DataError
 
 _USERS = ("user", "user_id", "userid", "uid")
@@ -53,19 +56,22 @@ class PairSource:
 
     def __init__(self, path: Path, seed: int = 0) -> None:
         self.files = (path,)
-        try:
-            self._table = pacsv.read_csv(path) if path.suffix in (".csv", ".gz") else pq.read_table(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"cannot be read: {error}", file=path) from error
-        names = pair_columns(self._table.column_names)
+        self._table = _read_csv(path) if path.suffix in (".csv", ".gz") else _read_parquet(path)
+        found = self._table.column_names
+        names = pair_columns(found)
         if names is None:
-            raise DataError(f"has no columns of users and items among {', '.join(self._table.column_names)}", file=path)
+            there = ", ".join(found[:12]) + (", …" if len(found) > 12 else "")
+            remedy = "call them user and item, or pass another format"
+            raise DataError(f"has no columns of users and items among {there}", file=path, remedy=remedy)
         self.user, self.item = names
+        missing_columns([*names, "split"] if "split" in found else names, found, path)
         self._order = np.random.default_rng(seed).permutation(self._table.num_rows)
         if "split" in self._table.column_names:
             split = self._table["split"].to_numpy()
             if not np.isin(split, (0, 1)).all():
-                raise DataError("must be 0 (train) or 1 (test)", file=path, column="split")
+                line = int(np.argmin(np.isin(split, (0, 1)))) + 1
+                remedy = "correct the column"
+                raise DataError("must be 0 (train) or 1 (test)", file=path, line=line, column="split", remedy=remedy)
             self.split = "column split"
             test = split[self._order] == 1
         else:
@@ -100,3 +106,29 @@ def _share_of_each(codes: npt.NDArray[np.integer[Any]], share: float) -> npt.NDA
     rank = np.empty(codes.size, dtype=np.int64)
     rank[order] = np.arange(codes.size) - np.repeat(np.cumsum(counts) - counts, counts)
     return rank < (share * counts).astype(np.int64)[codes]
+
+
+def _read_csv(path: Path) -> pa.Table:
+    TextSource((path,)).header()  # refuses what is no table
+    try:
+        with TextFile(path) as file:
+            table = pacsv.read_csv(file)
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if pa.types.is_string(column.type):
+                row = pc.index(
+                    pc.call_function("match_substring", [column], pc.MatchSubstringOptions("\0")), True
+                ).as_py()
+                if row >= 0:
+                    remedy = "save the file as UTF-8 text"
+                    raise DataError("holds a NUL byte", file=path, line=row + 2, column=name, remedy=remedy)
+        return table
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise DataError(f"cannot be read ({reason})", file=path, remedy="correct the row") from error
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    try:
+        return open_parquet(path).read()
+    except DAMAGE as error:
+        raise damaged(path, error) from error

@@ -75,7 +75,8 @@ class Passes:
             done += len(rows)
             self.report(stage, done)
         if not done:
-            raise DataError("holds no usable row", file=self.data.source.files[0])
+            remedy = "check that the format is the right one"
+            raise DataError("holds no usable row", file=self.data.source.files[0], remedy=remedy)
 
     def _fitted_rows(self, rules: Rules) -> npt.NDArray[np.bool_] | None:
         """Which rows are among the first share in time; None: all."""
@@ -100,13 +101,14 @@ class Passes:
             dense=options.dense or self.data.dense,
             nan_is_missing=options.nan == "missing",
         )
-        if fitter.needed:
-            rules = Rules(self.data.schema, self.data.binary, options.nan == "missing")
-            fitted, done = self._fitted_rows(rules), 0
-            for rows in self._decoded("fit", rules):
-                fitter.add(rows, None if fitted is None else fitted[done : done + len(rows)])
-                done += len(rows)
-        return fitter.finish()
+        with fitter:
+            if fitter.needed:
+                rules = Rules(self.data.schema, self.data.binary, options.nan == "missing")
+                fitted, done = self._fitted_rows(rules), 0
+                for rows in self._decoded("fit", rules):
+                    fitter.add(rows, None if fitted is None else fitted[done : done + len(rows)])
+                    done += len(rows)
+            return fitter.finish()
 
     def writer(self, encoder: Encoder, path: Path, *, overwrite: bool) -> StoreWriter:
         """A writer for a store of the encoder's features."""

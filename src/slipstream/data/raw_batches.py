@@ -45,7 +45,7 @@ def encode_raw(
     count = done = 0
     for rows in in_order(data.source.tasks(data.columns), decoder(data, rules), 2):
         if rows.bad and on_bad_row == "stop":
-            raise rows.bad[0].error()
+            raise rows.bad[0].error("correct the row, or take it out")
         if not len(rows):
             continue
         encoded = encoder.encode(rows)

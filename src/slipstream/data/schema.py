@@ -9,6 +9,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from slipstream import documents
 from slipstream.data.atomic import write_text
 from slipstream.errors import ConfigError
 
@@ -56,7 +57,7 @@ class Schema(BaseModel):
 
     label: str | None = None
     """The label's column. None: every row is a positive (clicks), and non-clicks are to be drawn."""
-    label_threshold: float | None = None
+    label_threshold: float | None = Field(default=None, allow_inf_nan=False)
     """When set, the label is 1 where the column is at least this, else 0."""
     time: str | None = None
     """Column of unix seconds (integers) or of dates."""
@@ -80,6 +81,8 @@ class Schema(BaseModel):
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise ValueError(f"column {twice[0]!r} has two roles")
+        if self.label_threshold is not None and self.label is None:
+            raise ValueError("label_threshold needs a label column")
         if self.calendar and self.time is None:
             raise ValueError(f"{' and '.join(self.calendar)} need a time column")
         for role in ("user", "item"):
@@ -108,14 +111,16 @@ class Schema(BaseModel):
         Raises:
             ConfigError: The file cannot be read, is no YAML, or says something that is no schema.
         """
+        tree = documents.read_settings(path)
+        remedy = "a schema has label, time, categorical, dense, multi_hot, calendar, user, item and label_threshold"
         try:
-            return cls.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8-sig")))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read the schema {path}: {error}") from error
+            return cls.model_validate(tree)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"schema {path}: {where + ': ' if where else ''}{first['msg']}") from error
+            said = first["msg"].removeprefix("Value error, ")
+            said = "there is no such role" if first["type"] == "extra_forbidden" else said
+            raise ConfigError(f"{path}: {where + ': ' if where else ''}{said}", remedy=remedy) from error
 
     def save(self, path: str | Path) -> None:
         """Writes the schema as YAML, atomically."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from slipstream.data.atomic import file_sha256
 from slipstream.data.batch import Bag, Batch, Inputs
 from slipstream.data.batches import Batches
-from slipstream.data.manifest import DENSE, IDS, LABELS, TIME, Manifest, bag_files, read_manifest
+from slipstream.data.manifest import DENSE, IDS, LABELS, TIME, Manifest, bag_files, inside, read_manifest
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.writer import StoreWriter
 from slipstream.errors import ConfigError, DataError
@@ -89,7 +89,7 @@ class Store:
             values, offsets = bag_files(feature.name)
             ends = _Column(path / offsets, torch.int64, (n + 1,))
             size = manifest.files[values].size
-            if 4 * int(ends.tensor[-1]) != size:
+            if int(ends.tensor[0]) or 4 * int(ends.tensor[-1]) != size:
                 raise DataError("offsets and values disagree", file=path / offsets, remedy="prepare the data again")
             self._bags.append((_Column(path / values, torch.int32, (size // 4,)), ends))
 
@@ -115,6 +115,7 @@ class Store:
             file = path / name
             if name not in manifest.files or not file.is_file():
                 raise DataError("is missing", file=file, remedy="prepare the data again")
+            inside(path, name)
             listed, found = manifest.files[name].size, file.stat().st_size
             if found != listed or sizes.get(name, -1) not in (-1, found):
                 raise DataError(
@@ -162,7 +163,7 @@ class Store:
             raise ConfigError(f"samples {start} to {stop} are not within the store's {self.num_samples}")
         return Batch(
             Inputs(self.dense[start:stop], self.ids[start:stop], tuple(bag.narrow(start, stop) for bag in self.bags)),
-            torch.from_numpy(self._labels.array[start:stop].astype(np.float32)),
+            torch.from_numpy(self._checked_labels(self._labels.array[start:stop])),
             torch.from_numpy(np.arange(start, stop, dtype=np.int64)),
             torch.from_numpy(np.ones(stop - start, dtype=np.float32)),
             None if self._time is None else self._time.tensor[start:stop],
@@ -176,11 +177,17 @@ class Store:
                 torch.from_numpy(_gather(self._ids.array, rows)),
                 tuple(_gather_bags(values.array, offsets.array, rows) for values, offsets in self._bags),
             ),
-            torch.from_numpy(_gather(self._labels.array, rows).astype(np.float32)),
+            torch.from_numpy(self._checked_labels(_gather(self._labels.array, rows))),
             torch.from_numpy(rows),
             torch.from_numpy(np.ones(rows.size, dtype=np.float32)),
             None if self._time is None else torch.from_numpy(_gather(self._time.array, rows)),
         )
+
+    def _checked_labels(self, labels: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        if labels.dtype == np.uint8 and labels.size and labels.max() > 1:
+            file = self.path / LABELS["uint8"]
+            raise DataError(f"label {labels.max()} is neither 0 nor 1", file=file, remedy="prepare the data again")
+        return labels.astype(np.float32)
 
     def batches(
         self,
@@ -234,6 +241,8 @@ def _gather(source: npt.NDArray[np.generic], rows: npt.NDArray[np.int64]) -> npt
 def _gather_bags(values: npt.NDArray[np.generic], offsets: npt.NDArray[np.generic], rows: npt.NDArray[np.int64]) -> Bag:
     first = _gather(offsets, rows).astype(np.int64)
     lengths = _gather(offsets, rows + 1).astype(np.int64) - first
+    if lengths.size and (lengths.min() < 0 or first.min() < 0 or (first + lengths).max() > values.size):
+        raise DataError("offsets of a multi-hot feature fall or leave its values", remedy="prepare the data again")
     starts = np.zeros(rows.size + 1, dtype=np.int64)
     np.cumsum(lengths, out=starts[1:])
     source = np.repeat(first - starts[:-1], lengths) + np.arange(starts[-1])

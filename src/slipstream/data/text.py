@@ -138,7 +138,7 @@ class Fields(NamedTuple):
     """Lines that were left out because of their number of fields, with that number."""
 
 
-def split_lines(block: bytes, delimiter: str, columns: int, count: int) -> Fields:
+def split_lines(block: bytes, delimiter: str, columns: int, count: int, most: int = 1 << 30) -> Fields:
     """Splits a piece of a delimited file without quotes.
 
     Args:
@@ -146,12 +146,15 @@ def split_lines(block: bytes, delimiter: str, columns: int, count: int) -> Field
         delimiter: One ASCII character.
         columns: Number of fields a line must have.
         count: Number of lines.
+        most: List so many wrong lines at most.
     """
     data = np.frombuffer(block, dtype=np.uint8)
-    bounds = np.empty((columns + 1, count + 1), dtype=np.int32)
+    # A row of that many fields has as many bytes at least, however many lines there are.
+    bounds = np.empty((columns + 1, min(count, len(block) // columns) + 1), dtype=np.int32)
     lines, bad, found = (np.empty(count, dtype=np.int32) for _ in range(3))
     rows, wrong = _scan(data, ord(delimiter), bounds, lines, bad, found)
     texts = [Text(data, bounds[i, :rows], bounds[i + 1, :rows] - np.int32(1)) for i in range(columns)]
+    wrong = min(wrong, most)
     return Fields(texts, lines[:rows], list(zip(bad[:wrong].tolist(), found[:wrong].tolist(), strict=True)))
 
 

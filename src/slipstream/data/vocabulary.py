@@ -135,9 +135,13 @@ class ValueCounter:
                 )
                 piece = counts[begin : begin + _PIECE].astype(np.int64)
                 writer.write_table(pa.table({"value": array, "count": pa.array(piece)}, schema=schema))
+        self.close()
+        return Lookup(hashes)
+
+    def close(self) -> None:
+        """Closes the temporary files."""
         self._values.close()
         self._lengths.close()
-        return Lookup(hashes)
 
 
 def _mapped(file: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
@@ -182,7 +186,7 @@ class Lookup:
         self.num_values = hashes.size
         twice = _insert(self._keys, self._ids, hashes)
         if twice >= 0:
-            raise DataError("a value stands twice in the vocabulary", line=twice + 1)
+            raise DataError("a value stands twice in the vocabulary", line=twice + 1, remedy="prepare the data again")
 
     def find(self, hashes: Hashes, out: npt.NDArray[np.int32]) -> None:
         """Writes the id of every hash to ``out`` int32 ``[n]``, which may be a strided view."""

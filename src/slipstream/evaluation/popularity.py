@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from slipstream.data.store import Store
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, DataError
 from slipstream.evaluation.metrics import Floats, Scores, score
 
 BUCKETS: tuple[str, ...] = ("head", "torso", "tail")
@@ -34,8 +35,21 @@ def access_counts(store: Store, feature: int, start: int, stop: int) -> npt.NDAr
     counts = np.zeros(rows, dtype=np.int64)
     for first in range(start, stop, _PIECE):
         piece = store.ids[first : min(first + _PIECE, stop), feature].numpy()
-        counts += np.bincount(piece, minlength=rows)
+        counts += count_rows(piece, rows, store.one_hot[feature].name, store.path)
     return counts
+
+
+def count_rows(ids: npt.NDArray[np.integer[Any]], rows: int, feature: str, path: Path) -> npt.NDArray[np.int64]:
+    """How often each row of a table is among ``ids``, int64 ``[rows]``.
+
+    Raises:
+        DataError: An id is outside the table.
+    """
+    if ids.size and (ids.min() < 0 or ids.max() >= rows):
+        wrong = int(ids.min() if ids.min() < 0 else ids.max())
+        what = f"id {wrong} is outside the table of {rows:,} rows"
+        raise DataError(what, file=path, column=feature, remedy="prepare the data again")
+    return np.bincount(ids, minlength=rows)
 
 
 def popularity_buckets(counts: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
+from slipstream.evaluation.popularity import count_rows
 
 Counts = NDArray[np.int64]
 
@@ -96,9 +97,11 @@ def popularity_profile(
     """
     stop = store.num_samples if stop is None else stop
     if not 0 <= start < stop <= store.num_samples:
-        raise ConfigError(f"the range must lie within [0, {store.num_samples}], got [{start}, {stop})")
+        what = f"the range must lie within [0, {store.num_samples}], got [{start}, {stop})"
+        raise ConfigError(what, remedy="choose samples that the data has")
     if not 1 <= slices <= stop - start:
-        raise ConfigError(f"slices must be in [1, {stop - start}] (the number of samples), got {slices}")
+        what = f"slices must be in [1, {stop - start}] (the number of samples), got {slices}"
+        raise ConfigError(what, remedy="choose fewer, such as --slices 10")
     for name, share in [("top", share) for share in top] + [("top_fraction", top_fraction)]:
         if not 0.0 < share <= 1.0:
             raise ConfigError(f"{name} must be in (0, 1], got {share}")
@@ -111,8 +114,9 @@ def popularity_profile(
     total = np.zeros(sum(rows), dtype=np.int64)
     for first, last in pairwise(bounds.tolist()):
         current = np.zeros_like(total)
-        for place, ids in _accesses(store, first, last, places[1:]):
-            current[place] += np.bincount(ids, minlength=place.stop - place.start)
+        for feature, ids in _accesses(store, first, last):
+            place = places[1 + feature]
+            current[place] += count_rows(ids, rows[feature], store.features[feature].name, store.path)
         for tracker, place in zip(trackers, places, strict=True):
             tracker.add(current[place], total[place])
         total += current
@@ -184,18 +188,14 @@ def _share_in(rows: NDArray[np.int64], others: NDArray[np.int64]) -> float:
     return float(np.isin(rows, others).mean()) if rows.size else 1.0
 
 
-def _accesses(
-    store: Store, start: int, stop: int, places: Sequence[slice]
-) -> Iterator[tuple[slice, NDArray[np.integer]]]:
-    """Ids of each feature, piece by piece."""
+def _accesses(store: Store, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.integer]]]:
+    """Position and ids of each feature, piece by piece."""
     one_hot = len(store.one_hot)
     for first in range(start, stop, _CHUNK):
         inputs = store.slice(first, min(first + _CHUNK, stop)).inputs
         columns = np.ascontiguousarray(inputs.ids.numpy().T)
-        for place, column in zip(places[:one_hot], columns, strict=True):
-            yield place, column
-        for place, bag in zip(places[one_hot:], inputs.bags, strict=True):
-            yield place, bag.values.numpy()
+        yield from enumerate(columns)
+        yield from ((one_hot + place, bag.values.numpy()) for place, bag in enumerate(inputs.bags))
 
 
 def _profile(name: str, counts: Counts, unknown: int, top: tuple[float, ...], drift: _Drift) -> RowProfile:

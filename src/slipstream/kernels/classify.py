@@ -13,6 +13,7 @@ from numba import njit
 from torch import Tensor
 
 from slipstream.kernels import reference
+from slipstream.kernels.bounds import checked_offsets
 
 
 @njit(cache=True, nogil=True)
@@ -57,7 +58,8 @@ def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tens
     for feature in range(columns.shape[1]):
         outside += _count_column(marks[feature].numpy(), columns[:, feature], counts)
     for mark, (values, offsets) in zip(marks[columns.shape[1] :], bags, strict=True):
-        outside += _count_bag(mark.numpy(), values.numpy(), offsets.to(torch.int64).numpy(), counts)
+        ends = checked_offsets(offsets, values.numel(), len(counts))
+        outside += _count_bag(mark.numpy(), values.numpy(), ends.numpy(), counts)
     if outside:
         reference.count_marked(marks, ids, bags)  # raises with the place
     return torch.from_numpy(counts)

@@ -38,6 +38,8 @@ def _threads(lookups: int) -> int:
 def pool(weights: Sequence[Tensor], lookups: Lookups, out_dtype: torch.dtype = torch.float32) -> Tensor:
     """See :func:`slipstream.kernels.reference.pool`; ``out_dtype`` float32 or bfloat16."""
     size, count, dim = lookups.batch_size, lookups.num_features, weights[0].shape[1]
+    if len(weights) != count:
+        raise UnsupportedOption(f"{len(weights)} tables for lookups of {count} features", remedy="pass one for each")
     out = torch.empty(size, count, dim, dtype=out_dtype)
     if out.numel() == 0:
         return out
@@ -78,7 +80,7 @@ def row_update(
     Lookups outside a table are left out, the rest is written, then IndexOutOfRange is raised.
     """
     dim = tables[0].weight.shape[1]
-    lookup_records, alive = block_records(gradients)
+    lookup_records, alive = block_records(gradients, dim)
     (records, order), scales = table_records(tables)
     lookup_records, most, total = assign_blocks(records, lookup_records)
     threads = _threads(total)

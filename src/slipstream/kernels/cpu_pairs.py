@@ -17,6 +17,7 @@ import torch
 from numba import carray, types
 from torch import Tensor
 
+from slipstream.errors import UnsupportedOption
 from slipstream.kernels import parallel
 from slipstream.kernels.intrinsics import fetch_add, load_f32, load_u16, store_f32, store_u16
 from slipstream.kernels.row_ops import copy_row
@@ -100,6 +101,9 @@ def _worker(pack: bool, size: int) -> Any:
 def pack_pairs(square: Tensor) -> Tensor:
     """See :func:`slipstream.kernels.reference.pack_pairs`; of a type of :data:`DTYPES`."""
     square = square.contiguous()
+    if square.dim() != 3 or square.shape[1] != square.shape[2] or square.dtype not in DTYPES:
+        shape = f"{square.dtype} {tuple(square.shape)}"
+        raise UnsupportedOption(f"pairs are packed of float32 or bfloat16 [B, V, V], not of {shape}")
     batch, count, _ = square.shape
     pairs = square.new_empty(batch, count * (count - 1) // 2)
     _run(True, square, pairs)
@@ -108,6 +112,10 @@ def pack_pairs(square: Tensor) -> Tensor:
 
 def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
     """See :func:`slipstream.kernels.reference.unpack_pairs`; of a type of :data:`DTYPES`."""
+    if pairs.dim() != 2 or pairs.shape[1] != count * (count - 1) // 2 or pairs.dtype not in DTYPES:
+        raise UnsupportedOption(
+            f"{pairs.dtype} {tuple(pairs.shape)} are no pairs of {count} vectors, float32 or bfloat16"
+        )
     if pairs.stride(1) != 1:
         pairs = pairs.contiguous()
     square = pairs.new_empty(pairs.shape[0], count, count)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.errors import IndexOutOfRange, UnsupportedOption
+from slipstream.errors import UnsupportedOption
+from slipstream.kernels.bounds import checked_offsets
 from slipstream.kernels.cpu_lookups import BLOCK_FIELDS, TABLE_FIELDS
 from slipstream.kernels.hashing import SEED_FACTOR, stream
 from slipstream.kernels.signal import TRAIL_LANES
@@ -38,15 +39,7 @@ def wide_offsets(lookups: Lookups) -> Tensor | None:
     """Offsets as contiguous int64, checked: they must rise from 0 or more to N at most."""
     if lookups.offsets is None:
         return None
-    offsets = lookups.offsets.to(torch.int64).contiguous()
-    if offsets.numel() and (
-        int(offsets[0]) < 0 or int(offsets[-1]) > lookups.ids.numel() or bool((offsets.diff() < 0).any())
-    ):
-        raise IndexOutOfRange(
-            f"offsets must not fall and must lie between 0 and the number of ids, {lookups.ids.numel()}",
-            remedy="pass offsets as torch.nn.EmbeddingBag takes them",
-        )
-    return offsets
+    return checked_offsets(lookups.offsets, lookups.ids.numel())
 
 
 def assign_blocks(tables: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, int, int]:
@@ -158,7 +151,7 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def block_records(gradients: Sequence[RowGradients]) -> tuple[np.ndarray, list[Tensor]]:
+def block_records(gradients: Sequence[RowGradients], dim: int) -> tuple[np.ndarray, list[Tensor]]:
     """One record a feature and forward pass, and the tensors that must live as long.
 
     The last two columns are the number of lookups and the table.
@@ -168,6 +161,11 @@ def block_records(gradients: Sequence[RowGradients]) -> tuple[np.ndarray, list[T
     for block in gradients:
         lookups, grad = block.lookups, block.grad
         size, count = lookups.batch_size, lookups.num_features
+        if tuple(grad.shape) != (size, count, dim) or len(block.tables) != count:
+            raise UnsupportedOption(
+                f"a gradient {tuple(grad.shape)} of {len(block.tables)} tables for lookups {(size, count, dim)}",
+                remedy="pass the gradient of what pool returned, and one table for each feature",
+            )
         if grad.dtype != torch.float32 or grad.stride(2) != 1:
             grad = grad.to(torch.float32).contiguous()
         ids = integer(lookups.ids)
@@ -186,6 +184,8 @@ def block_records(gradients: Sequence[RowGradients]) -> tuple[np.ndarray, list[T
             out[:, -2] = np.diff(offsets.numpy()[:: max(size, 1)]) if size else 0
             if lookups.sample_weights is not None:
                 sample_weights = lookups.sample_weights.detach().to(torch.float32).contiguous()
+                if sample_weights.numel() != ids.numel():
+                    raise UnsupportedOption(f"{sample_weights.numel()} sample weights for {ids.numel()} ids")
                 out[:, 7] = sample_weights.data_ptr()
                 alive.append(sample_weights)
             out[:, 8] = lookups.mean

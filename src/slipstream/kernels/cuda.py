@@ -353,19 +353,23 @@ def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) 
 
 @_beside(lambda table, *_: table)
 def scout(
-    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor, lr: float
-) -> tuple[Tensor, Tensor]:
-    """See :func:`slipstream.kernels.reference.scout`."""
+    table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor | None, lr: float
+) -> tuple[Tensor, Tensor, float]:
+    """See :func:`slipstream.kernels.reference.scout`; the host waits for the loss."""
     probability, seen = torch.empty_like(labels), torch.empty_like(labels)
     size, columns = dense.shape
     bias = table.shape[0] - columns - 1
+    loss = 0.0
     if size:
+        learn = torch.ones_like(labels, dtype=torch.uint8) if learn is None else learn.to(torch.uint8)
         dense, labels = dense.contiguous(), labels.contiguous()
         cuda_scout.predict[(_tiles(size, 128),)](
             table, slots, starts, dense, probability, seen, size, columns, bias, BLOCK=128
         )
         cuda_scout.learn[(1,)](
-            table, slots, starts, dense, labels, learn.to(torch.uint8), probability, size, columns, bias, lr,
+            table, slots, starts, dense, labels, learn, probability, size, columns, bias, lr,
             num_warps=1,
         )  # fmt: skip
-    return probability, seen
+        clamped = probability.clamp(1e-7, 1.0 - 1e-7)
+        loss = float(torch.nn.functional.binary_cross_entropy(clamped, labels, reduction="sum"))
+    return probability, seen, loss

@@ -15,6 +15,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from slipstream.errors import IndexOutOfRange
+from slipstream.kernels.bounds import checked_offsets
 from slipstream.kernels.hashing import KEY_FACTOR, MIX_1
 from slipstream.kernels.intrinsics import prefetch_write
 
@@ -81,6 +83,20 @@ def _flaw(dense: npt.NDArray[np.float32], labels: npt.NDArray[np.float32]) -> in
     return 0
 
 
+@njit(cache=True, nogil=True)
+def _slots_fit(slots: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], rows: int) -> bool:
+    """Whether the inputs' lookups lie within the slots, and the slots within the table."""
+    before = np.int64(0)
+    for start in starts:
+        if start < before or start > slots.size:
+            return False
+        before = start
+    least, most = np.int32(0), np.int32(0)
+    for slot in slots:
+        least, most = min(least, slot), max(most, slot)
+    return least >= 0 and most < rows
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _pass(
     table: npt.NDArray[np.float32],
@@ -145,7 +161,7 @@ def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) 
     columns = ids.numpy()
     size, features = columns.shape
     counts = np.full(size, features, dtype=np.int64)
-    wide = [(values.numpy(), offsets.to(torch.int64).numpy()) for values, offsets in bags]
+    wide = [(values.numpy(), checked_offsets(offsets, values.numel(), size).numpy()) for values, offsets in bags]
     for _, offsets in wide:
         counts += np.diff(offsets)
     starts = np.zeros(size + 1, dtype=np.int64)
@@ -171,7 +187,15 @@ def flaw(dense: Tensor, labels: Tensor) -> int:
 def scout(
     table: Tensor, slots: Tensor, starts: Tensor, dense: Tensor, labels: Tensor, learn: Tensor | None, lr: float
 ) -> tuple[Tensor, Tensor, float]:
-    """See :func:`slipstream.kernels.reference.scout`."""
+    """See :func:`slipstream.kernels.reference.scout`.
+
+    Raises:
+        IndexOutOfRange: A slot is outside the table, or the shapes do not belong together.
+    """
+    own = table.shape[0] - dense.shape[1] - 1
+    sizes = {labels.numel(), labels.numel() if learn is None else learn.numel(), dense.shape[0], starts.numel() - 1}
+    if own < 0 or table.shape[1] != 4 or len(sizes) > 1 or not _slots_fit(slots.numpy(), starts.numpy(), max(own, 1)):
+        raise IndexOutOfRange("a slot is outside the scout's table, or inputs and labels differ in number")
     probability, seen = np.empty(labels.numel(), np.float32), np.empty(labels.numel(), np.float32)
     loss = _pass(
         table.numpy(),

@@ -6,7 +6,7 @@ Letters of the shapes: ``B`` samples, ``N`` sparse features (one-hot first, then
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,6 +41,10 @@ class RowCacheOptions(NamedTuple):
     """Elements of optimizer state a row."""
     device: torch.device
     """The card."""
+
+
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(max_length=64)]
+"""Widths of the hidden layers of an MLP, input side first."""
 
 
 class ModelConfigBase(BaseModel):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slipstream.data.batch import Inputs
 from slipstream.data.schema import FeatureInfo
-from slipstream.models.base import ModelConfigBase, Recommender
+from slipstream.models.base import ModelConfigBase, Recommender, Widths
 from slipstream.models.layers import CrossNetwork, mlp
 
 
@@ -19,11 +19,11 @@ class DCNv2Config(ModelConfigBase):
     """DCN-V2."""
 
     name: Literal["dcnv2"] = "dcnv2"
-    cross_layers: int = Field(default=3, ge=1)
+    cross_layers: int = Field(default=3, ge=1, le=64)
     """Cross layers."""
     rank: int | None = Field(default=None, ge=1)
     """Rank of the cross layers' matrices; None: full."""
-    deep: tuple[int, ...] = (512, 256)
+    deep: Widths = (512, 256)
     """Widths of the deep part."""
     structure: Literal["stacked", "parallel"] = "stacked"
     """Whether the deep part reads what the cross layers give, or the same input as they."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slipstream.data.batch import Inputs
 from slipstream.data.schema import FeatureInfo
-from slipstream.models.base import ModelConfigBase, Recommender
+from slipstream.models.base import ModelConfigBase, Recommender, Widths
 from slipstream.models.layers import head
 
 
@@ -21,7 +21,7 @@ class DeepFMConfig(ModelConfigBase):
     name: Literal["deepfm"] = "deepfm"
     embedding_dim: int = Field(default=16, ge=2, le=4096)
     """Elements of a row, D: D - 1 factors, and last the feature's first-order weight."""
-    deep: tuple[int, ...] = (256, 128)
+    deep: Widths = (256, 128)
     """Hidden widths of the MLP; empty leaves a plain factorization machine."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slipstream.data.batch import Inputs
 from slipstream.data.schema import FeatureInfo
-from slipstream.models.base import ModelConfigBase, Recommender
+from slipstream.models.base import ModelConfigBase, Recommender, Widths
 from slipstream.models.layers import DotInteraction, head, mlp
 
 
@@ -19,9 +19,9 @@ class DLRMConfig(ModelConfigBase):
     """DLRM; the defaults are the Criteo Kaggle configuration of facebookresearch/dlrm."""
 
     name: Literal["dlrm"] = "dlrm"
-    bottom: tuple[int, ...] = (512, 256, 64)
+    bottom: Widths = (512, 256, 64)
     """Hidden widths of the MLP over the dense columns; a layer of ``embedding_dim`` follows."""
-    top: tuple[int, ...] = (512, 256)
+    top: Widths = (512, 256)
     """Hidden widths of the MLP over the interactions; a layer of 1 follows."""
     first_order: bool = False
     """[ours] Add the last element of every row to the logit as the feature's own effect, and interact the others."""

@@ -16,7 +16,7 @@ from torch.nn import functional
 from slipstream.data.batch import Batch, Inputs
 from slipstream.data.schema import FeatureInfo
 from slipstream.errors import ConfigError
-from slipstream.models.base import ModelConfigBase, Recommender, Vectors, position_of
+from slipstream.models.base import ModelConfigBase, Recommender, Vectors, Widths, position_of
 from slipstream.models.layers import mlp
 
 _PIECE = 8192
@@ -29,7 +29,7 @@ class TwoTowerConfig(ModelConfigBase):
     name: Literal["two_tower"] = "two_tower"
     item_features: tuple[str, ...] = ()
     """Features of the item's tower, all others are the user's; empty: the second feature alone."""
-    layers: tuple[int, ...] = (128, 64)
+    layers: Widths = (128, 64)
     """Widths of both towers' MLPs; the last is the size of the vectors."""
     temperature: float = Field(default=0.1, gt=0.0, allow_inf_nan=False)
     """The cosine of the two vectors is divided by it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from html import escape
 from importlib import resources
 from typing import Any
@@ -26,14 +28,17 @@ def compare_page(runs: Sequence[Run], *, title: str = "Slipstream: runs compared
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(_origin(base))}</p>',
-        f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in findings(runs))}</ul>",
+        _cards(runs),
+        '<p class="soft">One run of each: differences of the size of run-to-run spread mean nothing; repeat with other '
+        "seeds.</p>",
+        f'<div class="plots">{"".join(_figures(runs))}</div>',
         "<h2>Figures</h2>",
-        f'<p class="soft">Speed-up and differences (Δ) are against {escape(base.name)}. '
-        "One run of each: differences of the size of run-to-run spread mean nothing; repeat with other seeds.</p>",
+        f'<p class="soft">Speed-up and differences (Δ) are against {escape(base.name)}.</p>',
         table(
             [column.title for column in columns(runs)], comparison(runs), [column.numeric for column in columns(runs)]
         ),
-        f'<div class="plots">{"".join(_figures(runs))}</div>',
+        "<h2>In words</h2>" if findings(runs) else "",
+        f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in findings(runs))}</ul>",
         *_settings(runs),
         *_environment(runs),
     ]
@@ -47,21 +52,61 @@ def page(title: str, parts: Sequence[str]) -> str:
         title: Its title, plain text.
         parts: The body, as HTML.
     """
-    style = resources.files("slipstream.report").joinpath("page.css").read_text(encoding="utf-8")
+    style = "\n" + resources.files("slipstream.report").joinpath("page.css").read_text(encoding="utf-8")
+    digest = b64encode(sha256(style.encode()).digest()).decode()
+    # Nothing may be loaded or run, whatever a run's name or a setting holds: this style and an empty icon are all.
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,"><title>{escape(title)}</title><style>
-{style}</style></head>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{style}</style></head>
 <body>
 {chr(10).join(parts)}
 </body></html>
 """
 
 
+def _cards(runs: Sequence[Run]) -> str:
+    """The headline: for each run its speed against the baseline, and what that costs in AUC or NDCG."""
+    base = baseline(runs)
+    cards = (_card(run, base, runs, number % plots.SERIES) for number, run in enumerate(runs))
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _card(run: Run, base: Run, runs: Sequence[Run], colour: int) -> str:
+    by = measure(runs)
+    seconds, quality = run.number("seconds") or 0.0, run.number(by.key)
+    took = f"{seconds:,.1f} s" if seconds < 1000 else f"{seconds:,.0f} s"
+    if run is base:
+        figure, notes = took, [(by.title, "–" if quality is None else f"{quality:.4f}")]
+    else:
+        figure = f"{(base.number('seconds') or 0.0) / seconds:.2f}x" if seconds else "–"
+        notes = [(f"Δ {by.title}", _difference(run, base, by)), ("time", took)]
+        control = _control(run, runs)
+        if control is not None:
+            notes.append((f"Δ {by.title} to {control.name}", _difference(run, control, by)))
+    said = "the others are measured against it" if run is base else f"the speed of {base.name}"
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in notes)
+    policy = "nothing skipped" if run.policy == "none" else run.policy
+    return (
+        f'<section class="card c{colour}"><h2>{escape(run.name)}</h2>'
+        f'<p class="soft">{escape(policy)}</p><p class="headline">{escape(figure)}</p>'
+        f'<p class="soft">{escape(said)}</p><dl>{rows}</dl></section>'
+    )
+
+
+def _control(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The run with random skipping that took most nearly as long; None for such runs themselves."""
+    others = [other for other in runs if other.policy == "random"]
+    if run.policy in ("none", "random") or not others:
+        return None
+    seconds = run.number("seconds") or 0.0
+    return min(others, key=lambda other: abs((other.number("seconds") or 0.0) - seconds))
+
+
 def findings(runs: Sequence[Run]) -> list[str]:
     """What the figures say, one sentence per run that skips, and whether random skipping did as well."""
     base, by = baseline(runs), measure(runs)
-    random_runs = [run for run in runs if run.policy == "random"]
     sentences = []
     for run in runs:
         if run is base or run.policy == "none":
@@ -71,8 +116,8 @@ def findings(runs: Sequence[Run]) -> list[str]:
         sentence = (
             f"{run.name} ({run.policy}): {speed} the speed of {base.name}, {by.title} {_difference(run, base, by)}"
         )
-        if run.policy != "random" and random_runs:
-            control = min(random_runs, key=lambda other: abs((other.number("seconds") or 0.0) - seconds))
+        control = _control(run, runs)
+        if control is not None:
             against = f"{control.name}, {control.number('seconds') or 0.0:.1f} s"
             sentence += f"; against random skipping ({against}) {by.title} {_difference(run, control, by)}"
         sentences.append(sentence + ".")

@@ -16,6 +16,8 @@ from matplotlib.ticker import EngFormatter
 SERIES = 6
 """Number of distinct series colours; a seventh series starts over with another dash pattern."""
 _DASHES = ("-", "--", ":", "-.")
+_LONGEST = 28
+"""Characters of a label."""
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 # Stand-ins that matplotlib can draw with and the page replaces by its own colours.
 _INK = "#010101"
@@ -64,7 +66,7 @@ def scatter(points: Sequence[tuple[str, float, float]], *, x: str, y: str, name:
                 marker=_MARKERS[number % len(_MARKERS)],
                 markersize=8,
                 color=_STAND_IN[number % SERIES],
-                label=label,
+                label=_short(label),
             )
         axes.margins(0.15)
         axes.set_xlim(left=0)
@@ -85,7 +87,7 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: s
                 linewidth=1.8,
                 marker="o" if len(horizontal) < 30 else None,
                 markersize=3.5,
-                label=label,
+                label=_short(label),
             )
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
@@ -118,7 +120,7 @@ def frontier(
                 linewidth=1.4,
                 elinewidth=1.0,
                 capsize=2,
-                label=label,
+                label=_short(label),
             )
         axes.margins(0.1)
         if zero:
@@ -144,13 +146,18 @@ def dots(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], *,
                 marker=_MARKERS[number % len(_MARKERS)],
                 markersize=7,
                 color=_STAND_IN[number % SERIES],
-                label=label,
+                label=_short(label),
             )
-        axes.set_xticks(range(len(groups)), groups)
+        axes.set_xticks(range(len(groups)), [_short(group) for group in groups])
         axes.margins(x=0.2 if len(groups) < 3 else 0.1, y=0.15)
         axes.grid(visible=False, axis="x")
 
     return _svg(draw, x=x, y=y, name=name, legend=len(series))
+
+
+def _short(label: str) -> str:
+    """A label that leaves room for the plot; the tables have it whole."""
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
 
 
 def _svg(draw: Callable[[Axes], None], *, x: str, y: str, name: str, legend: int) -> str:
@@ -175,15 +182,31 @@ def _svg(draw: Callable[[Axes], None], *, x: str, y: str, name: str, legend: int
 def _adopt(svg: str, name: str) -> str:
     """Make a drawing part of a page: the page's colours, ids that no other drawing has, no outside references."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<[^<>]*>", _without_style, svg)  # within tags alone: a label may hold any text
     prefix = re.sub(r"\W+", "-", name)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r"url\(#", f"url(#{prefix}-", svg)
     svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1)
+    inherited = 'stroke-linejoin="round" stroke-linecap="butt"'  # what the style element said
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(name)}" {inherited}', 1)
     svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
     for number, stand_in in enumerate(_STAND_IN):
         svg = svg.replace(stand_in, f"var(--series-{number})")
     return svg
+
+
+def _without_style(tag: re.Match[str]) -> str:
+    """A tag whose style attribute has become attributes of its own, which a strict content-security policy allows."""
+
+    def attributes(style: re.Match[str]) -> str:
+        pairs = [declaration.partition(":") for declaration in style.group(1).split(";") if declaration.strip()]
+        said = {name.strip(): value.strip() for name, _, value in pairs}
+        size = re.search(r"[\d.]+px", said.pop("font", ""))
+        if size is not None:
+            said["font-size"] = size.group()
+        return "".join(f' {name}="{escape(value)}"' for name, value in said.items())
+
+    return re.sub(r'\sstyle="([^"]*)"', attributes, tag.group())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from slipstream import documents
 from slipstream.data.atomic import write_text
 from slipstream.errors import DataError
 from slipstream.report.machine import Machine, commit, describe_machine, versions
@@ -65,10 +65,13 @@ class Record(BaseModel):
         Raises:
             DataError: If the file is not there, or holds something else.
         """
+        if not Path(path).exists():
+            raise DataError("no such record", file=path, remedy="name a file that `slipstream bench --json` wrote")
+        tree = documents.read_json(path)
         try:
-            return cls.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            raise DataError("no such record", file=path) from error
-        except (ValidationError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"not a benchmark record ({reason})", file=path) from error
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            reason = f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            remedy = "name a file that `slipstream bench --json` wrote"
+            raise DataError(f"not a benchmark record ({reason})", file=path, remedy=remedy) from error

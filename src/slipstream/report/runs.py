@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from slipstream import documents
 from slipstream.errors import DataError
 
 REQUIRED = ("policy", "auc", "log_loss", "seconds", "samples_per_second")
+Figure = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Point(_Shape):
+    samples: Figure
+    auc: Share | None = None
+
+
+class _Bucket(_Shape):
+    auc: Share | None = None
+
+
+class _Named(_Shape):
+    name: str
+
+
+class _Result(_Shape):
+    """What is relied on of ``result.json``; other versions may have written more."""
+
+    policy: str | _Named
+    auc: Share | None
+    log_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    samples_per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    calibration: Figure | None = None
+    share_of_inputs_trained: Figure | None = None
+    share_of_row_updates_skipped: Figure | None = None
+    learning_curve: list[_Point] | None = None
+    by_popularity: dict[str, _Bucket] | None = None
+    machine: dict[str, Any] | None = None
+    versions: dict[str, Any] | None = None
+    commit: str | None = None
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,23 +114,22 @@ def load_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 def _load(folder: Path, name: str) -> Run:
     file = folder / "result.json"
+    if not file.exists():
+        raise DataError("no finished run", file=file, remedy="name a folder given to `slipstream train --out`")
+    result = documents.read_json(file)
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(
-            "no finished run", file=file, remedy="name a folder given to `slipstream train --out`"
-        ) from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"not a result ({error})", file=file) from error
-    missing = [key for key in REQUIRED if not isinstance(result, dict) or key not in result]
-    if missing:
-        raise DataError(f"lacks {', '.join(missing)}", file=file, remedy="train the run again")
+        _Result.model_validate(result)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        said = f"lacks {where}" if problem["type"] == "missing" else f"is no result ({where}: {problem['msg']})"
+        raise DataError(said, file=file, remedy="train the run again") from error
     config_file = folder / "config.yaml"
-    try:
-        config = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {} if config_file.exists() else {}
-    except yaml.YAMLError as error:
-        raise DataError(f"not YAML ({str(error).splitlines()[0]})", file=config_file) from error
-    return Run(name=name, result=result, config=config)
+    config = documents.read_yaml(config_file) if config_file.exists() else None
+    if config is not None and not isinstance(config, dict):
+        remedy = "take the file away to compare without settings"
+        raise DataError("holds no settings by name", file=config_file, remedy=remedy)
+    return Run(name=name, result=result, config=config or {})
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -100,7 +137,9 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
     depth = 1
     while len({part[-depth:] for part in parts}) < len(set(parts)) and depth < max(map(len, parts)):
         depth += 1
-    return ["/".join(part[-depth:]) for part in parts]
+    # A folder's name need not be text.
+    names = ["/".join(part[-depth:]) for part in parts]
+    return [name.encode("utf-8", "backslashreplace").decode() for name in names]
 
 
 def baseline(runs: Sequence[Run]) -> Run:

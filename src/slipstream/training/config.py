@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from slipstream import documents
 from slipstream.data.atomic import write_text
 from slipstream.data.formats import FormatName
+from slipstream.data.manifest import first_problem
 from slipstream.data.prepare import PrepareOptions
 from slipstream.errors import ConfigError
 from slipstream.models import DLRMConfig, ModelConfig
@@ -75,7 +77,7 @@ class ScheduleConfig(_Section):
     """Of the dense part. None: linear for ``holdout``, constant for ``prequential`` (a stream has no end)."""
     embedding: Decay = "constant"
     """Of the tables. Decaying it starves rows that come late or seldom."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, lt=2**63)
     """Optimizer steps over which all rates rise linearly from 0."""
     final: float = Field(default=0.0, ge=0, le=1)
     """Share of the rate that is left at the end of a decay."""
@@ -116,22 +118,22 @@ class TrainConfig(_Section):
     pulled once a batch, with torch.optim."""
     mode: Mode = "holdout"
     """holdout: train, then score the last samples. prequential: predict each chunk, then train on it."""
-    batch_size: int = Field(default=1024, ge=1)
+    batch_size: int = Field(default=1024, ge=1, lt=2**31)
     """Samples of a step."""
-    epochs: int = Field(default=1, ge=1)
+    epochs: int = Field(default=1, ge=1, le=1_000_000)
     """Passes over the training samples (holdout)."""
     shuffle: bool = False
     """Order of the training samples (holdout): drawn anew each epoch, or that of time."""
     holdout: float | None = Field(default=None, gt=0, lt=1)
     """Share of the samples, last in time, that is scored (holdout); None: the test samples where the data comes split,
     else a tenth."""
-    chunk_size: int = Field(default=16_384, ge=1)
+    chunk_size: int = Field(default=16_384, ge=1, lt=2**31)
     """Samples predicted at a time before they are trained on (prequential)."""
-    max_samples: int | None = Field(default=None, ge=2)
+    max_samples: int | None = Field(default=None, ge=2, lt=2**63)
     """Use only the first so many samples."""
-    score_from: int = Field(default=0, ge=0)
+    score_from: int = Field(default=0, ge=0, lt=2**63)
     """First sample whose prediction counts (prequential)."""
-    score_to: int | None = Field(default=None, ge=1)
+    score_to: int | None = Field(default=None, ge=1, lt=2**63)
     """First sample whose prediction no longer counts (prequential); None: the end."""
     popularity_feature: str | None = None
     """One-hot feature by whose rows' accesses figures are split; None: the one with the most rows."""
@@ -141,18 +143,18 @@ class TrainConfig(_Section):
     """Compile the dense part with torch.compile."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the model is trained; the data and the policy's decisions about inputs stay on the CPU."""
-    row_cache_bytes: int | None = Field(default=None, ge=1)
+    row_cache_bytes: int | None = Field(default=None, ge=1, lt=2**63)
     """Keep the tables in host memory, and the rows in use, with their optimizer state, in so many bytes of the device;
     None: tables on the device."""
     hotline: bool = False
     """With ``row_cache_bytes``: run the inputs whose rows are on the device first, and gather the others' meanwhile."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads to compute with; None: torch's default."""
     ranking: RankingConfig = RankingConfig()
     """Ranked lists."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of initial values, shuffling and the policy's draws."""
-    log_every: int = Field(default=100, ge=1)
+    log_every: int = Field(default=100, ge=1, lt=2**63)
     """Steps between two lines of metrics."""
     out: Path | None = None
     """Run folder; None: nothing is written."""
@@ -209,12 +211,8 @@ def load_config(path: str | Path) -> TrainConfig:
     Raises:
         ConfigError: The file cannot be read or holds something else.
     """
+    tree = documents.read_settings(path)
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         return TrainConfig.model_validate(tree)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"{path}: {where}: {problem['msg']}") from error
+        raise ConfigError(f"{path}: {first_problem(error)}", remedy="correct the file") from error

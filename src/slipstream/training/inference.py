@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from slipstream.data.store import Store
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, DataError
 from slipstream.evaluation import (
     RankingScores,
     Scores,
@@ -84,6 +86,8 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
     """
     store = _opened(data)
     stop = store.num_samples if stop is None else stop
+    if start == stop:
+        raise ConfigError(f"there is no sample from {start} to {stop}", remedy="choose a range with samples")
     model, config = _model_for(Path(run), store, start, stop)
     logits = predict_range(model, store, start, stop, bf16=config.bf16)
     labels = labels_of(store, start, stop)
@@ -104,6 +108,26 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
         ranking=None if ranker is None else ranker(model),
         dataset=store.fingerprint,
     )
+
+
+_PIECE = 1 << 20
+
+
+def check_finite(dense: Tensor, first: int, file: Path) -> None:
+    """Refuses NaN and infinite inputs, which ReLU would turn into a score like any other.
+
+    Args:
+        dense: float32 ``[n, n_dense]``.
+        first: Position of the first of these samples.
+        file: Where they come from.
+
+    Raises:
+        DataError: Names the first such sample.
+    """
+    wrong = (~torch.isfinite(dense)).any(dim=1).nonzero()
+    if wrong.numel():
+        what = f"sample {first + int(wrong[0])} has a dense value that is NaN or infinite"
+        raise DataError(what, file=file, remedy="prepare the data again")
 
 
 def load_run(run: str | Path) -> tuple[Recommender, Wanted, TrainConfig]:
@@ -134,7 +158,10 @@ def _logits(run: Path, store: Store, start: int, stop: int | None) -> npt.NDArra
 def _model_for(run: Path, store: Store, start: int, stop: int) -> tuple[Recommender, TrainConfig]:
     """A run's model and its configuration, for a range of data that fits them."""
     if not 0 <= start <= stop <= store.num_samples:
-        raise ConfigError(f"samples {start} to {stop} are not within the data's {store.num_samples}")
+        what = f"samples {start} to {stop} are not within the data's {store.num_samples}"
+        raise ConfigError(what, remedy="choose a range within them")
     model, wanted, config = load_run(run)
     wanted.check(store)
+    for first in range(start, stop, _PIECE):
+        check_finite(store.dense[first : min(first + _PIECE, stop)], first, store.path)
     return model, config

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from slipstream.data.atomic import atomic_file
+from slipstream.data.manifest import first_problem
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store
-from slipstream.errors import DataError
+from slipstream.errors import ConfigError, DataError
 from slipstream.models import ModelConfig, Recommender, build_model
 
 _CONFIG: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
@@ -27,7 +30,7 @@ class Wanted(BaseModel):
     format_version: int = FORMAT_VERSION
     features: tuple[FeatureInfo, ...]
     """Its sparse features, one-hot ones first."""
-    num_dense: int
+    num_dense: int = Field(ge=0)
     """Its dense columns."""
     encoder: str | None = None
     """Sha256 of the file that says how raw values became ids; None where the data has none (synthetic)."""
@@ -83,16 +86,56 @@ def load_model(path: Path) -> tuple[Recommender, Wanted]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
+            if not {"model", "data"} <= metadata.keys():
+                raise DataError("says nothing about its model", file=path, remedy=_REMEDY)
+            version = _Version.model_validate_json(metadata["data"]).format_version
+            if version > FORMAT_VERSION:
+                what = f"has format {version}, this slipstream reads up to {FORMAT_VERSION}"
+                raise DataError(what, file=path, remedy="update slipstream-rec")
             config = _CONFIG.validate_json(metadata["model"])
-            if json.loads(metadata["data"]).get("format_version", 0) > FORMAT_VERSION:
-                raise DataError("was written by a newer version", file=path, remedy="update slipstream-rec")
             wanted = Wanted.model_validate_json(metadata["data"])
+            _check_shapes(file, config, wanted, path)
             model = build_model(config, wanted.features, wanted.num_dense)
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-    except (SafetensorError, KeyError, ValidationError, ValueError, RuntimeError) as error:
-        if isinstance(error, DataError):
-            raise
+    except ValidationError as error:
+        raise DataError(f"is damaged ({first_problem(error)})", file=path, remedy=_REMEDY) from error
+    except (SafetensorError, ConfigError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"is damaged or no model ({reason})", file=path) from error
+        raise DataError(f"is damaged or no model ({reason})", file=path, remedy=_REMEDY) from error
+    wrong = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if wrong:
+        raise DataError(f"{wrong[0]} holds NaN or infinite weights", file=path, remedy=_REMEDY)
     model.eval()
     return model, wanted
+
+
+_REMEDY = "train the run again"
+_MAX_TENSORS = 20_000
+
+
+def _check_shapes(file: Any, config: ModelConfig, wanted: Wanted, path: Path) -> None:
+    """Compares names and shapes before any memory is taken for them: what the file says may be far larger than it is.
+
+    Raises:
+        DataError: The tensors are not those of the model that the file names.
+    """
+    found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    held = sum(math.prod(shape) for shape in found.values())
+    named = sum(feature.num_rows for feature in wanted.features) * config.embedding_dim
+    remedy = _REMEDY
+    if named > held or len(found) > _MAX_TENSORS or wanted.num_dense > held:
+        raise DataError("holds fewer weights than the model that it names", file=path, remedy=remedy)
+    with torch.device("meta"):
+        model = build_model(config, wanted.features, wanted.num_dense)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            shapes = f"{found.get(name, 'missing')}, the model that it names has {expected.get(name, 'none')}"
+            what = f"tensor {name} is {shapes}"
+            raise DataError(what, file=path, remedy=remedy)
+        if not file.get_slice(name).get_dtype().startswith(("F", "BF")):
+            raise DataError(f"tensor {name} holds {file.get_slice(name).get_dtype()}", file=path, remedy=remedy)
+
+
+class _Version(BaseModel):
+    format_version: int = Field(ge=1)

@@ -1,0 +1,174 @@
+"""What is fuzzed: each reader with its good inputs, damaged by Hypothesis, read through the command line.
+
+A target passes when the command ends with status 0 or with one line and status 2. Whatever else happens, an exception
+that is not ours, a second line, a warning of a wrong computation, is a finding.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+from hypothesis import strategies as st
+from tests.malformed.corpus import FIXTURES
+from tests.malformed.parquet import GOOD, written
+from tests.malformed.text import READERS
+
+from slipstream.cli.entry import run
+
+TOKENS = (
+    *(b"\0", b"\n", b"\r\n", b"\r", b"\t", b",", b"::", b"|", b'"', b'""', b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80"),
+    *(b"nan", b"inf", b"-1", b"1e999", b"1e308", b"9" * 30, b"0x1", b"2020-13-45", b"\x1f\x8b", b"PAR1", b"-"),
+    *(b": ", b"- ", b"[", b"]", b"{", b"}", b"&a ", b"*a", b"!!float ", b"<<: ", b"? ", b"---\n", b"...", b"\\ud800"),
+    *(b"null", b"true", b"~", b"../", b"0b_", b"1_0", b"1:60", b"2001-01-01T", b"-" * 40, b"[" * 70, b"'"),
+)
+"""Pieces that have a meaning to some reader."""
+
+
+@st.composite
+def damaged(draw: st.DrawFn, good: Sequence[bytes]) -> bytes:
+    """A good input with a few of: bytes changed, cut out, doubled or put in; or bytes of no order at all."""
+    data = draw(st.sampled_from(good))
+    if draw(st.integers(0, 19)) == 0:
+        return draw(st.binary(max_size=300))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.integers(0, len(data)))
+        match draw(st.integers(0, 4)):
+            case 0:
+                data = data[:at] + draw(st.sampled_from(TOKENS)) + data[at:]
+            case 1:
+                data = data[:at] + data[at + draw(st.integers(1, 40)) :]
+            case 2:
+                data = data[:at] + bytes([draw(st.integers(0, 255))]) + data[at + 1 :]
+            case 3:
+                other = draw(st.integers(0, len(data)))
+                data = data[:at] + data[min(at, other) : max(at, other)] + data[at:]
+            case _:
+                token = draw(st.sampled_from(TOKENS))
+                data = data[:at] + token + data[at + len(token) :]
+    return data[: 1 << 20]
+
+
+Target = tuple[Sequence[bytes], Callable[[Path, bytes], list[str]]]
+
+
+def _text(name: str) -> Target:
+    reader = next(reader for reader in READERS if reader.name == name)
+    return [reader.good, gzip.compress(reader.good, mtime=0)], reader.write
+
+
+def _movies(folder: Path, data: bytes) -> list[str]:
+    reader = next(reader for reader in READERS if reader.name == "movielens")
+    command = reader.write(folder, reader.good)
+    (folder / "ml/movies.dat").write_bytes(data)
+    return command
+
+
+def _parquet(name: str) -> Target:
+    import pyarrow as pa
+
+    def write(folder: Path, data: bytes) -> list[str]:
+        (folder / "t.parquet").write_bytes(data)
+        return ["prepare", str(folder / "t.parquet"), str(folder / "out"), "--format", name]
+
+    return [written(pa.table(GOOD[name]))], write
+
+
+def _schema(folder: Path, data: bytes) -> list[str]:
+    (folder / "schema.yaml").write_bytes(data)
+    return ["prepare", str(FIXTURES / "clicks.csv"), str(folder / "out"), "--schema", str(folder / "schema.yaml")]
+
+
+def _config(folder: Path, data: bytes) -> list[str]:
+    # Data that does not exist: what is fuzzed is the reading of the configuration, not the training.
+    (folder / "config.yaml").write_bytes(data)
+    return ["train", str(folder / "none"), "--config", str(folder / "config.yaml"), "--quiet"]
+
+
+def _setting(folder: Path, data: bytes) -> list[str]:
+    text = data.decode("utf-8", "surrogateescape").replace("\0", "")
+    return ["train", str(folder / "none"), "--quiet", "--set", text]
+
+
+def _manifest(folder: Path, data: bytes) -> list[str]:
+    shutil.copytree(FIXTURES / "store_v1", folder / "store")
+    (folder / "store" / "store.json").write_bytes(data)
+    return ["inspect", str(folder / "store")]
+
+
+def _encoder(folder: Path, data: bytes) -> list[str]:
+    shutil.copytree(FIXTURES / "store_v1", folder / "store")
+    (folder / "store" / "encoder.json").write_bytes(data)
+    (folder / "store" / "store.json").unlink()  # else the checksum ends it
+    (folder / "out").mkdir()
+    return ["encoder", str(folder / "store")]
+
+
+def _result(folder: Path, data: bytes) -> list[str]:
+    (folder / "run").mkdir()
+    (folder / "run" / "result.json").write_bytes(data)
+    return ["compare", str(folder / "run"), "--csv", str(folder / "out.csv")]
+
+
+def _model(folder: Path, data: bytes) -> list[str]:
+    shutil.copytree(FIXTURES / "run_v1", folder / "run")
+    (folder / "run" / "model.safetensors").write_bytes(data)
+    return ["predict", str(folder / "run"), str(FIXTURES / "store_v1"), str(folder / "out.csv")]
+
+
+def _fixture(name: str) -> bytes:
+    return (FIXTURES / name).read_bytes()
+
+
+_SETTINGS = (
+    b"optimizer.lr=0.01",
+    b"model={name: dlrm, top: [8, 8]}",
+    b"policy.name=psse",
+    b"seed=3",
+    b"prepare.seed=1",
+)
+TARGETS: dict[str, Target] = {
+    **{reader.name: _text(reader.name) for reader in READERS},
+    "movies": ([b"10::A (2001)::Comedy\n11::B (2002)::Drama|War\n"], _movies),
+    **{f"{name}_parquet": _parquet(name) for name in GOOD},
+    "schema": ([_fixture("schema.yaml")], _schema),
+    "config": ([_fixture("run_v1/config.yaml")], _config),
+    "set": (_SETTINGS, _setting),
+    "manifest": ([_fixture("store_v1/store.json")], _manifest),
+    "encoder": ([_fixture("store_v1/encoder.json")], _encoder),
+    "result": ([json.dumps(json.loads(_fixture("run_v1/result.json"))).encode()], _result),
+    "model": ([_fixture("run_v1/model.safetensors")], _model),
+}
+
+
+def check(name: str, data: bytes, folder: Path) -> None:
+    """Gives a target these bytes in an empty folder; raises AssertionError, or what was not ours, on a finding."""
+    arguments = TARGETS[name][1](folder, data)
+    said, errors = StringIO(), StringIO()
+    with redirect_stdout(said), redirect_stderr(errors):
+        status = _load_encoder(folder) if arguments[0] == "encoder" else run(arguments)
+    lines = errors.getvalue().splitlines()
+    assert status in (0, 2) and len(lines) == (status == 2), (status, lines)
+    assert not list(folder.rglob(".*")), "something half-written is left"
+
+
+def _load_encoder(folder: Path) -> int:
+    """The encoder by itself: no command takes one without its checksum."""
+    import sys
+
+    from slipstream.data.encoder import Encoder
+    from slipstream.data.prepare import encode_raw
+    from slipstream.errors import SlipstreamError
+
+    try:
+        for _ in encode_raw(FIXTURES / "clicks.csv", Encoder.load(folder / "store"), 100):
+            pass
+    except SlipstreamError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0

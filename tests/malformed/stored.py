@@ -1,0 +1,462 @@
+"""What the product itself has written and somebody has changed: stores, encoders, results, models."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tests.malformed.corpus import FIXTURES, Case
+
+Change = Callable[[dict[str, Any]], object]
+Damage = Callable[[Path], object]
+
+TEXTS: dict[str, bytes] = {
+    "empty": b"",
+    "not JSON": b"{",
+    "a list": b"[]",
+    "a number": b"3",
+    "null": b"null",
+    "invalid UTF-8": b'{"a": "\xff"}',
+    "half a surrogate": b'{"format_version": 1, "encoder_version": 1, "policy": "\\ud800"}',
+    "NUL bytes": bytes(64),
+    "100,000 brackets": b"[" * 100_000,
+    "10,000 nested objects": b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+    "an integer of 5000 digits": b'{"format_version": ' + b"9" * 5000 + b"}",
+    "a byte-order mark and nothing": b"\xef\xbb\xbf",
+}
+
+
+def cases() -> Iterator[Case]:
+    """Stores, encoders, results, records, models."""
+    yield from _stores()
+    yield from _encoders()
+    yield from _results()
+    yield from _models()
+
+
+# --- store.json and the files it names
+
+
+def _store(name: str, damage: Damage, *says: str, command: str = "train") -> Case:
+    def build(folder: Path) -> list[str]:
+        shutil.copytree(FIXTURES / "store_v1", folder / "store")
+        damage(folder / "store")
+        if command == "inspect":
+            return ["inspect", str(folder / "store")]
+        if command == "evaluate":
+            return ["evaluate", str(FIXTURES / "run_v1"), str(folder / "store")]
+        train = ["train", str(folder / "store"), "--quiet", "--out", str(folder / "out"), "--batch-size", "64"]
+        return [*train, "--set", "shuffle=true"] if command == "shuffle" else train
+
+    return Case(f"store/{name}", build, says or ("store",))
+
+
+def _edit(file: str, change: Change) -> Damage:
+    def damage(folder: Path) -> None:
+        tree = json.loads((folder / file).read_text())
+        change(tree)
+        (folder / file).write_text(json.dumps(tree))
+
+    return damage
+
+
+def _set(path: str, value: Any) -> Change:
+    *way, last = path.split("/")
+
+    def change(tree: Any) -> None:
+        for part in way:
+            tree = tree[int(part) if isinstance(tree, list) else part]
+        tree[int(last) if isinstance(tree, list) else last] = value
+
+    return change
+
+
+def _stores() -> Iterator[Case]:
+    for name, data in TEXTS.items():
+        yield _store(f"store.json {name}", lambda s, d=data: (s / "store.json").write_bytes(d), "store.json")
+    for path, value in (
+        ("format_version", 2),
+        ("format_version", "one"),
+        ("format_version", -1),
+        ("format_version", 10**30),
+        ("num_samples", -1),
+        ("num_samples", 10**30),
+        ("num_samples", "many"),
+        ("num_samples", 299),
+        ("num_samples", 0),
+        ("num_positives", "NaN"),
+        ("label_dtype", "float64"),
+        ("label_dtype", "float32"),
+        ("has_time", "perhaps"),
+        ("dense", ["price", "price"]),
+        ("dense", []),
+        ("dense", 3),
+        ("features", []),
+        ("features/0/num_rows", 0),
+        ("features/0/num_rows", 2**31),
+        ("features/0/num_rows", -5),
+        ("features/0/name", ""),
+        ("features/0/name", 3),
+        ("features/0/name", "item"),
+        ("features/0/multi_hot", True),
+        ("features/3/multi_hot", False),
+        ("features/3/name", "../../secret"),
+        ("files", {}),
+        ("files/ids.i32/size", -1),
+        ("files/ids.i32/size", 10**20),
+        ("files/ids.i32/sha256", "no"),
+        ("colour", "red"),
+    ):
+        yield _store(f"{path} {str(value)[:12]!r}", _edit("store.json", _set(path, value)))
+    for path in ("../secret", "/etc/passwd", "a/../../secret", "bags/../../x", "", ".", "a\0b", "x" * 5000, "bags"):
+        entry = {"size": 5, "sha256": "0" * 64}
+        yield _store(f"file {path[:20]!r}", _edit("store.json", lambda t, p=path, e=entry: t["files"].update({p: e})))
+    for file in ("ids.i32", "labels.u8", "dense.f32", "time.i64", "bags/tags.values.i32", "bags/tags.offsets.i64"):
+        yield _store(f"{file} missing", lambda s, f=file: (s / f).unlink(), Path(file).name)
+        yield _store(f"{file} cut", lambda s, f=file: (s / f).write_bytes((s / f).read_bytes()[:-4]), Path(file).name)
+        yield _store(f"{file} longer", lambda s, f=file: (s / f).write_bytes((s / f).read_bytes() + b"1234"))
+        yield _store(f"{file} linked out of the folder", lambda s, f=file: _linked(s, f), Path(file).name)
+    yield _store("ids.i32 a folder", lambda s: _replaced(s / "ids.i32", Path.mkdir), "ids.i32")
+    yield _store("ids.i32 a pipe", lambda s: _replaced(s / "ids.i32", os.mkfifo), "ids.i32")
+    yield _store("store.json a folder", lambda s: _replaced(s / "store.json", Path.mkdir))
+    yield _store("store.json a pipe", lambda s: _replaced(s / "store.json", os.mkfifo))
+    yield _store("store.json linked in a circle", lambda s: _replaced(s / "store.json", _circle))
+    for command in ("train", "inspect", "evaluate"):
+        for name, value in (("far", 2**31 - 1), ("negative", -1), ("just outside", 13)):
+            damage = _numbers("ids.i32", "<i4", 17 * 3, value)
+            yield _store(f"id {name}, {command}", damage, "id", command=command)
+    yield _store("id of a bag far", _numbers("bags/tags.values.i32", "<i4", 5, 2**30), "id")
+    yield _store("id of a bag negative", _numbers("bags/tags.values.i32", "<i4", 5, -9), "id")
+    for command in ("train", "evaluate"):
+        yield _store(f"label 7, {command}", _numbers("labels.u8", "u1", 280, 7), "label", command=command)
+    yield _store("NaN, evaluate", _numbers("dense.f32", "<f4", 280, np.nan), "sample 280", command="evaluate")
+    yield _store("infinite, evaluate", _numbers("dense.f32", "<f4", 9, np.inf), "sample 9", command="evaluate")
+    for name, value in (("falls", 0), ("leaves", 2**40), ("negative", -5)):
+        yield _store(f"offset {name}", _numbers("bags/tags.offsets.i64", "<i8", 40, value), "offsets")
+        damage = _numbers("bags/tags.offsets.i64", "<i8", 40, value)
+        yield _store(f"offset {name}, shuffled", damage, "offsets", command="shuffle")
+    yield _store("one class", lambda s: (s / "labels.u8").write_bytes(bytes(300)), "same label")
+    yield Case("store/not there", lambda f: ["inspect", str(f / "none")], ("none",))
+    yield Case("store/an empty folder", lambda f: ["inspect", str(f)], ("slipstream prepare",))
+    yield Case("inspect/no slices", lambda f: ["inspect", str(FIXTURES / "store_v1"), "--slices", "0"], ("slices",))
+    yield Case("inspect/slices", lambda f: ["inspect", str(FIXTURES / "store_v1"), "--slices", "9" * 30], ("slices",))
+
+
+def _linked(store: Path, file: str) -> None:
+    outside = store.parent / "outside"
+    shutil.move(store / file, outside)
+    (store / file).symlink_to(outside)
+
+
+def _replaced(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
+def _circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _numbers(file: str, kind: str, place: int, value: float) -> Damage:
+    def damage(store: Path) -> None:
+        numbers = np.fromfile(store / file, kind)
+        numbers[place] = value
+        numbers.tofile(store / file)
+
+    return damage
+
+
+# --- encoder.json and the vocabularies
+
+
+def _encoder(name: str, damage: Damage, *says: str, sealed: bool = True) -> Case:
+    """``sealed``: the manifest agrees with the damaged file, as if somebody had meant it."""
+
+    def build(folder: Path) -> list[str]:
+        store, run = folder / "store", folder / "run"
+        shutil.copytree(FIXTURES / "store_v1", store)
+        shutil.copytree(FIXTURES / "run_v1", run)
+        damage(store)
+        if sealed:
+            manifest = json.loads((store / "store.json").read_text())
+            for file, entry in manifest["files"].items():
+                data = (store / file).read_bytes()
+                entry |= {"size": len(data), "sha256": sha256(data).hexdigest()}
+            (store / "store.json").write_text(json.dumps(manifest))
+            header, weights = _split(run / "model.safetensors")
+            data = json.loads(header["__metadata__"]["data"])
+            data["encoder"] = manifest["files"]["encoder.json"]["sha256"]
+            header["__metadata__"]["data"] = json.dumps(data)
+            _join(run / "model.safetensors", header, weights)
+        raw, out = str(FIXTURES / "clicks.csv"), str(folder / "out.csv")
+        return ["predict", str(run), raw, out, "--encoder", str(store)]
+
+    return Case(f"encoder/{name}", build, says or ("store",))
+
+
+def _encoders() -> Iterator[Case]:
+    for name, data in TEXTS.items():
+        yield _encoder(name, lambda s, d=data: (s / "encoder.json").write_bytes(d), "encoder.json")
+    for path, value in (
+        ("encoder_version", 2),
+        ("encoder_version", "one"),
+        ("format", "excel"),
+        ("columns", {}),
+        ("columns/categorical", ["user"]),
+        ("columns/dense", []),
+        ("columns/calendar", []),
+        ("sparse", []),
+        ("sparse/0/num_rows", 2),
+        ("sparse/0/num_rows", 0),
+        ("sparse/0/name", "../user"),
+        ("sparse/0/kind", "calendar"),
+        ("sparse/0/kind", "magic"),
+        ("sparse/2/kind", "vocabulary"),
+        ("sparse/3/multi_hot", False),
+        ("dense", []),
+        ("dense/0/std", 0),
+        ("dense/0/std", 1e999),
+        ("dense/0/mean", 1e999),
+        ("dense/0/mean", None),
+        ("dense/0/transform", "cube"),
+    ):
+        yield _encoder(f"{path} {str(value)[:12]!r}", _edit("encoder.json", _set(path, value)))
+    yield _encoder("missing", lambda s: (s / "encoder.json").unlink(), sealed=False)
+    yield _encoder("changed, not sealed", _edit("encoder.json", _set("dense/0/mean", 1.0)), sealed=False)
+    yield _encoder("vocabulary missing", lambda s: (s / "vocabulary/user.parquet").unlink(), "user", sealed=False)
+    yield _encoder("vocabulary cut", lambda s: _cut(s / "vocabulary/user.parquet"), "user.parquet")
+    yield _encoder("vocabulary of another column", lambda s: _swap(s / "vocabulary"), "user.parquet")
+    yield _encoder("vocabulary without its column", lambda s: _other_column(s / "vocabulary/user.parquet"), "user")
+    yield _encoder("a value twice", lambda s: _twice(s / "vocabulary/user.parquet"), "user.parquet")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def _swap(folder: Path) -> None:
+    shutil.copy(folder / "tags.parquet", folder / "user.parquet")
+
+
+def _other_column(path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(pq.read_table(path).rename_columns(["valeur", "count"]), path)
+
+
+def _twice(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table.slice(0, 1), table.slice(0, len(table) - 1)]), path)
+
+
+# --- result.json, config.yaml of runs, and records
+
+
+def _result(name: str, damage: Damage, *says: str) -> Case:
+    def build(folder: Path) -> list[str]:
+        shutil.copytree(FIXTURES / "run_v1", folder / "run")
+        damage(folder / "run")
+        return ["compare", str(folder / "run"), str(FIXTURES / "run_v1"), "--html", str(folder / "page.html")]
+
+    return Case(f"result/{name}", build, says or ("result.json",))
+
+
+def _results() -> Iterator[Case]:
+    for name, data in TEXTS.items():
+        yield _result(name, lambda r, d=data: (r / "result.json").write_bytes(d))
+    for path, value in (
+        ("auc", "high"),
+        ("auc", [1]),
+        ("auc", 1e999),
+        ("auc", -3),
+        ("seconds", "long"),
+        ("seconds", -1),
+        ("seconds", 10**400),
+        ("log_loss", {}),
+        ("samples_per_second", True),
+        ("policy", None),
+        ("policy", {}),
+        ("policy", ["psse"]),
+        ("learning_curve", 3),
+        ("learning_curve", [3]),
+        ("learning_curve", [{"samples": "x", "auc": 1}, {"samples": 2, "auc": 1}]),
+        ("learning_curve", [{"auc": 0.5}, {"auc": 0.5}]),
+        ("by_popularity", [1]),
+        ("by_popularity", {"head": 3}),
+        ("by_popularity", {"head": {"auc": "x"}}),
+        ("machine", 3),
+        ("versions", [1]),
+        ("commit", {"a": 1}),
+    ):
+        yield _result(f"{path} {str(value)[:12]!r}", _edit("result.json", _set(path, value)))
+    for key in ("auc", "policy", "seconds"):
+        yield _result(f"without {key}", _edit("result.json", lambda tree, k=key: tree.pop(k)), key)
+    yield _result("missing", lambda r: (r / "result.json").unlink())
+    yield _result("a folder", lambda r: _replaced(r / "result.json", Path.mkdir))
+    yield _result("a pipe", lambda r: _replaced(r / "result.json", os.mkfifo))
+    yield _result("64 MB", lambda r: (r / "result.json").write_bytes(b" " * (64 << 20)))
+    for name, data in (
+        ("not YAML", b"a: ["),
+        ("a list", b"- 1"),
+        ("a tag", b"a: !!python/name:os.system\n"),
+        ("invalid UTF-8", b"\xff"),
+        ("deep", b"a: " + b"[" * 100_000),
+        ("NUL", b"\0"),
+    ):
+        yield _result(f"config.yaml {name}", lambda r, d=data: (r / "config.yaml").write_bytes(d), "config.yaml")
+    yield Case("result/a file for a folder", lambda f: ["compare", str(FIXTURES / "clicks.csv")], ("clicks.csv",))
+    yield Case("result/out is a folder", _page_is_a_folder, ("page.html",))
+    for name, data in TEXTS.items():
+        yield Case(f"record/{name}", lambda f, d=data: _record(f, d), ("record.json",))
+    yield Case("record/of another benchmark", lambda f: _record(f, _RECORD), ("points",))
+    yield Case("record/missing", lambda f: ["bench", "frontier", "--also", str(f / "no.json"), "--html", str(f / "p")])
+
+
+_RECORD = b'{"name": "x", "points": []}'
+
+
+def _record(folder: Path, data: bytes) -> list[str]:
+    (folder / "record.json").write_bytes(data)
+    return ["bench", "frontier", "--also", str(folder / "record.json"), "--html", str(folder / "page.html")]
+
+
+def _page_is_a_folder(folder: Path) -> list[str]:
+    (folder / "page.html").mkdir()
+    return ["compare", str(FIXTURES / "run_v1"), "--html", str(folder / "page.html")]
+
+
+# --- model.safetensors
+
+
+def _split(path: Path) -> tuple[dict[str, Any], bytes]:
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def _join(path: Path, header: Mapping[str, Any], weights: bytes) -> None:
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + weights)
+
+
+def _model(name: str, damage: Damage, *says: str, command: str = "evaluate") -> Case:
+    def build(folder: Path) -> list[str]:
+        shutil.copytree(FIXTURES / "run_v1", folder / "run")
+        damage(folder / "run" / "model.safetensors")
+        more = [str(folder / "out.csv")] if command == "predict" else []
+        return [command, str(folder / "run"), str(FIXTURES / "store_v1"), *more]
+
+    return Case(f"model/{name}, {command}", build, says or ("model.safetensors",))
+
+
+def _header(change: Change) -> Damage:
+    def damage(path: Path) -> None:
+        header, weights = _split(path)
+        change(header)
+        _join(path, header, weights)
+
+    return damage
+
+
+def _metadata(key: str, change: Change) -> Damage:
+    def within(header: dict[str, Any]) -> None:
+        tree = json.loads(header["__metadata__"][key])
+        change(tree)
+        header["__metadata__"][key] = json.dumps(tree)
+
+    return _header(within)
+
+
+def _weights(change: Callable[[bytes], bytes]) -> Damage:
+    def damage(path: Path) -> None:
+        header, weights = _split(path)
+        _join(path, header, change(weights))
+
+    return damage
+
+
+def _models() -> Iterator[Case]:
+    def raw(change: Callable[[bytes], bytes]) -> Damage:
+        return lambda path: path.write_bytes(change(path.read_bytes()))
+
+    for command in ("evaluate", "predict"):
+        yield _model("empty", raw(lambda d: b""), command=command)
+        yield _model("cut in the header", raw(lambda d: d[:50]), command=command)
+        yield _model("cut in the weights", raw(lambda d: d[:-10]), command=command)
+        yield _model("longer", raw(lambda d: d + b"1234"), command=command)
+        yield _model("a header of 2^60 bytes", raw(lambda d: struct.pack("<Q", 1 << 60) + d[8:]), command=command)
+        yield _model("a header of zeros", raw(lambda d: d[:8] + bytes(len(d) - 8)), command=command)
+        yield _model("a pickle", raw(lambda d: b"\x80\x04cos\nsystem\n(S'true'\ntR."), command=command)
+        yield _model("a zip archive", raw(lambda d: b"PK\x03\x04" + d), command=command)
+        yield _model("weights that are NaN", _weights(lambda w: b"\xff" * len(w)), command=command)
+    for name, value in TEXTS.items():
+        text = value.decode("utf-8", "replace")
+        yield _model(f"configuration {name}", _header(_set("__metadata__/model", text)))
+        yield _model(f"features {name}", _header(_set("__metadata__/data", text)))
+    yield _model("no metadata", _header(lambda header: header.pop("__metadata__")))
+    yield _model("no configuration", _header(lambda header: header["__metadata__"].pop("model")))
+    yield _model("no features", _header(lambda header: header["__metadata__"].pop("data")))
+    for path, value in (
+        ("format_version", 2),
+        ("format_version", "two"),
+        ("features", []),
+        ("features/0/num_rows", 2**31 - 1),
+        ("features/0/num_rows", -1),
+        ("features/0/num_rows", 14),
+        ("features/0/name", "somebody"),
+        ("features/0/multi_hot", True),
+        ("num_dense", 10**12),
+        ("num_dense", -1),
+        ("num_dense", 0),
+        ("encoder", "0" * 64),
+    ):
+        place = ("store",) if path in ("encoder", "features/0/multi_hot") else ("model.safetensors",)
+        yield _model(f"{path} {str(value)[:12]!r}", _metadata("data", _set(path, value)), *place)
+    for path, value in (
+        ("name", "gpt"),
+        ("embedding_dim", 4096),
+        ("embedding_dim", 10**9),
+        ("top", [10**9]),
+        ("top", [8] * 5000),
+        ("top", []),
+        ("bottom", [0]),
+        ("colour", "red"),
+    ):
+        yield _model(f"{path} {str(value)[:12]!r}", _metadata("model", _set(path, value)))
+    yield _model("a tensor missing", _header(lambda header: header.pop(next(k for k in header if k != "__metadata__"))))
+    yield _model("a tensor of integers", _header(_retyped))
+    yield _model("missing", Path.unlink)
+    yield _model("a folder", lambda path: _replaced(path, Path.mkdir))
+    yield _model("a pipe", lambda path: _replaced(path, os.mkfifo))
+    yield Case("evaluate/range turned round", lambda f: _evaluate("--start", "200", "--stop", "100"), ("200",))
+    yield Case("evaluate/range outside", lambda f: _evaluate("--stop", "301"), ("301",))
+    yield Case("evaluate/negative start", lambda f: _evaluate("--start", "-1"), ("-1",))
+    yield Case("evaluate/empty range", lambda f: _evaluate("--start", "5", "--stop", "5"), ("5",))
+    yield Case("evaluate/no run", lambda f: ["evaluate", str(f), str(FIXTURES / "store_v1")], ("model.safetensors",))
+    yield Case("predict/other ending", lambda f: _predict(f, "out.xlsx"), ("out.xlsx",))
+    yield Case("predict/range of raw files", lambda f: [*_predict(f, "o.csv", raw=True), "--start", "3"], ("--start",))
+
+
+def _retyped(header: dict[str, Any]) -> None:
+    for name, entry in header.items():
+        if name != "__metadata__":
+            entry["dtype"] = "I32"
+
+
+def _evaluate(*options: str) -> list[str]:
+    return ["evaluate", str(FIXTURES / "run_v1"), str(FIXTURES / "store_v1"), *options]
+
+
+def _predict(folder: Path, out: str, *, raw: bool = False) -> list[str]:
+    data = FIXTURES / ("clicks.csv" if raw else "store_v1")
+    return ["predict", str(FIXTURES / "run_v1"), str(data), str(folder / out), "--encoder", str(FIXTURES / "store_v1")]

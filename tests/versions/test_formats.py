@@ -1,0 +1,66 @@
+"""What earlier versions wrote stays readable; what later ones will write is refused with a clear word.
+
+``tests/fixtures/store_v1`` and ``run_v1`` were written by version 0.1.0 and never change. A new format gets its own
+fixtures beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.malformed.corpus import FIXTURES
+
+from slipstream.data.encoder import ENCODER_VERSION, Encoder
+from slipstream.data.manifest import FORMAT_VERSION
+from slipstream.data.prepare import encode_raw
+from slipstream.data.store import Store
+from slipstream.errors import NotPrepared
+from slipstream.report.runs import load_runs
+from slipstream.training import evaluate, predict, saved
+
+STORE, RUN = FIXTURES / "store_v1", FIXTURES / "run_v1"
+FINGERPRINT = "9da1c15d00eb"
+
+
+def test_there_are_fixtures_of_every_format() -> None:
+    assert (FORMAT_VERSION, ENCODER_VERSION, saved.FORMAT_VERSION) == (1, 1, 1), "add fixtures of the new format"
+
+
+def test_a_store_of_format_1() -> None:
+    store = Store.open(STORE, verify=True)
+    assert store.num_samples == 300 and store.fingerprint.startswith(FINGERPRINT)
+    assert [feature.name for feature in store.features] == ["user", "item", "hour", "tags"]
+    assert int(store.labels.sum()) == store.manifest.num_positives
+
+
+def test_its_encoder_encodes_the_same_file_alike() -> None:
+    store = Store.open(STORE)
+    (batch,) = encode_raw(FIXTURES / "clicks.csv", Encoder.load(STORE), 1000)
+    assert (batch.inputs.ids == store.ids).all() and (batch.inputs.dense == store.dense).all()
+    assert (batch.inputs.bags[0].values == store.bags[0].values).all()
+
+
+def test_a_model_of_format_1() -> None:
+    found = evaluate(RUN, STORE, start=270)
+    kept = json.loads((RUN / "result.json").read_text(encoding="utf-8"))
+    assert found.scores.auc == pytest.approx(kept["auc"]) and found.scores.log_loss == pytest.approx(kept["log_loss"])
+    assert np.isfinite(predict(RUN, STORE)).all()
+
+
+def test_a_result_of_version_0_1() -> None:
+    (run,) = load_runs([RUN])
+    assert run.policy == "none" and run.number("auc") == pytest.approx(0.32)
+
+
+@pytest.mark.parametrize(("file", "key"), [("store.json", "format_version"), ("encoder.json", "encoder_version")])
+def test_a_newer_format_is_refused(file: str, key: str, tmp_path: Path) -> None:
+    shutil.copytree(STORE, tmp_path / "store")
+    path = tmp_path / "store" / file
+    # Whatever else a newer version writes, its number is what is complained about.
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), key: 2, "new": {}}), encoding="utf-8")
+    with pytest.raises(NotPrepared, match=r"2, this slipstream reads up to 1; update slipstream-rec"):
+        Store.open(tmp_path / "store") if file == "store.json" else Encoder.load(tmp_path / "store")
