@@ -5,13 +5,13 @@ STAMP := .venv/.installed
 PEERS := .venv/.peers-installed
 DEMO := runs/demo
 TRAIN := $(BIN)/slipstream train $(DEMO)/data --config examples/movietweetings/train.yaml
-BENCHES := kernels step gates shared loader prepare globo synthetic-fit
+BENCHES := kernels step gates shared loader prepare globo drift row-share synthetic-fit
 # Where a record's name is not that of its benchmark.
 RECORD_globo := globo_prequential
 # Extra flags of `slipstream bench`, for example: make bench-step BENCH_FLAGS=--quick
 BENCH_FLAGS ?=
 
-.PHONY: help env env-bench demo test lint format types results clean bench-frontier $(addprefix bench-,$(BENCHES))
+.PHONY: help env env-bench demo test lint format types results clean bench-frontier frontier-page $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
@@ -19,6 +19,7 @@ help:
 	@echo "make test     all tests          make lint / make types / make format"
 	@echo "make bench-X  X one of: $(BENCHES); the record goes to benchmarks/results/"
 	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
+	@echo "make frontier-page               one page of all kept frontiers: runs/frontiers.html"
 	@echo "make results  rewrite README's tables from benchmarks/results/"
 
 env: $(STAMP)
@@ -67,6 +68,9 @@ DATA ?= movietweetings
 bench-frontier: env
 	$(BIN)/slipstream bench frontier --data $(DATA) --json benchmarks/results/frontier_$(subst -,_,$(basename $(notdir $(DATA)))).json \
 	  --html runs/frontier_$(basename $(notdir $(DATA))).html --cache runs/cache $(BENCH_FLAGS)
+
+frontier-page: env
+	$(BIN)/slipstream bench frontier $(addprefix --also ,$(sort $(wildcard benchmarks/results/frontier_*.json))) --html runs/frontiers.html
 
 $(addprefix bench-,$(BENCHES)): bench-%: env
 	$(BIN)/slipstream bench $* --json benchmarks/results/$(or $(RECORD_$*),$(subst -,_,$*)).json $(BENCH_FLAGS)

@@ -31,6 +31,7 @@ BENCHES: dict[str, str] = {
     "globo": "prequential training on Globo clicks",
     "frontier": "quality against time: policy x budget x seed, with full training and random skipping",
     "drift": "fading scores, thaw and repeated decisions against static ones, while the data drifts",
+    "row_share": "where skipping row updates can pay: their share of a step, and the time saturation and psse save",
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }
 """Name of each benchmark (and of its module in this package), with what it measures."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from slipstream.bench.frontier_options import PUBLIC
 from slipstream.errors import ConfigError
 
 DRIFT_SETS = ("globo", "synthetic")
@@ -30,7 +31,7 @@ class DriftOptions:
     budget: float = 0.7
     seeds: int = 3
     samples: int | None = None
-    folder: Path = Path("../shared/data")
+    folder: Path = PUBLIC
 
     def __post_init__(self) -> None:
         """Checks the values.

@@ -23,7 +23,9 @@ _OF_DRIFT = ("speeds", "budgets", "seeds", "samples", "folder")
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="kernels, step, gates, shared, loader, prepare, globo, frontier, drift or synthetic-fit."),
+        typer.Argument(
+            help="kernels, step, gates, shared, loader, prepare, globo, frontier, drift, row-share or synthetic-fit."
+        ),
     ],
     quick: Annotated[bool, typer.Option(help="Smaller and fewer measurements, under 40 s once compiled.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the record to this file.", dir_okay=False)] = None,
