@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 PEERS := .venv/.peers-installed
 DEMO := runs/demo
 TRAIN := $(BIN)/slipstream train $(DEMO)/data --config examples/movietweetings/train.yaml
-BENCHES := kernels step gates shared loader prepare globo synthetic-fit gpu
+BENCHES := kernels step gates shared loader prepare globo drift row-share guard gpu synthetic-fit
 # Where a record's name is not that of its benchmark.
 RECORD_globo := globo_prequential
 # Extra flags of `slipstream bench`, for example: make bench-step BENCH_FLAGS=--quick
@@ -15,7 +15,7 @@ INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
 .PHONY: help env env-bench interop demo test test-gpu fuzz matrix lint format types results clean bench-frontier \
-  $(addprefix bench-,$(BENCHES))
+  frontier-page $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench-X  X one of: $(BENCHES); the record goes to benchmarks/results/"
 	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
 	@echo "make interop  train models of $(LIBRARIES) with and without us"
+	@echo "make frontier-page               one page of all kept frontiers: runs/frontiers.html"
 	@echo "make results  rewrite README's tables from benchmarks/results/"
 
 env: $(STAMP)
@@ -115,6 +116,9 @@ DATA ?= movietweetings
 bench-frontier: env
 	$(BIN)/slipstream bench frontier --data $(DATA) --json benchmarks/results/frontier_$(subst -,_,$(basename $(notdir $(DATA)))).json \
 	  --html runs/frontier_$(basename $(notdir $(DATA))).html --cache runs/cache $(BENCH_FLAGS)
+
+frontier-page: env
+	$(BIN)/slipstream bench frontier $(addprefix --also ,$(sort $(wildcard benchmarks/results/frontier_*.json))) --html runs/frontiers.html
 
 $(addprefix bench-,$(BENCHES)): bench-%: env
 	$(BIN)/slipstream bench $* --json benchmarks/results/$(or $(RECORD_$*),$(subst -,_,$*)).json $(BENCH_FLAGS)

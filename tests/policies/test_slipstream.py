@@ -213,6 +213,23 @@ def test_periodic_by_hand() -> None:
     assert again.report() == report
 
 
+def test_the_last_decision_stays_where_no_other_is_to_come() -> None:
+    settings = {"mode": "periodic", "hot_bytes": 4 * 4 * DIM, "every": 4, "window": 2, "half_life": None}
+    policy, model = Slipstream(0.75, decisions=1, **settings), OneTable()
+    policy.attach({"item.weight": model.item.table}, seed=0)
+    ids = torch.arange(4, dtype=torch.int32)[:, None]
+    kept = []
+    for number in range(13):
+        inputs = Inputs(torch.empty(4, 0), ids)
+        keep = policy.keep_probability(Batch(inputs, torch.zeros(4), torch.arange(4), torch.ones(4)))
+        kept.append(None if keep is None else keep.tolist())
+        if number == 5:
+            with torch.no_grad():
+                model.item.weight[:4, 0] -= torch.tensor(MOVES)
+    assert kept == [None] * 6 + [[0.0, 1.0, 1.0, 1.0]] * 7
+    assert policy.report()["decisions"] == 1
+
+
 @pytest.mark.parametrize("half_life", [None, 10.0])
 def test_periodic_drops_no_input_with_a_cold_row(half_life: float | None) -> None:
     policy = Slipstream(

@@ -12,13 +12,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slipstream.bench.drift_options import DriftOptions
 from slipstream.bench.frontier_options import FrontierOptions
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
     from slipstream.report.record import Record
 
-__all__ = ["BENCHES", "BenchOptions", "FrontierOptions", "run"]
+__all__ = ["BENCHES", "BenchOptions", "DriftOptions", "FrontierOptions", "run"]
 
 BENCHES: dict[str, str] = {
     "kernels": "embedding forward + backward + update: FBGEMM, torch sparse Adagrad, SparseAdam",
@@ -30,6 +31,8 @@ BENCHES: dict[str, str] = {
     "globo": "prequential training on Globo clicks",
     "gpu": "the GPU's kernels and a DLRM step: torch sparse and dense, FBGEMM, the memory's bandwidth",
     "frontier": "quality against time: policy x budget x seed, with full training and random skipping",
+    "drift": "fading scores, thaw and repeated decisions against static ones, while the data drifts",
+    "row_share": "where skipping row updates can pay: their share of a step, and the time saturation and psse save",
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }
 """Name of each benchmark (and of its module in this package), with what it measures."""
@@ -47,6 +50,7 @@ class BenchOptions:
         cache: Folder for prepared data sets and other large intermediate files; None: a temporary folder.
         seed: Seed of everything drawn.
         frontier: What ``frontier`` is to measure; None: its defaults.
+        drift: What ``drift`` is to measure; None: its defaults.
     """
 
     quick: bool = False
@@ -55,6 +59,7 @@ class BenchOptions:
     cache: Path | None = None
     seed: int = 0
     frontier: FrontierOptions | None = None
+    drift: DriftOptions | None = None
 
 
 def run(name: str, options: BenchOptions | None = None) -> Record:

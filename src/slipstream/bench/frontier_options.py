@@ -8,6 +8,8 @@ from typing import Literal
 
 from slipstream.errors import ConfigError
 
+PUBLIC = Path("../shared/data")
+"""Where the public data sets lie that are not part of the project, seen from its root."""
 CONTROLS = ("none", "random")
 """Policies of every frontier, named or not."""
 LABEL_ALONE = "label alone"
@@ -34,7 +36,7 @@ class FrontierOptions:
 
     data: str = "movietweetings"
     config: Path | None = None
-    folder: Path = Path("../shared/data")
+    folder: Path = PUBLIC
     policies: tuple[str, ...] = ()
     budgets: tuple[float, ...] = (0.25, 0.5, 0.7)
     seeds: int = 3

@@ -12,16 +12,20 @@ from slipstream.cli import output
 from slipstream.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from slipstream.bench import FrontierOptions
+    from slipstream.bench import DriftOptions, FrontierOptions
     from slipstream.report.record import Record
 
 _FRONTIER = "Frontier"
+_DRIFT = "Drift (takes --data, --budgets with one budget, --seeds, --samples, --folder and --html too)"
+_OF_DRIFT = ("speeds", "budgets", "seeds", "samples", "folder")
 
 
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="kernels, step, gates, shared, loader, prepare, globo, gpu, frontier or synthetic-fit."),
+        typer.Argument(
+            help="kernels, step, gates, shared, loader, prepare, globo, gpu, frontier, drift, row-share or synthetic-fit."
+        ),
     ],
     quick: Annotated[bool, typer.Option(help="Smaller and fewer measurements, under 40 s once compiled.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the record to this file.", dir_okay=False)] = None,
@@ -56,6 +60,9 @@ def bench(
     folder: Annotated[
         Path | None, typer.Option(help="Where public data sets lie (../shared/data).", rich_help_panel=_FRONTIER)
     ] = None,
+    speeds: Annotated[
+        str | None, typer.Option(help="Speeds of synthetic drift, by commas.", rich_help_panel=_DRIFT)
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Draw the record on a page.", rich_help_panel=_FRONTIER)] = None,
     also: Annotated[
         list[Path] | None,
@@ -76,13 +83,21 @@ def bench(
         "tune": tune,
         "config": config,
         "folder": folder,
+        "speeds": _numbers(speeds, "speeds"),
     }
     given = {key: value for key, value in given.items() if value is not None}
     frontier: FrontierOptions | None = None
+    drift: DriftOptions | None = None
     source: Path | None = None
-    if name == "frontier":
+    if name == "drift":
+        drift = _drift(given, data)
+        if also:
+            raise ConfigError("--also belongs to frontier, not to drift")
+    elif name == "frontier":
         from slipstream.bench import FrontierOptions
 
+        if speeds is not None:
+            raise ConfigError("--speeds belongs to drift, not to frontier")
         if html is not None and also and data is None:
             _page(html, _load(also))
             return
@@ -91,24 +106,57 @@ def bench(
     else:
         if given or html is not None or also:
             wrong = [*given, *(["html"] if html else []), *(["also"] if also else [])][0].replace("_", "-")
-            raise ConfigError(f"--{wrong} belongs to frontier, not to {name}")
+            home = "drift" if wrong == "speeds" else "frontier"
+            raise ConfigError(f"--{wrong} belongs to {home}, not to {name}")
         if data is not None:
             source = Path(data)
             if not source.exists():
                 raise DataError("no such data", file=source)
-    options = BenchOptions(quick=quick, threads=threads, data=source, cache=cache, seed=seed, frontier=frontier)
+    options = BenchOptions(quick, threads, data=source, cache=cache, seed=seed, frontier=frontier, drift=drift)
     record = run(name, options)
-    output.record_tables(_brief(record) if frontier else record)
+    output.record_tables(_brief(record) if frontier or drift else record)
     if json is not None:
         output.say(f"record: {record.save(json)}")
-    if html is not None:
+    if html is not None and drift is not None:
+        _drift_page(html, record)
+    elif html is not None:
         _page(html, [record, *_load(also or ())])
 
 
+def _drift(given: dict[str, Any], data: str | None) -> DriftOptions:
+    """Options of ``drift``.
+
+    Raises:
+        ConfigError: One belongs to frontier alone, or there is more than one budget.
+    """
+    from slipstream.bench import DriftOptions
+
+    wrong = [option for option in given if option not in _OF_DRIFT]
+    if wrong:
+        raise ConfigError(f"--{wrong[0].replace('_', '-')} belongs to frontier, not to drift")
+    budgets = given.pop("budgets", None)
+    if budgets is not None and len(budgets) != 1:
+        raise ConfigError(f"drift takes one budget, got {len(budgets)}")
+    if budgets is not None:
+        given["budget"] = budgets[0]
+    if data is not None:
+        given["sets"] = _split(data)
+    return DriftOptions(**given)
+
+
+def _drift_page(html: Path, record: Record) -> None:
+    from slipstream.data.atomic import write_text
+    from slipstream.report.drift import drift_page
+
+    write_text(html, drift_page(record))
+    output.say(f"page: {html}")
+
+
 def _brief(record: Record) -> Record:
-    """What fits a terminal of a frontier's record; the file and the page hold all."""
-    conditions = {key: value for key, value in record.conditions.items() if key != "tuning"}
-    shown = ("policy", "budget", "AUC", "NDCG", "seconds", "inputs", "skipped", "above random", "same time")
+    """What fits a terminal of a frontier's or a drift's record; the file and the page hold all."""
+    conditions = {key: value for key, value in record.conditions.items() if key not in ("tuning", "variants")}
+    shown = ("policy", "budget", "data", "variant", "AUC", "NDCG", "seconds", "to full", "inputs", "skipped")
+    shown = (*shown, "above random", "same time")
     rows = [{name: row[name] for name in shown if name in row} for row in record.rows]
     return record.model_copy(update={"conditions": conditions, "rows": rows})
 
@@ -131,8 +179,8 @@ def _split(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _numbers(text: str | None) -> tuple[float, ...] | None:
+def _numbers(text: str | None, name: str = "budgets") -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise ConfigError(f"budgets must be numbers in (0, 1] with commas between, got {text!r}") from error
+        raise ConfigError(f"{name} must be numbers with commas between, got {text!r}") from error

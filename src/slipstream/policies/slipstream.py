@@ -54,6 +54,8 @@ class SlipstreamConfig(PolicyBaseConfig):
     """periodic: hot inputs of the window on which T is found."""
     half_life: float | None = Field(default=10_000.0, gt=0.0, allow_inf_nan=False)
     """periodic: batches after which an access counts half; None: accesses never fade."""
+    decisions: int | None = Field(default=None, ge=1)
+    """periodic: decisions after which the last one stays; None: there is always a next one."""
     protect_tail: int = Field(default=0, ge=0, le=255)
     """Inputs with a row looked up fewer than this many times are never dropped; 0 (as published) protects none."""
 
@@ -102,6 +104,7 @@ class Slipstream(Policy):
         window: periodic: batches between snapshots, below ``every``.
         sample_size: periodic: inputs on which T is found.
         half_life: periodic: batches after which an access counts half; None: exact counts.
+        decisions: periodic: decisions after which the last one stays; None: no end.
         protect_tail: Lookups below which no input of a row is dropped, 0 to 255.
 
     Raises:
@@ -128,6 +131,7 @@ class Slipstream(Policy):
         window: int = 100,
         sample_size: int = 4096,
         half_life: float | None = 10_000.0,
+        decisions: int | None = None,
         protect_tail: int = 0,
     ) -> None:
         self.config = validated(
@@ -147,6 +151,7 @@ class Slipstream(Policy):
                 "window": window,
                 "sample_size": sample_size,
                 "half_life": half_life,
+                "decisions": decisions,
                 "protect_tail": protect_tail,
             },
         )

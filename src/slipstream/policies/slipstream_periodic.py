@@ -63,6 +63,9 @@ class Periodic:
         rule = Rule(self.config.alpha, self.config.alpha_per_bag)
         rule.check(int(lookups_of(inputs).max()) if not inputs.bags else rule.alpha or 0, len(inputs.bags))
         phase = self._batches % self.config.every
+        settled = self.config.decisions is not None and self._decisions >= self.config.decisions
+        if settled:
+            phase = self.config.every
         if phase == 0 and self._batches:
             self._take_snapshot()
         elif phase == self.config.window and self._snapshot is not None:
