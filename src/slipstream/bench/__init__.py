@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slipstream.bench.frontier_options import FrontierOptions
+from slipstream.bench.guard_options import GuardOptions
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
     from slipstream.report.record import Record
 
-__all__ = ["BENCHES", "BenchOptions", "FrontierOptions", "run"]
+__all__ = ["BENCHES", "BenchOptions", "FrontierOptions", "GuardOptions", "run"]
 
 BENCHES: dict[str, str] = {
     "kernels": "embedding forward + backward + update: FBGEMM, torch sparse Adagrad, SparseAdam",
@@ -29,6 +30,7 @@ BENCHES: dict[str, str] = {
     "prepare": "a Criteo TSV into the column store: rows a second and peak memory",
     "globo": "prequential training on Globo clicks",
     "frontier": "quality against time: policy x budget x seed, with full training and random skipping",
+    "guard": "the guard's promise: guarded training against full training of the same seed, on six data sets",
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }
 """Name of each benchmark (and of its module in this package), with what it measures."""
@@ -46,6 +48,7 @@ class BenchOptions:
         cache: Folder for prepared data sets and other large intermediate files; None: a temporary folder.
         seed: Seed of everything drawn.
         frontier: What ``frontier`` is to measure; None: its defaults.
+        guard: What ``guard`` is to measure; None: its defaults.
     """
 
     quick: bool = False
@@ -54,6 +57,7 @@ class BenchOptions:
     cache: Path | None = None
     seed: int = 0
     frontier: FrontierOptions | None = None
+    guard: GuardOptions | None = None
 
 
 def run(name: str, options: BenchOptions | None = None) -> Record:

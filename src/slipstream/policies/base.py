@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
     from slipstream.data.batch import Batch
+    from slipstream.staleness.own_past import Losses
 
 OPEN, FROZEN = 255, 0
 """Gate values: a row that every step updates, and one that none does. Between them g: with probability g / 256 a
@@ -67,6 +68,8 @@ class Progress(NamedTuple):
     """Unix seconds of this batch's last sample, or None when the data has no time."""
     share: float | None = None
     """Share of the training that has passed, in [0, 1], or None when its length is not known."""
+    epoch: int = 0
+    """Epochs finished."""
 
 
 class TrainingData(Protocol):
@@ -174,6 +177,14 @@ class Policy:
             seed: Seed of everything the policy draws.
         """
 
+    def attach_model(self, model: nn.Module, losses: Losses) -> None:
+        """Called once, after :meth:`attach`, with the whole model; most policies need their tables alone.
+
+        Args:
+            model: The model, to read and to copy, never to write.
+            losses: The loss of each sample of a batch under the model or a copy of it.
+        """
+
     def keep_probability(self, batch: Batch) -> Tensor | None:
         """The probability with which each input is kept.
 
@@ -206,6 +217,10 @@ class Policy:
             batch: B inputs.
             losses: float32 [B], not weighted.
         """
+
+    def take_moves(self) -> list[dict[str, Any]]:
+        """What the policy changed by itself since the last call, as plain numbers and texts: events of the training."""
+        return []
 
     def set_budget(self, budget: float) -> None:
         """Changes the share that is kept while training runs (the guard does); from the next batch on.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.errors import ConfigError
 from slipstream.policies.base import Gated, Policy, Progress, TrainingData, share_in_range
 
 if TYPE_CHECKING:
     from slipstream.data.batch import Batch
+    from slipstream.staleness.own_past import Losses
 
 
 class Combine(Policy):
@@ -81,6 +82,11 @@ class Combine(Policy):
         for part in self.parts:
             part.attach(tables, seed=seed)
 
+    def attach_model(self, model: nn.Module, losses: Losses) -> None:
+        """Attaches both."""
+        for part in self.parts:
+            part.attach_model(model, losses)
+
     def keep_probability(self, batch: Batch) -> Tensor | None:
         """That of the input policy."""
         return self.inputs.keep_probability(batch) if self.skips_inputs else None
@@ -100,6 +106,10 @@ class Combine(Policy):
         for part in self.parts:
             if part.wants_losses:
                 part.observe_losses(batch, losses)
+
+    def take_moves(self) -> list[dict[str, Any]]:
+        """Those of both."""
+        return [move for part in self.parts for move in part.take_moves()]
 
     def set_budget(self, budget: float) -> None:
         """Splits the budget anew.

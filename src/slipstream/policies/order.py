@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.policies.base import Gated, Policy, PolicyBaseConfig, TrainingData, share_in_range, validated
 from slipstream.policies.hot_split import interleave, split_inputs
 from slipstream.staleness.hot_rows import HOT_BYTES, SAMPLE_SHARE, check_hot_bytes
+from slipstream.staleness.own_past import Losses
 
 OrderName = Literal["cold_then_hot", "interleaved"]
 
@@ -63,12 +64,17 @@ class Order(Policy):
             OrderConfig, {"order": order, "hot_bytes": hot_bytes, "sample_share": sample_share, "runs": runs}
         )
         self._tables: Mapping[str, Gated] = {}
+        self._model: nn.Module | None = None
         self._seed = 0
         self._report: dict[str, float] = {}
 
     def attach(self, tables: Mapping[str, Gated], *, seed: int) -> None:
         """Keeps the tables for :meth:`plan`."""
         self._tables, self._seed = tables, seed
+
+    def attach_model(self, model: nn.Module, losses: Losses) -> None:
+        """Keeps the model for :meth:`plan`."""
+        self._model = model
 
     def plan(self, data: TrainingData) -> Tensor:
         """The order.
@@ -81,6 +87,7 @@ class Order(Policy):
             self.name,
             data,
             self._tables,
+            self._model,
             hot_bytes=config.hot_bytes,
             sample_share=config.sample_share,
             seed=self._seed,

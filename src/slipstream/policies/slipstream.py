@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.data.batch import Batch
 from slipstream.policies.base import Gated, Policy, PolicyBaseConfig, TrainingData, share_in_range, validated
@@ -18,6 +18,7 @@ from slipstream.policies.slipstream_once import Once
 from slipstream.policies.slipstream_periodic import Periodic
 from slipstream.staleness import stale_inputs
 from slipstream.staleness.hot_rows import HOT_BYTES, SAMPLE_SHARE, check_hot_bytes
+from slipstream.staleness.own_past import Losses
 
 Mode = Literal["once", "periodic"]
 
@@ -156,6 +157,10 @@ class Slipstream(Policy):
     def attach(self, tables: Mapping[str, Gated], *, seed: int) -> None:
         """Keeps the tables."""
         self._course.attach(tables, seed)
+
+    def attach_model(self, model: nn.Module, losses: Losses) -> None:
+        """Keeps the model: it tells which table each column is looked up in."""
+        self._course.model = model
 
     def plan(self, data: TrainingData) -> Tensor | None:
         """once: cold inputs, then hot ones. periodic: None.

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.data.batch import Batch
 from slipstream.policies.base import Gated, Policy, Progress, TrainingData
+from slipstream.staleness.own_past import Losses
 
 
 def check(holds: bool, name: str, sentence: str) -> None:
@@ -64,6 +65,11 @@ class Watched(Policy):
         with self._hands_off("attach"):
             self.policy.attach(tables, seed=seed)
 
+    def attach_model(self, model: nn.Module, losses: Losses) -> None:
+        """Passes on."""
+        with self._hands_off("attach_model"):
+            self.policy.attach_model(model, losses)
+
     def keep_probability(self, batch: Batch) -> Tensor | None:
         """Passes on; probabilities must be float32 [B] in [0, 1], and the batch the same."""
         before = copy.deepcopy(batch)
@@ -93,6 +99,10 @@ class Watched(Policy):
         """Passes on."""
         with self._hands_off("observe_losses"):
             self.policy.observe_losses(batch, losses)
+
+    def take_moves(self) -> list[dict[str, Any]]:
+        """Passes on."""
+        return self.policy.take_moves()
 
     def set_budget(self, budget: float) -> None:
         """Passes on."""

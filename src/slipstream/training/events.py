@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slipstream.evaluation import Scores
 
@@ -44,6 +44,18 @@ class StepDone:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyMoved:
+    """The policy changed what it skips by itself, or says why it does not."""
+
+    policy: str
+    """Its name."""
+    move: dict[str, Any]
+    """Its own numbers and reason."""
+    seconds: float
+    """Training time so far."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkScored:
     """Prequential: a chunk was predicted, and is trained on next."""
 
@@ -77,7 +89,7 @@ class RunDone:
     """The outcome."""
 
 
-Event = RunStarted | StepDone | ChunkScored | EpochDone | RunDone
+Event = RunStarted | StepDone | PolicyMoved | ChunkScored | EpochDone | RunDone
 Listener = Callable[[Event], None]
 """Called with every event, on the training's thread; the time it takes for a StepDone counts as training time."""
 

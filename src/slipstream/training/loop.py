@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from slipstream.models import Recommender, build_model
 from slipstream.optim import clip_grad_norm_
 from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import TrainConfig
-from slipstream.training.events import ChunkScored, EpochDone, Listener, StepDone, tell
+from slipstream.training.events import ChunkScored, EpochDone, Listener, PolicyMoved, StepDone, tell
 from slipstream.training.optimizers import build_optimizers
 from slipstream.training.samples import StoredSamples
 from slipstream.training.schedule import Schedule
@@ -94,6 +94,7 @@ class Trainer:
             batch_size=config.batch_size,
             seed=config.seed,
             total_samples=self.total_samples,
+            losses=lambda model, batch: cast(Recommender, model).losses(batch),
         )
         self.samples = self.steps = self.epoch = 0
         self.training, self.predicting = Stopwatch(), Stopwatch()
@@ -170,6 +171,7 @@ class Trainer:
             if self.skipper.policy.wants_losses:
                 losses = self.model.losses(batch)
                 self.skipper.observe(batch, losses)
+                self._report_moves()
                 loss = (losses * batch.weights).mean()
             else:
                 loss = self.model.loss(batch)
@@ -191,6 +193,10 @@ class Trainer:
         self._losses.clear()
         rates = self.schedule.dense_lr, self.schedule.embedding_lr
         tell(self.listeners, StepDone(self.steps, self.samples, mean, *rates, self.training.seconds))
+
+    def _report_moves(self) -> None:
+        for move in self.skipper.policy.take_moves():
+            tell(self.listeners, PolicyMoved(self.skipper.policy.name, move, self.training.seconds))
 
     def predict(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Logits of samples ``start`` to ``stop``, by the model as it is now; counted as prediction time."""
