@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
@@ -136,6 +137,16 @@ def share_in_range(name: str) -> Callable[[float], float]:
     return check
 
 
+def check_warm_up(name: str, steps: int, batches: int) -> None:
+    """Raise ConfigError unless a first decision after so many steps comes within a training of so many batches."""
+    if max(steps, 1) >= batches:
+        allowed = f"set it in [0, {batches - 2}]" if batches > 1 else "use more samples or a smaller batch_size"
+        raise ConfigError(
+            f"policy {name!r}: warmup_steps={steps} leaves no decision in a training of {batches} batches",
+            remedy=allowed,
+        )
+
+
 class Policy:
     """Decides which inputs and which row updates a training skips.
 
@@ -152,6 +163,8 @@ class Policy:
     """Whether it sets gates."""
     plans_order: bool = False
     """Whether ``plan`` gives an order: refuses streams and shuffling."""
+    plans_runs: bool = False
+    """Whether it orders the samples run by run, by :meth:`test_positions` and :meth:`next_run`."""
     wants_losses: bool = False
     """Whether ``observe_losses`` is to be called."""
 
@@ -166,6 +179,31 @@ class Policy:
 
         Returns:
             int64 [N]: the order of the samples in each epoch, or None to leave it.
+        """
+        return None
+
+    def check_length(self, batches: int) -> None:
+        """Called before a training whose length is known: does it come to what the policy is for?
+
+        Args:
+            batches: Batches of the data in all epochs.
+
+        Raises:
+            ConfigError: It ends before the policy decides for the first time; says the range that is allowed.
+        """
+
+    def test_positions(self) -> Tensor:
+        """Samples on whose loss the runs depend, int64 [K]; none of them is trained on. If ``plans_runs``."""
+        return torch.empty(0, dtype=torch.int64)
+
+    def next_run(self, test_loss: float) -> Tensor | None:
+        """The samples to train on next. If ``plans_runs``.
+
+        Args:
+            test_loss: The model's mean loss on the test samples now.
+
+        Returns:
+            int64: their positions, in order; None at the end of an epoch.
         """
         return None
 

@@ -59,6 +59,10 @@ class Combine(Policy):
         self.parts = (inputs, rows)
         self.skips_inputs, self.skips_rows = inputs.skips_inputs, rows.skips_rows
         self.plans_order = inputs.plans_order or rows.plans_order
+        planner = inputs if inputs.plans_runs else rows
+        self.plans_runs = planner.plans_runs
+        if planner.plans_runs:
+            self.test_positions, self.next_run = planner.test_positions, planner.next_run
         self.wants_losses = inputs.wants_losses or rows.wants_losses
         self.split = split
         self.budget: float | None = None
@@ -69,6 +73,11 @@ class Combine(Policy):
         """Warms up both."""
         for part in self.parts:
             part.warm_up()
+
+    def check_length(self, batches: int) -> None:
+        """Checks both."""
+        for part in self.parts:
+            part.check_length(batches)
 
     def plan(self, data: TrainingData) -> Tensor | None:
         """The order of the part that plans one."""

@@ -39,6 +39,8 @@ class HotSplit(NamedTuple):
     """Of any input."""
     num_bags: int
     """Multi-hot features."""
+    most_in_every_bag: int
+    """The least, over the multi-hot features, of the lookups of the longest bag."""
 
     @property
     def report(self) -> dict[str, float]:
@@ -77,7 +79,8 @@ def split_inputs(
         ConfigError: The tables do not fit the inputs, or the budget holds no row.
     """
     some = torch.arange(0, data.num_samples, max(1, data.num_samples // _PROBED))
-    used = tables_of_inputs(name, tables, model, data.take(some).inputs)
+    sample = data.take(some).inputs
+    used, columns = tables_of_inputs(name, tables, model, sample), sample.ids.shape[1]
     k = rows_within(hot_bytes, [table.weight.shape[1] for table in used])
     counts = [ExactCounts(table.num_rows) for table in used]
     draws = max(1, round(sample_share * data.num_samples))
@@ -85,13 +88,15 @@ def split_inputs(
     for piece in torch.from_numpy(np.sort(drawn)).split(_PIECE):
         add_accesses(counts, data.take(piece).inputs)
     marks = top_rows([count.scores for count in counts], k)
-    hot, lookups, bags = [torch.empty(0, dtype=torch.bool)], 0, 0
+    hot, lookups, longest = [torch.empty(0, dtype=torch.bool)], 0, [0] * (len(used) - columns)
     for inputs in _inputs(data):
         hot.append(hot_inputs(marks, inputs))
-        lookups, bags = max(lookups, int(lookups_of(inputs).max())), len(inputs.bags)
+        lookups = max(lookups, int(lookups_of(inputs).max()))
+        lengths = [int(bag.offsets.diff().max()) for bag in inputs.bags]
+        longest = [max(pair) for pair in zip(longest, lengths, strict=True)]
     is_hot = torch.cat(hot)
     cold, warm = (~is_hot).nonzero().squeeze(1), is_hot.nonzero().squeeze(1)
-    return HotSplit(used, marks, cold, warm, lookups, bags)
+    return HotSplit(used, marks, cold, warm, lookups, len(longest), min(longest, default=0))
 
 
 def _inputs(data: TrainingData) -> Iterator[Inputs]:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
 from slipstream.data.batch import Batch
+from slipstream.errors import ConfigError
 from slipstream.policies.base import Gated, Policy, PolicyBaseConfig, TrainingData, share_in_range, validated
 from slipstream.policies.slipstream_once import Once
 from slipstream.policies.slipstream_periodic import Periodic
@@ -161,6 +162,20 @@ class Slipstream(Policy):
     def attach_model(self, model: nn.Module, losses: Losses) -> None:
         """Keeps the model: it tells which table each column is looked up in."""
         self._course.model = model
+
+    def check_length(self, batches: int) -> None:
+        """periodic: the first decision must come before the training ends."""
+        config = self.config
+        first = config.every + config.window
+        if config.mode == "periodic" and first >= batches:
+            most = batches - config.window - 1
+            raise ConfigError(
+                f"policy 'slipstream': every={config.every} and window={config.window} leave no decision in a training "
+                f"of {batches} batches",
+                remedy=f"set every in [{config.window + 1}, {most}]"
+                if most > config.window
+                else "set window and every lower, or use more samples",
+            )
 
     def plan(self, data: TrainingData) -> Tensor | None:
         """once: cold inputs, then hot ones. periodic: None.

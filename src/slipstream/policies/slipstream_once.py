@@ -64,7 +64,7 @@ class Once:
             sample_share=config.sample_share,
             seed=self._seed,
         )
-        _rule(config).check(split.most_lookups, split.num_bags)
+        _rule(config).check(split.most_lookups, split.num_bags, split.most_in_every_bag)
         self._place(split, data.batch_size)
         order = torch.cat([split.cold, split.hot])
         left = order[self._decide_at :]

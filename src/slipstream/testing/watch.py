@@ -42,12 +42,17 @@ class Watched(Policy):
         self.policy = policy
         self.name = policy.name  # pyright: ignore[reportIncompatibleVariableOverride, reportAttributeAccessIssue]
         self.skips_inputs, self.skips_rows = policy.skips_inputs, policy.skips_rows
-        self.plans_order, self.wants_losses = policy.plans_order, policy.wants_losses
+        self.plans_order, self.plans_runs = policy.plans_order, policy.plans_runs
+        self.wants_losses = policy.wants_losses
         self._tables: Mapping[str, Gated] = {}
 
     def warm_up(self) -> None:
         """Passes on."""
         self.policy.warm_up()
+
+    def check_length(self, batches: int) -> None:
+        """Passes on."""
+        self.policy.check_length(batches)
 
     def plan(self, data: TrainingData) -> Tensor | None:
         """Passes on; an order must hold each sample once."""

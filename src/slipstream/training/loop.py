@@ -96,6 +96,7 @@ class Trainer:
             total_samples=self.total_samples,
             losses=lambda model, batch: cast(Recommender, model).losses(batch),
         )
+        self.skipper.policy.check_length(-(-self.total_samples // config.batch_size))
         self.samples = self.steps = self.epoch = 0
         self.training, self.predicting = Stopwatch(), Stopwatch()
         self._losses: list[float] = []
@@ -118,14 +119,15 @@ class Trainer:
         start, stop = self.train_range
         seed = self.config.seed if self.config.shuffle else None
         self.training.start()
-        order = self.skipper.policy.plan(StoredSamples(self.store, start, stop, self.config.batch_size))
+        samples = StoredSamples(self.store, start, stop, self.config.batch_size)
+        order = self.skipper.policy.plan(samples)
         self.training.stop()
         batches = self.store.batches(self.config.batch_size, start=start, stop=stop, shuffle_seed=seed, order=order)
         labels = labels_of(self.store, *self.score_range)
         logits = np.empty(0, dtype=np.float32)
         while self.epoch < self.config.epochs:
             self.training.start()
-            self._train(batches)
+            self._train(self._runs(samples) if self.skipper.policy.plans_runs else batches)
             self._finish(self.skipper.flush())
             self.training.stop()
             self.epoch += 1
@@ -151,6 +153,18 @@ class Trainer:
         self.epoch += 1
         low, high = (position - start for position in self.score_range)
         return labels[low:high], logits[low:high]
+
+    def _runs(self, samples: StoredSamples) -> Iterator[Batch]:
+        """The batches of an epoch whose order the policy decides run by run; testing is part of the training time."""
+        policy = self.skipper.policy
+        tested = samples.take(policy.test_positions())
+        while (run := policy.next_run(self._mean_loss(tested))) is not None:
+            for piece in run.split(self.config.batch_size):
+                yield samples.take(piece)
+
+    def _mean_loss(self, batch: Batch) -> float:
+        with torch.inference_mode(), autocast(self.config.bf16):
+            return float(self.model.losses(batch).mean())
 
     def _train(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
