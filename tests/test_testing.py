@@ -15,7 +15,7 @@ PSSE = {"name": "psse", "warmup_steps": 10, "every": 5, "half_life": 50.0}
 SATURATION = {"name": "saturation", "warmup_steps": 20, "every": 10, "min_updates": 4, "half_life": 100.0}
 SLIPSTREAM = {"name": "slipstream", "hot_bytes": 4096, "snapshot_start": 5, "sample_rate": 0.2, "sample_share": 1.0}
 IMPORTANCE = {"name": "importance", "warmup_samples": 500, "bits": 10}
-GUARD = {"name": "guard", "chunk": 256, "bits": 10, "warmup_chunks": 2, "open_every": 4, "tolerance": 0.5}
+GUARD = {"name": "guard", "first_copy": 256, "measure_every": 2, "tolerance": 0.5}
 
 CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "random": [

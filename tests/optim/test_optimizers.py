@@ -446,3 +446,11 @@ def test_deepcopied_and_pickled_optimizers_work() -> None:
     step(ours, optimizer, data[1])
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), model.parameters(), strict=True))
     assert all(name in tables(model) for name in tables(ours))
+
+
+def test_an_optimizer_without_a_rule_for_rows_cannot_be_made() -> None:
+    class NoRule(optim.optimizers.RowStep, torch.optim.SGD):
+        dense_optimizer = torch.optim.SGD
+
+    with pytest.raises(TypeError, match=r"abstract method '?_settings"):
+        NoRule([nn.Parameter(torch.zeros(1))], lr=0.1)

@@ -216,7 +216,7 @@ def test_progress_and_lookups_reach_the_policy_until_detached() -> None:
     skipper = Skipper(model, policy, total_samples=20)
     for batch in skipper(pieces(20, 8)):
         model(batch.inputs).sum().backward()
-    assert policy.progress == [(0, 0, 70, 0.4), (1, 8, 150, 0.8), (2, 16, 190, 1.0)]
+    assert policy.progress == [(0, 0, 70, 0.4, 0), (1, 8, 150, 0.8, 0), (2, 16, 190, 1.0, 0)]
     assert policy.seen == 2 * 20
     with torch.no_grad():
         model(make_batch(0, 8).inputs)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 from slipstream.bench.drift_options import DriftOptions
 from slipstream.bench.frontier_options import FrontierOptions
+from slipstream.bench.guard_options import GuardOptions
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
     from slipstream.report.record import Record
 
-__all__ = ["BENCHES", "BenchOptions", "DriftOptions", "FrontierOptions", "run"]
+__all__ = ["BENCHES", "BenchOptions", "DriftOptions", "FrontierOptions", "GuardOptions", "run"]
 
 BENCHES: dict[str, str] = {
     "kernels": "embedding forward + backward + update: FBGEMM, torch sparse Adagrad, SparseAdam",
@@ -33,6 +34,7 @@ BENCHES: dict[str, str] = {
     "frontier": "quality against time: policy x budget x seed, with full training and random skipping",
     "drift": "fading scores, thaw and repeated decisions against static ones, while the data drifts",
     "row_share": "where skipping row updates can pay: their share of a step, and the time saturation and psse save",
+    "guard": "the guard's promise: guarded training against full training of the same seed, on six data sets",
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }
 """Name of each benchmark (and of its module in this package), with what it measures."""
@@ -51,6 +53,7 @@ class BenchOptions:
         seed: Seed of everything drawn.
         frontier: What ``frontier`` is to measure; None: its defaults.
         drift: What ``drift`` is to measure; None: its defaults.
+        guard: What ``guard`` is to measure; None: its defaults.
     """
 
     quick: bool = False
@@ -60,6 +63,7 @@ class BenchOptions:
     seed: int = 0
     frontier: FrontierOptions | None = None
     drift: DriftOptions | None = None
+    guard: GuardOptions | None = None
 
 
 def run(name: str, options: BenchOptions | None = None) -> Record:

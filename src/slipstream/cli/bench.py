@@ -12,19 +12,21 @@ from slipstream.cli import output
 from slipstream.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from slipstream.bench import DriftOptions, FrontierOptions
+    from slipstream.bench import DriftOptions, FrontierOptions, GuardOptions
     from slipstream.report.record import Record
 
 _FRONTIER = "Frontier"
 _DRIFT = "Drift (takes --data, --budgets with one budget, --seeds, --samples, --folder and --html too)"
 _OF_DRIFT = ("speeds", "budgets", "seeds", "samples", "folder")
+_GUARD = "Guard, with --data (names by commas), --seeds, --samples, --policies (one) and --folder"
 
 
 def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="kernels, step, gates, shared, loader, prepare, globo, gpu, frontier, drift, row-share or synthetic-fit."
+            help="kernels, step, gates, shared, loader, prepare, globo, gpu, frontier, drift, row-share, guard or "
+            "synthetic-fit."
         ),
     ],
     quick: Annotated[bool, typer.Option(help="Smaller and fewer measurements, under 40 s once compiled.")] = False,
@@ -63,6 +65,10 @@ def bench(
     speeds: Annotated[
         str | None, typer.Option(help="Speeds of synthetic drift, by commas.", rich_help_panel=_DRIFT)
     ] = None,
+    tolerances: Annotated[
+        str | None, typer.Option(help="Relative rises of the log-loss, by commas.", rich_help_panel=_GUARD)
+    ] = None,
+    auc_tolerances: Annotated[str | None, typer.Option(help="Falls of AUC, by commas.", rich_help_panel=_GUARD)] = None,
     html: Annotated[Path | None, typer.Option(help="Draw the record on a page.", rich_help_panel=_FRONTIER)] = None,
     also: Annotated[
         list[Path] | None,
@@ -75,7 +81,7 @@ def bench(
     name = name.replace("-", "_")
     given: dict[str, Any] = {
         "policies": _split(policies),
-        "budgets": _numbers(budgets),
+        "budgets": _numbers("budgets", budgets, "(0, 1]"),
         "seeds": seeds,
         "samples": samples,
         "mode": mode,
@@ -83,11 +89,14 @@ def bench(
         "tune": tune,
         "config": config,
         "folder": folder,
-        "speeds": _numbers(speeds, "speeds"),
+        "speeds": _numbers("speeds", speeds, "[0, inf)"),
+        "tolerances": _numbers("tolerances", tolerances, "(0, 1)"),
+        "auc_tolerances": _numbers("auc tolerances", auc_tolerances, "(0, 0.5)"),
     }
     given = {key: value for key, value in given.items() if value is not None}
     frontier: FrontierOptions | None = None
     drift: DriftOptions | None = None
+    guarded: GuardOptions | None = None
     source: Path | None = None
     if name == "drift":
         drift = _drift(given, data)
@@ -96,23 +105,27 @@ def bench(
     elif name == "frontier":
         from slipstream.bench import FrontierOptions
 
-        if speeds is not None:
-            raise ConfigError("--speeds belongs to drift, not to frontier")
+        _only("frontier", given, without=("speeds", "tolerances", "auc_tolerances"))
         if html is not None and also and data is None:
             _page(html, _load(also))
             return
         given["partial"] = json
         frontier = FrontierOptions(**given) if data is None else FrontierOptions(data=data, **given)
+    elif name == "guard":
+        pages = {key: value for key, value in (("html", html), ("also", also)) if value}
+        guarded = _guard(given | pages, data, json)
     else:
         if given or html is not None or also:
             wrong = [*given, *(["html"] if html else []), *(["also"] if also else [])][0].replace("_", "-")
-            home = "drift" if wrong == "speeds" else "frontier"
-            raise ConfigError(f"--{wrong} belongs to {home}, not to {name}")
+            owner = {"speeds": "drift", "tolerances": "guard", "auc-tolerances": "guard"}.get(wrong, "frontier")
+            raise ConfigError(f"--{wrong} belongs to {owner}, not to {name}")
         if data is not None:
             source = Path(data)
             if not source.exists():
                 raise DataError("no such data", file=source)
-    options = BenchOptions(quick, threads, data=source, cache=cache, seed=seed, frontier=frontier, drift=drift)
+    options = BenchOptions(
+        quick, threads, data=source, cache=cache, seed=seed, frontier=frontier, drift=drift, guard=guarded
+    )
     record = run(name, options)
     output.record_tables(_brief(record) if frontier or drift else record)
     if json is not None:
@@ -152,6 +165,25 @@ def _drift_page(html: Path, record: Record) -> None:
     output.say(f"page: {html}")
 
 
+def _only(name: str, given: dict[str, Any], *, without: Iterable[str]) -> None:
+    """Raise ConfigError if an option was given that is not the benchmark's."""
+    for option in without:
+        if option in given:
+            raise ConfigError(f"--{option.replace('_', '-')} does not belong to {name}")
+
+
+def _guard(given: dict[str, Any], data: str | None, json: Path | None) -> GuardOptions:
+    from slipstream.bench import GuardOptions
+
+    policies = given.pop("policies", None) or ("random",)
+    _only("guard", given, without=("budgets", "mode", "embedding_decays", "tune", "config", "speeds", "html", "also"))
+    if len(policies) != 1:
+        raise ConfigError(f"the guard skips by one policy, random or importance, not {', '.join(policies)}")
+    if data is not None:
+        given["data"] = _split(data)
+    return GuardOptions(policy=policies[0], partial=json, **given)
+
+
 def _brief(record: Record) -> Record:
     """What fits a terminal of a frontier's or a drift's record; the file and the page hold all."""
     conditions = {key: value for key, value in record.conditions.items() if key not in ("tuning", "variants")}
@@ -179,8 +211,8 @@ def _split(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _numbers(text: str | None, name: str = "budgets") -> tuple[float, ...] | None:
+def _numbers(name: str, text: str | None, allowed: str) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise ConfigError(f"{name} must be numbers with commas between, got {text!r}") from error
+        raise ConfigError(f"{name} must be numbers in {allowed} with commas between, got {text!r}") from error

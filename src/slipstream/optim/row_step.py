@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar, Literal, cast
@@ -50,7 +51,7 @@ def _say_dense() -> None:
     )
 
 
-class RowStep(torch.optim.Optimizer):
+class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
     """Mixin in front of a ``torch.optim`` class.
 
     Takes the row gradients out, lets torch step the dense parameters, then updates the rows.
@@ -63,8 +64,9 @@ class RowStep(torch.optim.Optimizer):
     gate_seed: int = 0
     """Key of the random draws of gates between 0 and 255."""
 
+    @abstractmethod
     def _settings(self, group: Group, step: int) -> UpdateSettings:
-        raise NotImplementedError
+        """What the kernel is told of a group's rule in step ``step``, from 1."""
 
     def _init_rows(self, untouched: Untouched, on_skip: OnSkip) -> None:
         """Check the options and add them to the groups (call after torch's ``__init__``)."""
@@ -186,7 +188,7 @@ class RowStep(torch.optim.Optimizer):
 
     def _plan(self, group: Group, gradients: list[RowGradient]) -> list[Part]:
         """The group's tables, prepared for the kernel: made once, and again when other tables have gradients."""
-        plans: dict[Any, list[Part]] = self.__dict__.setdefault("_plans", {})
+        plans: dict[Any, list[Part]] = vars(self).setdefault("_plans", {})
         options = (self._row_state_of(group), group["on_skip"], self.gate_seed)
         key = (options, *[id(gradient.table) for gradient in gradients])
         plan = plans.get(key)
@@ -250,7 +252,7 @@ class RowStep(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See torch; row-wise and integer states keep their shape and dtype."""
         super().load_state_dict(state_dict)
-        self.__dict__["_plans"] = {}
+        vars(self)["_plans"] = {}
         kept = ("last_step", *self.row_state)
         saved = {i: s for i, s in state_dict["state"].items() if any(name in s for name in kept)}
         flat = [p for group in self.param_groups for p in group["params"]]

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
     from slipstream.data.batch import Batch
+    from slipstream.staleness.own_past import Losses
 
 OPEN, FROZEN = 255, 0
 """Gate values: a row that every step updates, and one that none does. Between them g: with probability g / 256 a
@@ -67,6 +69,8 @@ class Progress(NamedTuple):
     """Unix seconds of this batch's last sample, or None when the data has no time."""
     share: float | None = None
     """Share of the training that has passed, in [0, 1], or None when its length is not known."""
+    epoch: int = 0
+    """Epochs finished."""
 
 
 class TrainingData(Protocol):
@@ -133,6 +137,16 @@ def share_in_range(name: str) -> Callable[[float], float]:
     return check
 
 
+def check_warm_up(name: str, steps: int, batches: int) -> None:
+    """Raise ConfigError unless a first decision after so many steps comes within a training of so many batches."""
+    if max(steps, 1) >= batches:
+        allowed = f"set it in [0, {batches - 2}]" if batches > 1 else "use more samples or a smaller batch_size"
+        raise ConfigError(
+            f"policy {name!r}: warmup_steps={steps} leaves no decision in a training of {batches} batches",
+            remedy=allowed,
+        )
+
+
 class Policy:
     """Decides which inputs and which row updates a training skips.
 
@@ -149,6 +163,8 @@ class Policy:
     """Whether it sets gates."""
     plans_order: bool = False
     """Whether ``plan`` gives an order: refuses streams and shuffling."""
+    plans_runs: bool = False
+    """Whether it orders the samples run by run, by :meth:`test_positions` and :meth:`next_run`."""
     wants_losses: bool = False
     """Whether ``observe_losses`` is to be called."""
 
@@ -166,12 +182,45 @@ class Policy:
         """
         return None
 
+    def check_length(self, batches: int) -> None:
+        """Called before a training whose length is known: does it come to what the policy is for?
+
+        Args:
+            batches: Batches of the data in all epochs.
+
+        Raises:
+            ConfigError: It ends before the policy decides for the first time; says the range that is allowed.
+        """
+
+    def test_positions(self) -> Tensor:
+        """Samples on whose loss the runs depend, int64 [K]; none of them is trained on. If ``plans_runs``."""
+        return torch.empty(0, dtype=torch.int64)
+
+    def next_run(self, test_loss: float) -> Tensor | None:
+        """The samples to train on next. If ``plans_runs``.
+
+        Args:
+            test_loss: The model's mean loss on the test samples now.
+
+        Returns:
+            int64: their positions, in order; None at the end of an epoch.
+        """
+        return None
+
     def attach(self, tables: Mapping[str, Gated], *, seed: int) -> None:
         """Called once, before the first batch.
 
         Args:
             tables: The model's tables by parameter name; empty when the model has none of ours.
             seed: Seed of everything the policy draws.
+        """
+
+    def attach_model(self, model: nn.Module, losses: Losses) -> None:
+        """Called once, after :meth:`attach`, with the whole model; most policies need their tables alone.
+
+        Args:
+            model: The model, to read and to copy, never to write.
+            losses: The loss of each sample of a batch under the model or a copy of it.
         """
 
     def keep_probability(self, batch: Batch) -> Tensor | None:
@@ -206,6 +255,10 @@ class Policy:
             batch: B inputs.
             losses: float32 [B], not weighted.
         """
+
+    def take_moves(self) -> list[dict[str, Any]]:
+        """What the policy changed by itself since the last call, as plain numbers and texts: events of the training."""
+        return []
 
     def set_budget(self, budget: float) -> None:
         """Changes the share that is kept while training runs (the guard does); from the next batch on.

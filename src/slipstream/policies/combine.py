@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.errors import ConfigError
 from slipstream.policies.base import Gated, Policy, Progress, TrainingData, share_in_range
 
 if TYPE_CHECKING:
     from slipstream.data.batch import Batch
+    from slipstream.staleness.own_past import Losses
 
 
 class Combine(Policy):
@@ -58,6 +59,10 @@ class Combine(Policy):
         self.parts = (inputs, rows)
         self.skips_inputs, self.skips_rows = inputs.skips_inputs, rows.skips_rows
         self.plans_order = inputs.plans_order or rows.plans_order
+        planner = inputs if inputs.plans_runs else rows
+        self.plans_runs = planner.plans_runs
+        if planner.plans_runs:
+            self.test_positions, self.next_run = planner.test_positions, planner.next_run
         self.wants_losses = inputs.wants_losses or rows.wants_losses
         self.split = split
         self.budget: float | None = None
@@ -68,6 +73,11 @@ class Combine(Policy):
         """Warms up both."""
         for part in self.parts:
             part.warm_up()
+
+    def check_length(self, batches: int) -> None:
+        """Checks both."""
+        for part in self.parts:
+            part.check_length(batches)
 
     def plan(self, data: TrainingData) -> Tensor | None:
         """The order of the part that plans one."""
@@ -80,6 +90,11 @@ class Combine(Policy):
         """Attaches both, with the same seed: what they draw are different things."""
         for part in self.parts:
             part.attach(tables, seed=seed)
+
+    def attach_model(self, model: nn.Module, losses: Losses) -> None:
+        """Attaches both."""
+        for part in self.parts:
+            part.attach_model(model, losses)
 
     def keep_probability(self, batch: Batch) -> Tensor | None:
         """That of the input policy."""
@@ -100,6 +115,10 @@ class Combine(Policy):
         for part in self.parts:
             if part.wants_losses:
                 part.observe_losses(batch, losses)
+
+    def take_moves(self) -> list[dict[str, Any]]:
+        """Those of both."""
+        return [move for part in self.parts for move in part.take_moves()]
 
     def set_budget(self, budget: float) -> None:
         """Splits the budget anew.

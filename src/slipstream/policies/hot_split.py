@@ -8,16 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.data.batch import Inputs
-from slipstream.errors import ConfigError
 from slipstream.policies.base import Gated, TrainingData
+from slipstream.policies.table_map import tables_of_inputs
 from slipstream.staleness.hot_rows import add_accesses, hot_inputs, lookups_of, rows_within, top_rows
 from slipstream.staleness.popularity import ExactCounts
 
 _PIECE = 65_536
 """Inputs read at a time."""
+_PROBED = 1024
+"""Inputs whose ids are known to be rows, for the model to be asked with."""
 _STREAM = 0xFAE
 """Mixed into the seed of the sample."""
 
@@ -25,8 +27,10 @@ _STREAM = 0xFAE
 class HotSplit(NamedTuple):
     """Hot rows and inputs."""
 
+    tables: list[Gated]
+    """That of each column, then of each bag."""
     marks: list[Tensor]
-    """uint8 [R_t] for each table, columns first, then bags: 1 for hot rows."""
+    """uint8 [R_t] for each of them: 1 for hot rows."""
     cold: Tensor
     """int64: positions of the inputs with a cold lookup, rising."""
     hot: Tensor
@@ -35,6 +39,8 @@ class HotSplit(NamedTuple):
     """Of any input."""
     num_bags: int
     """Multi-hot features."""
+    most_in_every_bag: int
+    """The least, over the multi-hot features, of the lookups of the longest bag."""
 
     @property
     def report(self) -> dict[str, float]:
@@ -45,24 +51,15 @@ class HotSplit(NamedTuple):
         return {"share_of_rows_hot": hot_rows / rows, "share_of_inputs_hot": self.hot.numel() / max(inputs, 1)}
 
 
-def tables_of_inputs(name: str, tables: Mapping[str, Gated], inputs: Inputs) -> list[Gated]:
-    """The table of each id column, then of each bag: the model's tables in their order.
-
-    Raises:
-        ConfigError: There are not as many tables as columns and bags.
-    """
-    columns, bags = inputs.ids.shape[1], len(inputs.bags)
-    if len(tables) != columns + bags or not tables:
-        raise ConfigError(
-            f"policy {name!r} needs one table for each of the {columns} id columns and {bags} bags, in their order; "
-            f"the model has {len(tables)}",
-            remedy="use a model that reads every feature from a table of its own, or leave features out of the data",
-        )
-    return list(tables.values())
-
-
 def split_inputs(
-    name: str, data: TrainingData, tables: Mapping[str, Gated], *, hot_bytes: int, sample_share: float, seed: int
+    name: str,
+    data: TrainingData,
+    tables: Mapping[str, Gated],
+    model: nn.Module | None,
+    *,
+    hot_bytes: int,
+    sample_share: float,
+    seed: int,
 ) -> HotSplit:
     """Counts accesses in a sample of the inputs, marks the hottest rows, and tells hot inputs from cold ones.
 
@@ -72,7 +69,8 @@ def split_inputs(
     Args:
         name: The policy's, for messages.
         data: The training samples.
-        tables: By parameter name, in the order of columns and bags.
+        tables: By parameter name.
+        model: Tells which table belongs to which column.
         hot_bytes: Budget of the hot rows.
         sample_share: Share of the inputs to draw; at least one is.
         seed: Of the sample.
@@ -80,7 +78,9 @@ def split_inputs(
     Raises:
         ConfigError: The tables do not fit the inputs, or the budget holds no row.
     """
-    used = tables_of_inputs(name, tables, data.take(torch.zeros(1, dtype=torch.int64)).inputs)
+    some = torch.arange(0, data.num_samples, max(1, data.num_samples // _PROBED))
+    sample = data.take(some).inputs
+    used, columns = tables_of_inputs(name, tables, model, sample), sample.ids.shape[1]
     k = rows_within(hot_bytes, [table.weight.shape[1] for table in used])
     counts = [ExactCounts(table.num_rows) for table in used]
     draws = max(1, round(sample_share * data.num_samples))
@@ -88,13 +88,15 @@ def split_inputs(
     for piece in torch.from_numpy(np.sort(drawn)).split(_PIECE):
         add_accesses(counts, data.take(piece).inputs)
     marks = top_rows([count.scores for count in counts], k)
-    hot, lookups, bags = [torch.empty(0, dtype=torch.bool)], 0, 0
+    hot, lookups, longest = [torch.empty(0, dtype=torch.bool)], 0, [0] * (len(used) - columns)
     for inputs in _inputs(data):
         hot.append(hot_inputs(marks, inputs))
-        lookups, bags = max(lookups, int(lookups_of(inputs).max())), len(inputs.bags)
+        lookups = max(lookups, int(lookups_of(inputs).max()))
+        lengths = [int(bag.offsets.diff().max()) for bag in inputs.bags]
+        longest = [max(pair) for pair in zip(longest, lengths, strict=True)]
     is_hot = torch.cat(hot)
     cold, warm = (~is_hot).nonzero().squeeze(1), is_hot.nonzero().squeeze(1)
-    return HotSplit(marks, cold, warm, lookups, bags)
+    return HotSplit(used, marks, cold, warm, lookups, len(longest), min(longest, default=0))
 
 
 def _inputs(data: TrainingData) -> Iterator[Inputs]:

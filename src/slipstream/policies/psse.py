@@ -15,7 +15,17 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from slipstream.errors import ConfigError
-from slipstream.policies.base import FROZEN, OPEN, Gated, Policy, PolicyBaseConfig, Progress, share_in_range, validated
+from slipstream.policies.base import (
+    FROZEN,
+    OPEN,
+    Gated,
+    Policy,
+    PolicyBaseConfig,
+    Progress,
+    check_warm_up,
+    share_in_range,
+    validated,
+)
 from slipstream.staleness import CountedRows, CutName, PopularRows, Rule, SketchedRows, TailCounts
 from slipstream.staleness.sketch import MAX_DEPTH, WAYS
 
@@ -199,6 +209,10 @@ class PSSE(Policy):
         self._popular = self._scores_of(num_rows, seed, devices)
         if self.config.protect_tail:
             self._tail = {name: TailCounts(rows, self.config.protect_tail) for name, rows in num_rows.items()}
+
+    def check_length(self, batches: int) -> None:
+        """``warmup_steps`` must end before the training does."""
+        check_warm_up(self.name, self.config.warmup_steps, batches)
 
     def observe_lookups(self, table: Gated, ids: Tensor) -> None:
         """Counts the lookups."""

@@ -10,7 +10,16 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from slipstream.errors import ConfigError
-from slipstream.policies.base import OPEN, Gated, Policy, PolicyBaseConfig, Progress, share_in_range, validated
+from slipstream.policies.base import (
+    OPEN,
+    Gated,
+    Policy,
+    PolicyBaseConfig,
+    Progress,
+    check_warm_up,
+    share_in_range,
+    validated,
+)
 from slipstream.staleness import DecayedCounts
 from slipstream.staleness.saturation import SaturationCut, ripe_count, saturation_cut, set_gates
 
@@ -149,6 +158,10 @@ class Saturation(Policy):
         self._counts = {name: DecayedCounts(t.num_rows, half_life, t.weight.device) for name, t in tables.items()}
         self._counts_of = {id(table): self._counts[name] for name, table in tables.items()}
         self._lookups = {name: table.lookups for name, table in tables.items()}
+
+    def check_length(self, batches: int) -> None:
+        """``warmup_steps`` must end before the training does."""
+        check_warm_up(self.name, self.config.warmup_steps, batches)
 
     def observe_lookups(self, table: Gated, ids: Tensor) -> None:
         """Counts the lookups."""

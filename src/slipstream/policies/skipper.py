@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from slipstream.data.batch import Batch
 from slipstream.embedding import tables as tables_of
@@ -16,9 +17,15 @@ from slipstream.kernels import registry
 from slipstream.policies.base import Gated, Policy, Progress
 from slipstream.policies.packing import Packer
 from slipstream.policies.report import SkipReport
+from slipstream.staleness.own_past import Losses
 
 _INPUT_STREAM = 0x51D5
 """Mixed into the seed, so that inputs and gates (which hash rows and steps) never share draws."""
+
+
+def cross_entropies(model: nn.Module, batch: Batch) -> Tensor:
+    """The cross-entropy of each sample, float32 [B], of a model that gives logits [B] for ``batch.inputs``."""
+    return functional.binary_cross_entropy_with_logits(model(batch.inputs).float(), batch.labels, reduction="none")
 
 
 class Skipper:
@@ -54,6 +61,8 @@ class Skipper:
         to_batch: Makes a :class:`~slipstream.data.batch.Batch` of what the loader yields, if it yields something else.
         total_samples: Inputs that will be pushed in all epochs together, if known; policies that end with a refresh
             need it.
+        losses: The loss of each sample of a batch under a model (float32 [B], not weighted), for policies that set the
+            model against an earlier copy of itself; by default the cross-entropy of ``model(batch.inputs)``.
 
     Raises:
         ConfigError: ``batch_size`` is below 1, or the policy skips rows and the model has no table of ours.
@@ -68,6 +77,7 @@ class Skipper:
         seed: int = 0,
         to_batch: Callable[[Any], Batch] | None = None,
         total_samples: int | None = None,
+        losses: Losses = cross_entropies,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
@@ -98,6 +108,7 @@ class Skipper:
         # Tables count over their whole life; the Skipper reports what happened since it came.
         self._before = {name: (table.lookups, table.skipped) for name, table in self.tables.items()}
         policy.attach(self.tables, seed=seed)
+        policy.attach_model(model, losses)
         self._listens = type(policy).observe_lookups is not Policy.observe_lookups
         if self._listens:
             for table in self.tables.values():
@@ -122,10 +133,10 @@ class Skipper:
 
     def flush(self) -> Iterator[Batch]:
         """Hands out the inputs that wait for a full batch, if any, and ends the epoch."""
-        rest = self._packer.rest()
+        rest, ended = self._packer.rest(), self.epoch
         self.epoch += 1
         if rest is not None:
-            yield self._hand_out(rest)
+            yield self._hand_out(rest, ended)
 
     def _decide(self, batch: Batch) -> Batch:
         """The kept inputs, weighted."""
@@ -155,10 +166,11 @@ class Skipper:
         while self._packer.waiting >= self.batch_size:
             yield self._hand_out(self._packer.take(self.batch_size))
 
-    def _hand_out(self, batch: Batch) -> Batch:
+    def _hand_out(self, batch: Batch, epoch: int | None = None) -> Batch:
         time = int(batch.time[-1]) if batch.time is not None and self.policy.skips_rows and len(batch) else None
+        epoch = self.epoch if epoch is None else epoch
         share = min(self.inputs_seen / self.total_samples, 1.0) if self.total_samples else None
-        self.policy.update_gates(Progress(self.steps, self._samples, time, share))
+        self.policy.update_gates(Progress(self.steps, self._samples, time, share, epoch))
         self.steps += 1
         self._samples += len(batch)
         self.weights = batch.weights

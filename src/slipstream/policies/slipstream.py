@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.data.batch import Batch
+from slipstream.errors import ConfigError
 from slipstream.policies.base import Gated, Policy, PolicyBaseConfig, TrainingData, share_in_range, validated
 from slipstream.policies.slipstream_once import Once
 from slipstream.policies.slipstream_periodic import Periodic
 from slipstream.staleness import TailInputs, stale_inputs
 from slipstream.staleness.hot_rows import HOT_BYTES, SAMPLE_SHARE, check_hot_bytes
+from slipstream.staleness.own_past import Losses
 
 Mode = Literal["once", "periodic"]
 
@@ -169,6 +171,24 @@ class Slipstream(Policy):
     def attach(self, tables: Mapping[str, Gated], *, seed: int) -> None:
         """Keeps the tables."""
         self._course.attach(tables, seed)
+
+    def attach_model(self, model: nn.Module, losses: Losses) -> None:
+        """Keeps the model: it tells which table each column is looked up in."""
+        self._course.model = model
+
+    def check_length(self, batches: int) -> None:
+        """periodic: the first decision must come before the training ends."""
+        config = self.config
+        first = config.every + config.window
+        if config.mode == "periodic" and first >= batches:
+            most = batches - config.window - 1
+            raise ConfigError(
+                f"policy 'slipstream': every={config.every} and window={config.window} leave no decision in a training "
+                f"of {batches} batches",
+                remedy=f"set every in [{config.window + 1}, {most}]"
+                if most > config.window
+                else "set window and every lower, or use more samples",
+            )
 
     def plan(self, data: TrainingData) -> Tensor | None:
         """once: cold inputs, then hot ones. periodic: None.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.data.batch import Bag, Inputs
 from slipstream.errors import ConfigError
@@ -31,7 +31,9 @@ class Once:
 
     def __init__(self, config: SlipstreamConfig) -> None:
         self.config = config
+        self.model: nn.Module | None = None
         self._tables: Mapping[str, Gated] = {}
+        self._used: list[Gated] = []  # the table of each column, then of each bag
         self._seed = 0
         self._samples = 0  # of an epoch; 0: not planned
         self._passed = 0  # of all epochs
@@ -57,11 +59,12 @@ class Once:
             "slipstream",
             data,
             self._tables,
+            self.model,
             hot_bytes=config.hot_bytes,
             sample_share=config.sample_share,
             seed=self._seed,
         )
-        _rule(config).check(split.most_lookups, split.num_bags)
+        _rule(config).check(split.most_lookups, split.num_bags, split.most_in_every_bag)
         self._place(split, data.batch_size)
         order = torch.cat([split.cold, split.hot])
         left = order[self._decide_at :]
@@ -69,7 +72,7 @@ class Once:
         drawn = np.random.default_rng((self._seed, _STREAM)).choice(left.numel(), size, replace=False)
         drawn.sort()
         self._sample = _lookups_alone(data.take(left[torch.as_tensor(drawn, dtype=torch.int64)]).inputs)
-        self._hot, self._samples = split.marks, order.numel()
+        self._used, self._hot, self._samples = split.tables, split.marks, order.numel()
         self._report = {**split.report, "sampled_inputs": size}
         return order
 
@@ -124,7 +127,7 @@ class Once:
             self._sample = None
 
     def _weights(self) -> list[Tensor]:
-        return weights_of(list(self._tables.values()))
+        return weights_of(self._used)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, dicts and lists of them."""
@@ -135,6 +138,7 @@ class Once:
             "snapshot_at": self._snapshot_at,
             "decide_at": self._decide_at,
             "hot": list(self._hot),
+            "tables": names_of(self._used, self._tables),
             "report": self._report,
         }
         if self._sample is not None:
@@ -149,6 +153,7 @@ class Once:
         self._samples, self._passed, self._dropped = (int(state[key]) for key in ("samples", "passed", "dropped"))
         self._snapshot_at, self._decide_at = int(state["snapshot_at"]), int(state["decide_at"])
         self._hot, self._report = list(state["hot"]), dict(state["report"])
+        self._used = [self._tables[name] for name in state["tables"]]
         self._sample = inputs_from(state["sample"]) if "sample" in state else None
         self._snapshot = HotSnapshot.from_state(state["snapshot"], self._weights()) if "snapshot" in state else None
 
@@ -178,6 +183,12 @@ def check_mode(state: Mapping[str, Any], mode: str) -> None:
     """Raise ConfigError if a state is of the other mode."""
     if state["mode"] != mode:
         raise ConfigError(f"the state is of mode {state['mode']!r}, not {mode!r}")
+
+
+def names_of(used: Sequence[Gated], tables: Mapping[str, Gated]) -> list[str]:
+    """The parameter names of some tables."""
+    names = {id(table): name for name, table in tables.items()}
+    return [names[id(table)] for table in used]
 
 
 def _lookups_alone(inputs: Inputs) -> Inputs:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.data.batch import Batch, Inputs
 from slipstream.errors import ConfigError
 from slipstream.policies.base import Gated, TrainingData
-from slipstream.policies.hot_split import tables_of_inputs, weights_of
-from slipstream.policies.slipstream_once import check_mode, found, inputs_from, inputs_state
+from slipstream.policies.hot_split import weights_of
+from slipstream.policies.slipstream_once import check_mode, found, inputs_from, inputs_state, names_of
+from slipstream.policies.table_map import tables_of_inputs
 from slipstream.staleness.hot_rows import add_accesses, hot_inputs, lookups_of, rows_within, top_rows
 from slipstream.staleness.popularity import PopularityCounts, make_counts
 from slipstream.staleness.stale_inputs import HotSnapshot, Rule, stale_inputs
@@ -30,6 +31,7 @@ class Periodic:
 
     def __init__(self, config: SlipstreamConfig) -> None:
         self.config = config
+        self.model: nn.Module | None = None
         self._by_name: Mapping[str, Gated] = {}
         self._tables: list[Gated] = []
         self._counts: list[PopularityCounts] = []
@@ -47,19 +49,18 @@ class Periodic:
         counts.add(torch.ones(1, dtype=torch.int32))
 
     def attach(self, tables: Mapping[str, Gated], seed: int) -> None:
-        """Starts counting for each table."""
+        """Keeps the tables; counting begins with the first batch, which tells which column each belongs to."""
         self._by_name = tables
-        self._counts = [make_counts(table.num_rows, self.config.half_life) for table in tables.values()]
 
     def plan(self, data: TrainingData) -> None:
         """Leaves the order as it is."""
 
     def dropped(self, inputs: Inputs) -> Tensor | None:
         """Which inputs to drop, bool [B]; None for none."""
-        if not self._tables:
-            self._tables = tables_of_inputs("slipstream", self._by_name, inputs)
         if not inputs.ids.shape[0]:
             return None
+        if not self._tables:
+            self._count_for(tables_of_inputs("slipstream", self._by_name, self.model, inputs))
         rule = Rule(self.config.alpha, self.config.alpha_per_bag)
         rule.check(int(lookups_of(inputs).max()) if not inputs.bags else rule.alpha or 0, len(inputs.bags))
         phase = self._batches % self.config.every
@@ -85,6 +86,10 @@ class Periodic:
         dropped = stale_inputs(snapshot.stale, inputs, rule) & hot_inputs(self._hot, inputs)
         self._dropped += int(torch.count_nonzero(dropped))
         return dropped
+
+    def _count_for(self, tables: list[Gated]) -> None:
+        self._tables = tables
+        self._counts = [make_counts(table.num_rows, self.config.half_life) for table in tables]
 
     def _take_snapshot(self) -> None:
         """Chooses the hot rows by their counts and copies them; nothing is dropped until the decision."""
@@ -118,6 +123,7 @@ class Periodic:
             "decisions": self._decisions,
             "dropped": self._dropped,
             "hot": list(self._hot),
+            "tables": names_of(self._tables, self._by_name),
             "last": self._last,
         }
         sample = _joined(self._sample)
@@ -130,15 +136,17 @@ class Periodic:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state."""
         check_mode(state, "periodic")
-        if len(state["counts"]) != len(self._counts):
-            raise ConfigError(f"the state is of {len(state['counts'])} tables, not {len(self._counts)}")
+        if unknown := set(state["tables"]) - set(self._by_name):
+            raise ConfigError(f"the state is of tables that the model does not have: {', '.join(sorted(unknown))}")
+        self._count_for([self._by_name[name] for name in state["tables"]])
         for counts, saved in zip(self._counts, state["counts"], strict=True):
             counts.load_state_dict(saved)
         self._batches, self._decisions, self._dropped = (int(state[key]) for key in ("batches", "decisions", "dropped"))
         self._hot, self._last = list(state["hot"]), dict(state["last"])
         self._sample = [inputs_from(state["sample"])] if "sample" in state else []
-        weights = weights_of(list(self._by_name.values()))
-        self._snapshot = HotSnapshot.from_state(state["snapshot"], weights) if "snapshot" in state else None
+        self._snapshot = (
+            HotSnapshot.from_state(state["snapshot"], weights_of(self._tables)) if "snapshot" in state else None
+        )
 
     def report(self) -> dict[str, Any]:
         """Plain numbers."""

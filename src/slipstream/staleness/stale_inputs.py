@@ -25,17 +25,23 @@ class Rule(NamedTuple):
     alpha_per_bag: int | None = None
     """Stale lookups in each bag; at least so many. [paper] Taobao: 4 in each of 3 sequences."""
 
-    def check(self, most_lookups: int, num_bags: int) -> None:
+    def check(self, most_lookups: int, num_bags: int, most_in_every_bag: int | None = None) -> None:
         """Raise ConfigError if the data has no input that the rule could drop.
 
         Args:
             most_lookups: Of any input.
             num_bags: Multi-hot features.
+            most_in_every_bag: What each of them holds at most, of the one that holds least; None: not known.
         """
         if self.alpha is not None and self.alpha > most_lookups:
             raise ConfigError(f"alpha must be in [1, {most_lookups}], the lookups of an input, got {self.alpha}")
         if self.alpha_per_bag is not None and not num_bags:
             raise ConfigError("alpha_per_bag needs multi-hot features, the data has none", remedy="use alpha")
+        if self.alpha_per_bag is not None and most_in_every_bag is not None and self.alpha_per_bag > most_in_every_bag:
+            raise ConfigError(
+                f"alpha_per_bag must be in [1, {most_in_every_bag}], what the shortest feature holds at most, "
+                f"got {self.alpha_per_bag}"
+            )
 
 
 def stale_inputs(marks: Sequence[Tensor], inputs: Inputs, rule: Rule) -> Tensor:

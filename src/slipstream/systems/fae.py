@@ -16,8 +16,8 @@ from slipstream.training import TrainConfig
 def configure(base: TrainConfig) -> TrainConfig:
     """DLRM with SGD, all cold inputs and then all hot ones each epoch, as the released code does ([code]).
 
-    Settings of a policy ``order`` are kept: ``--policy order --set policy.order=interleaved`` gives the article's
-    order.
+    Settings of a policy ``order`` are kept: ``--policy order --set policy.order=adaptive`` gives the article's
+    scheduler.
 
     Raises:
         ConfigError: The mode is prequential, or the samples are shuffled.

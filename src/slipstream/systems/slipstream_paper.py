@@ -1,6 +1,7 @@
 """Slipstream as published (arXiv 2404.04270): DLRM with SGD, hot inputs of stale rows dropped ([paper], [code]).
 
-Criteo Kaggle: batch 1024, D = 0.3, S = 1000 hot batches, m = 0.03, all 26 lookups stale.
+Criteo Kaggle: batch 1024, D = 0.3, S = 1000 hot batches, m = 0.03, all 26 lookups stale. ``--set
+model.feature_norm=true`` adds our reading of its feature normalisation, off by default. [ours]
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.data.batch import Batch
 from slipstream.policies.base import Gated, Policy, Progress, TrainingData
+from slipstream.staleness.own_past import Losses
 
 
 def check(holds: bool, name: str, sentence: str) -> None:
@@ -41,12 +42,17 @@ class Watched(Policy):
         self.policy = policy
         self.name = policy.name  # pyright: ignore[reportIncompatibleVariableOverride, reportAttributeAccessIssue]
         self.skips_inputs, self.skips_rows = policy.skips_inputs, policy.skips_rows
-        self.plans_order, self.wants_losses = policy.plans_order, policy.wants_losses
+        self.plans_order, self.plans_runs = policy.plans_order, policy.plans_runs
+        self.wants_losses = policy.wants_losses
         self._tables: Mapping[str, Gated] = {}
 
     def warm_up(self) -> None:
         """Passes on."""
         self.policy.warm_up()
+
+    def check_length(self, batches: int) -> None:
+        """Passes on."""
+        self.policy.check_length(batches)
 
     def plan(self, data: TrainingData) -> Tensor | None:
         """Passes on; an order must hold each sample once."""
@@ -63,6 +69,11 @@ class Watched(Policy):
         self._tables = tables
         with self._hands_off("attach"):
             self.policy.attach(tables, seed=seed)
+
+    def attach_model(self, model: nn.Module, losses: Losses) -> None:
+        """Passes on."""
+        with self._hands_off("attach_model"):
+            self.policy.attach_model(model, losses)
 
     def keep_probability(self, batch: Batch) -> Tensor | None:
         """Passes on; probabilities must be float32 [B] in [0, 1], and the batch the same."""
@@ -93,6 +104,10 @@ class Watched(Policy):
         """Passes on."""
         with self._hands_off("observe_losses"):
             self.policy.observe_losses(batch, losses)
+
+    def take_moves(self) -> list[dict[str, Any]]:
+        """Passes on."""
+        return self.policy.take_moves()
 
     def set_budget(self, budget: float) -> None:
         """Passes on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slipstream.evaluation import RankingScores, Scores
 
@@ -39,6 +39,18 @@ class StepDone:
     """Learning rate of the dense part in this step."""
     embedding_lr: float
     """Learning rate of the tables in this step."""
+    seconds: float
+    """Training time so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyMoved:
+    """The policy changed what it skips by itself, or says why it does not."""
+
+    policy: str
+    """Its name."""
+    move: dict[str, Any]
+    """Its own numbers and reason."""
     seconds: float
     """Training time so far."""
 
@@ -79,7 +91,7 @@ class RunDone:
     """The outcome."""
 
 
-Event = RunStarted | StepDone | ChunkScored | EpochDone | RunDone
+Event = RunStarted | StepDone | PolicyMoved | ChunkScored | EpochDone | RunDone
 Listener = Callable[[Event], None]
 """Called with every event, on the training's thread; the time it takes for a StepDone counts as training time."""
 

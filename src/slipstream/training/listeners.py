@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 from slipstream.errors import ConfigError
 from slipstream.evaluation import Scores
 from slipstream.training.config import save_config
-from slipstream.training.events import ChunkScored, EpochDone, Event, RunDone, RunStarted, StepDone
+from slipstream.training.events import ChunkScored, EpochDone, Event, PolicyMoved, RunDone, RunStarted, StepDone
 
 
 class Progress:
@@ -60,7 +60,7 @@ class Progress:
 
 
 class JsonlMetrics:
-    """Writes steps, chunks and epochs to ``metrics.jsonl``, a line each as they happen.
+    """Writes steps, chunks, epochs and what the policy decided to ``metrics.jsonl``, a line each as they happen.
 
     Args:
         path: The file; an old one is replaced.
@@ -87,6 +87,8 @@ class JsonlMetrics:
                     embedding_lr=event.embedding_lr,
                     seconds=event.seconds,
                 )
+            case PolicyMoved():
+                self._write("policy", policy=event.policy, seconds=event.seconds, **event.move)
             case ChunkScored():
                 self._write("chunk", samples=event.samples, seconds=event.seconds, **_figures(event.scores))
             case EpochDone():

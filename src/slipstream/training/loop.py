@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from slipstream.models import Recommender, RowCacheOptions, build_model
 from slipstream.optim import clip_grad_norm_
 from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import HOLDOUT, TrainConfig
-from slipstream.training.events import ChunkScored, EpochDone, Listener, StepDone, tell
+from slipstream.training.events import ChunkScored, EpochDone, Listener, PolicyMoved, StepDone, tell
 from slipstream.training.hotline import hotline_step
 from slipstream.training.optimizers import build_optimizers, state_elements
 from slipstream.training.ranked import Ranker
@@ -114,7 +114,9 @@ class Trainer:
             batch_size=config.batch_size,
             seed=config.seed,
             total_samples=self.total_samples,
+            losses=lambda model, batch: cast(Recommender, model).losses(batch),
         )
+        self.skipper.policy.check_length(-(-self.total_samples // config.batch_size))
         self.samples = self.steps = self.epoch = 0
         self.training, self.predicting = Stopwatch(), Stopwatch()
         self._losses: list[float | Tensor] = []
@@ -138,14 +140,15 @@ class Trainer:
         start, stop = self.train_range
         seed = self.config.seed if self.config.shuffle else None
         self.training.start()
-        order = self.skipper.policy.plan(StoredSamples(self.store, start, stop, self.config.batch_size))
+        samples = StoredSamples(self.store, start, stop, self.config.batch_size)
+        order = self.skipper.policy.plan(samples)
         self.training.stop()
         batches = self.store.batches(self.config.batch_size, start=start, stop=stop, shuffle_seed=seed, order=order)
         labels = labels_of(self.store, *self.score_range)
         logits = np.empty(0, dtype=np.float32)
         while self.epoch < self.config.epochs:
             self.training.start()
-            self._train(batches)
+            self._train(self._runs(samples) if self.skipper.policy.plans_runs else batches)
             self._finish(self.skipper.flush())
             self.training.stop()
             self.epoch += 1
@@ -180,6 +183,18 @@ class Trainer:
         self.epoch += 1
         low, high = (position - start for position in self.score_range)
         return labels[low:high], logits[low:high]
+
+    def _runs(self, samples: StoredSamples) -> Iterator[Batch]:
+        """The batches of an epoch whose order the policy decides run by run; testing is part of the training time."""
+        policy = self.skipper.policy
+        tested = samples.take(policy.test_positions())
+        while (run := policy.next_run(self._mean_loss(tested))) is not None:
+            for piece in run.split(self.config.batch_size):
+                yield samples.take(piece)
+
+    def _mean_loss(self, batch: Batch) -> float:
+        with torch.inference_mode(), autocast(self.config.bf16, self.config.device):
+            return float(self.model.losses(self.sender.send(batch)).mean())
 
     def _train(self, batches: Iterable[Batch]) -> None:
         # Reading ahead moves the data's position on, so it is done only where it is good for something.
@@ -224,6 +239,7 @@ class Trainer:
             if self.skipper.policy.wants_losses:
                 losses = self.model.losses(sent)
                 self.skipper.observe(batch, losses)
+                self._report_moves()
                 loss = (losses * sent.weights).mean()
             else:
                 loss = self.model.loss(sent)
@@ -251,6 +267,10 @@ class Trainer:
         self._losses.clear()
         rates = self.schedule.dense_lr, self.schedule.embedding_lr
         tell(self.listeners, StepDone(self.steps, self.samples, mean, *rates, self.training.seconds))
+
+    def _report_moves(self) -> None:
+        for move in self.skipper.policy.take_moves():
+            tell(self.listeners, PolicyMoved(self.skipper.policy.name, move, self.training.seconds))
 
     def predict(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Logits of samples ``start`` to ``stop``, by the model as it is now; counted as prediction time."""

@@ -1,0 +1,141 @@
+"""What the last doubling of the data taught the model: its loss against that of a copy from when it had seen half.
+
+[ours] Both predict the same inputs before the model trains on them, so that what makes inputs hard or easy, and what
+makes batches differ, cancels. With n the inputs trained on and the copy taken at n / r, the mean difference ÷ log2(r)
+is what a doubling of the data was worth: the slope of the model's own learning curve, averaged over the way from n / r
+to n. Where the curve flattens in log n, as learning curves do, that is at least the slope from n on. Where data drifts
+the copy is old as well as short of data, which makes it look worse than a model that had trained on a random share.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from slipstream.data.batch import Batch
+
+Losses = Callable[[nn.Module, "Batch"], Tensor]
+"""The loss of each sample of a batch under a model, float32 [B], not weighted."""
+
+
+class EarlierSelf:
+    """The model as it was some time ago. Memory: the weights once more, without optimizer states.
+
+    Args:
+        model: The model, which is read and never written.
+        losses: Its loss of single samples.
+    """
+
+    def __init__(self, model: nn.Module, losses: Losses) -> None:
+        self._model, self._losses = model, losses
+        self._copy: nn.Module | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether there is a copy."""
+        return self._copy is not None
+
+    def take(self) -> None:
+        """Copies the model as it is now."""
+        if self._copy is None:
+            self._copy = copy.deepcopy(self._model)
+            return
+        with torch.no_grad():
+            for mine, theirs in zip(_tensors(self._copy), _tensors(self._model), strict=True):
+                mine.copy_(theirs)
+
+    def losses(self, batch: Batch) -> Tensor:
+        """The copy's losses, float32 [B]; nothing is learned, and no draw of the training is used up."""
+        assert self._copy is not None
+        self._copy.train(self._model.training)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return self._losses(self._copy, batch).float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The copy's tensors."""
+        return {} if self._copy is None else {"tensors": [tensor.detach() for tensor in _tensors(self._copy)]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a copy."""
+        self._copy = None
+        if "tensors" in state:
+            self._copy = copy.deepcopy(self._model)
+            with torch.no_grad():
+                for mine, saved in zip(_tensors(self._copy), state["tensors"], strict=True):
+                    mine.copy_(saved)
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return chain(model.parameters(), model.buffers())
+
+
+class Gain(NamedTuple):
+    """What a doubling of the data was worth."""
+
+    value: float
+    """Fall of the loss (nats), or rise of AUC, a doubling."""
+    error: float
+    """Its standard error; inf with fewer than two measurements."""
+
+
+class Window:
+    """Paired measurements against one copy: a regression of the differences on log2(r), through the origin."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._xx = self._xy = self._yy = 0.0
+
+    def add(self, doublings: float, difference: float) -> None:
+        """A batch on which the copy was worse by ``difference``, log2(r) = ``doublings``."""
+        self.count += 1
+        self._xx += doublings * doublings
+        self._xy += doublings * difference
+        self._yy += difference * difference
+
+    @property
+    def gain(self) -> Gain:
+        """The slope and its standard error, from the scatter of the batches."""
+        if not self._xx:
+            return Gain(0.0, math.inf)
+        slope = self._xy / self._xx
+        if self.count < 2:
+            return Gain(slope, math.inf)
+        rest = max(self._yy - slope * self._xy, 0.0) / (self.count - 1)
+        return Gain(slope, math.sqrt(rest / self._xx))
+
+    def state(self) -> list[float]:
+        """Plain numbers."""
+        return [self.count, self._xx, self._xy, self._yy]
+
+    def load(self, state: list[float]) -> None:
+        """Takes over what :meth:`state` gave."""
+        self.count = int(state[0])
+        self._xx, self._xy, self._yy = state[1:]
+
+
+def scores_of(losses: Tensor, labels: Tensor) -> npt.NDArray[np.float64]:
+    """Logits from cross-entropies and labels of 0 and 1, [B]: the loss says how far on the wrong side of ±inf."""
+    odds = np.log(np.expm1(np.clip(losses.double().numpy(), 1e-12, 700.0)))
+    return np.where(labels.numpy() > 0.5, -odds, odds)
+
+
+def weighted_auc(labels: npt.NDArray[Any], scores: npt.NDArray[np.float64], weights: npt.NDArray[Any]) -> float | None:
+    """Chance that a positive is scored above a negative, both drawn by weight, ties half; None with one class only."""
+    found, place = np.unique(scores, return_inverse=True)
+    positive = np.bincount(place, np.where(labels > 0.5, weights, 0.0), found.size)
+    negative = np.bincount(place, np.where(labels > 0.5, 0.0, weights), found.size)
+    pairs = float(positive.sum() * negative.sum())
+    if pairs <= 0.0:
+        return None
+    below = np.cumsum(negative) - 0.5 * negative
+    return float(positive @ below) / pairs

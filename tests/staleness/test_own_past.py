@@ -1,0 +1,77 @@
+"""The model against its own past: figures by hand, and a copy that disturbs nothing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from tests.policies.support import TwoTables, make_batch
+from torch import nn
+
+from slipstream.policies.skipper import cross_entropies
+from slipstream.staleness.own_past import EarlierSelf, Window, scores_of, weighted_auc
+
+
+def test_the_slope_and_its_error_by_hand() -> None:
+    window = Window()
+    assert window.gain == (0.0, math.inf)
+    window.add(1.0, 0.3)
+    assert window.gain == (pytest.approx(0.3), math.inf)
+    window.add(0.5, 0.1)
+    # Slope (0.3 + 0.05) / 1.25 = 0.28; residuals 0.02 and -0.04; their squares 0.002 over one degree of freedom.
+    assert window.gain.value == pytest.approx(0.28)
+    assert window.gain.error == pytest.approx(math.sqrt(0.002 / 1.25))
+
+
+def test_logits_come_back_from_losses() -> None:
+    logits = torch.tensor([-30.0, -2.0, -1e-3, 0.0, 0.7, 8.0], dtype=torch.float64)
+    for label in (0.0, 1.0):
+        labels = torch.full_like(logits, label)
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        kept = slice(0, 6) if label == 1.0 else slice(1, 6)  # a loss of 1e-13 is one of 1e-12
+        np.testing.assert_allclose(scores_of(losses, labels)[kept], logits[kept].numpy(), atol=1e-8)
+
+
+def test_auc_with_weights_and_ties_is_sklearns() -> None:
+    draw = np.random.default_rng(0)
+    labels, scores = draw.integers(0, 2, 500).astype(float), draw.integers(0, 20, 500).astype(float)
+    weights = draw.random(500) + 0.1
+    found = weighted_auc(labels, scores, weights)
+    assert found == pytest.approx(roc_auc_score(labels, scores, sample_weight=weights), abs=1e-12)
+    assert weighted_auc(np.ones(3), np.arange(3.0), np.ones(3)) is None
+
+
+class Noisy(TwoTables):
+    """With dropout: draws in every forward pass."""
+
+    def forward(self, inputs):
+        return nn.functional.dropout(super().forward(inputs), training=self.training)
+
+
+def test_the_copy_stays_as_it_was_and_uses_up_no_draws() -> None:
+    model, batch = Noisy(), make_batch(0, 16)
+    past = EarlierSelf(model, cross_entropies)
+    assert not past.taken
+    past.take()
+    model.eval()
+    before = cross_entropies(model, batch)
+    with torch.no_grad():
+        model.user.weight.mul_(2.0)
+    draws = torch.get_rng_state()
+    assert torch.equal(past.losses(batch), before)
+    model.train()
+    past.losses(batch)
+    assert torch.equal(torch.get_rng_state(), draws)
+    model.eval()
+    now = cross_entropies(model, batch)
+    other = EarlierSelf(model, cross_entropies)
+    other.load_state_dict(past.state_dict())
+    assert torch.equal(other.losses(batch), before)
+    past.take()
+    assert torch.equal(past.losses(batch), now)
+    assert past.state_dict()["tensors"][0].data_ptr() != model.user.weight.data_ptr()
+    other.load_state_dict({})
+    assert not other.taken
