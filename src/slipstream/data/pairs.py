@@ -76,8 +76,8 @@ class PairSource:
             test = split[self._order] == 1
         else:
             self.split = f"{TEST_SHARE:g} of each user's pairs, drawn with seed {seed}"
-            users = self._table[self.user].combine_chunks().dictionary_encode(null_encoding="encode")
-            test = _share_of_each(users.indices.to_numpy()[self._order], TEST_SHARE)
+            users = _codes(self._table[self.user].combine_chunks(), path, self.user)
+            test = _share_of_each(users[self._order], TEST_SHARE)
         self._order = self._order[np.argsort(test, kind="stable")]
         self.groups: dict[str, int] = {"train": int((~test).sum()), "test": len(test)}
 
@@ -97,6 +97,19 @@ class PairSource:
         chunk = arrow_chunk(self.files[0], batch, 1)
         chunk.lines = rows.astype(np.int64) + 1
         return chunk
+
+
+def _codes(users: pa.Array, path: Path, column: str) -> npt.NDArray[np.integer[Any]]:
+    """Users counted from 0.
+
+    Raises:
+        DataError: They are not single values.
+    """
+    try:
+        return users.dictionary_encode(null_encoding="encode").indices.to_numpy()
+    except pa.ArrowNotImplementedError as error:
+        what = f"holds {users.type}, not users"
+        raise DataError(what, file=path, column=column, remedy="make it numbers or texts") from error
 
 
 def _share_of_each(codes: npt.NDArray[np.integer[Any]], share: float) -> npt.NDArray[np.bool_]:

@@ -127,13 +127,15 @@ def _check_shapes(file: Any, config: ModelConfig, wanted: Wanted, path: Path) ->
         raise DataError("holds fewer weights than the model that it names", file=path, remedy=remedy)
     with torch.device("meta"):
         model = build_model(config, wanted.features, wanted.num_dense)
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    expected = {name: tuple(value.shape) for name, value in state.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             shapes = f"{found.get(name, 'missing')}, the model that it names has {expected.get(name, 'none')}"
             what = f"tensor {name} is {shapes}"
             raise DataError(what, file=path, remedy=remedy)
-        if not file.get_slice(name).get_dtype().startswith(("F", "BF")):
+        kind = ("F", "BF") if state[name].is_floating_point() else ("I", "U")
+        if not file.get_slice(name).get_dtype().startswith(kind):
             raise DataError(f"tensor {name} holds {file.get_slice(name).get_dtype()}", file=path, remedy=remedy)
 
 
