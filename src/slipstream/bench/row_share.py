@@ -87,7 +87,8 @@ def run(options: BenchOptions) -> Record:
             configs = {"none": config}
             for policy in POLICIES:
                 for budget in budgets:
-                    configs[f"{policy} {budget:g}"] = with_policy(config, policy, budget, samples)
+                    passed = min(samples, store.num_samples)
+                    configs[f"{policy} {budget:g}"] = with_policy(config, policy, budget, passed)
             results = _alternating(configs, rounds, store)
             for place, of_place in results.items():
                 skipped = of_place[0].share_of_row_updates_skipped

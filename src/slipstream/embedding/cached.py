@@ -139,6 +139,16 @@ class CachedEmbeddingCollection(nn.Module):
         self._ahead: tuple[Tensor, Sequence[BagLike], int] | None = None
 
     @property
+    def one_hot_names(self) -> list[str]:
+        """Names of the tables read by one id a sample, in the order of the id columns."""
+        return [self.configs[number].name for number in self._one_hot]
+
+    @property
+    def multi_hot_names(self) -> list[str]:
+        """Names of the tables read by bags, in the order of the bags."""
+        return [self.configs[number].name for number in self._multi_hot]
+
+    @property
     def bytes(self) -> BusBytes:
         """What crossed the bus so far."""
         return self.cache.bytes

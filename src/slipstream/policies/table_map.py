@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.data.batch import Bag, Inputs
-from slipstream.embedding import Embedding, EmbeddingBag, EmbeddingCollection
+from slipstream.embedding import CachedEmbeddingCollection, Embedding, EmbeddingBag, EmbeddingCollection
 from slipstream.errors import ConfigError
 from slipstream.policies.base import Gated
 
@@ -124,7 +124,7 @@ def _lookups(model: nn.Module, probe: Inputs) -> list[tuple[Gated, _Lookup]]:
     hooks = [
         module.register_forward_pre_hook(_watch(seen), with_kwargs=True)
         for module in model.modules()
-        if isinstance(module, Embedding | EmbeddingBag | EmbeddingCollection)
+        if isinstance(module, Embedding | EmbeddingBag | EmbeddingCollection | CachedEmbeddingCollection)
     ]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _evaluating(model):
@@ -150,7 +150,7 @@ def _evaluating(model: nn.Module) -> Generator[None]:
 
 def _watch(seen: list[tuple[Gated, _Lookup]]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if isinstance(module, EmbeddingCollection):
+        if isinstance(module, EmbeddingCollection | CachedEmbeddingCollection):
             ids, bags = _arguments(("ids", "bags"), arguments, named)
             for place, name in enumerate(module.one_hot_names):
                 seen.append((module.table_of[name], _Lookup(ids[:, place], None)))
