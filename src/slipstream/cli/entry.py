@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import MutableMapping
 
-from slipstream.errors import SlipstreamError
+from slipstream.errors import Interrupted, SlipstreamError
 
 SPIN_COUNT = "1000"
+TERMINATED = 128 + 15
+"""Exit status after SIGTERM, as a shell gives it."""
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
@@ -40,7 +42,7 @@ def keep_freed_memory() -> None:
 
 
 def main() -> None:
-    """Run the command line; on bad input print one line on standard error and exit with status 2."""
+    """Run the command line; on bad input print one line on standard error, and exit with 2 (after SIGTERM with 143)."""
     bound_spin(os.environ)
     keep_freed_memory()
     # Accepted anywhere on the line, since one adds it to a command that has just failed.
@@ -53,4 +55,4 @@ def main() -> None:
         if len(arguments) + 1 < len(sys.argv):
             raise
         print(f"slipstream: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(TERMINATED if isinstance(error, Interrupted) else 2)

@@ -75,7 +75,7 @@ def predict_raw(run: Path, source: Path, prepared: Path | None) -> npt.NDArray[n
     from slipstream.data.prepare import encode_raw
     from slipstream.data.store import Store
     from slipstream.training.inference import load_run
-    from slipstream.training.loop import autocast
+    from slipstream.training.predicting import autocast
     from slipstream.training.run import open_data
 
     # A run that was trained on raw files finds what it prepared in its cache, or prepares it again.

@@ -14,7 +14,7 @@ from slipstream.evaluation import Scores, access_counts, score, score_by_popular
 from slipstream.evaluation.popularity import bucket_feature
 from slipstream.models import Recommender
 from slipstream.training.config import TrainConfig, load_config
-from slipstream.training.loop import labels_of, predict_range, set_table_dtype
+from slipstream.training.predicting import labels_of, predict_range, set_table_dtype
 from slipstream.training.saved import Wanted, load_model
 
 

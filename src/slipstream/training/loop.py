@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from slipstream.data.batch import Batch
+from slipstream.data.batches import Batches
 from slipstream.data.store import Store
-from slipstream.embedding import EmbeddingCollection
-from slipstream.errors import ConfigError, DataError
 from slipstream.evaluation import score
 from slipstream.models import Recommender, build_model
 from slipstream.optim import clip_grad_norm_
 from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import TrainConfig
 from slipstream.training.events import ChunkScored, EpochDone, Listener, StepDone, tell
+from slipstream.training.nonfinite import MOST_IN_A_ROW, gradients_are_finite, nonfinite_error
 from slipstream.training.optimizers import build_optimizers
+from slipstream.training.predicting import autocast, labels_of, predict_range, set_table_dtype
+from slipstream.training.ranges import check_labels, ranges
 from slipstream.training.samples import StoredSamples
 from slipstream.training.schedule import Schedule
-
-PREDICT_BATCH = 8192
-"""Samples predicted at a time."""
+from slipstream.training.state import load_tables, tables_state
 
 
 class Stopwatch:
@@ -51,17 +51,40 @@ class Stopwatch:
         """Pauses."""
         self._before, self._started = self.seconds, None
 
+    def set(self, seconds: float) -> None:
+        """Pauses at a time measured before."""
+        self._before, self._started = seconds, None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a training stands: between two batches of the data, or about to predict."""
+
+    epoch: int
+    """Epochs finished."""
+    samples: int
+    """Samples of the data that have passed, all epochs together."""
+    steps: int
+    """Optimizer steps."""
+    predicted: int
+    """prequential: samples predicted so far, from the first on."""
+    scoring: bool
+    """holdout: the epoch's training is over, and the samples held out are to be scored next."""
+
 
 class Trainer:
     """A training in progress.
+
+    It can be saved at every boundary: between two batches, and before and while it predicts.
 
     Attributes:
         model: The model.
         optimizers: One, or two where dense part and tables have different ones.
         skipper: Carries out the policy.
-        samples: Samples of the data that have passed, skipped ones included: the position in the training.
+        samples: Samples of the data that have passed, skipped ones included.
         steps: Optimizer steps so far.
         epoch: Epochs finished.
+        nonfinite_batches: Batches left out because their loss or a gradient was not finite.
         training: Time spent training.
         predicting: Time spent predicting, not part of it.
 
@@ -78,9 +101,10 @@ class Trainer:
     def __init__(self, config: TrainConfig, store: Store, listeners: Sequence[Listener] = ()) -> None:
         self.config, self.store, self.listeners = config, store, tuple(listeners)
         end = min(store.num_samples, config.max_samples or store.num_samples)
-        self.train_range, self.score_range = _ranges(config, end)
-        _check_labels(store, *self.score_range)
-        self.total_samples = (self.train_range[1] - self.train_range[0]) * config.epochs
+        self.train_range, self.score_range = ranges(config, end)
+        check_labels(store, *self.score_range)
+        self.epoch_samples = self.train_range[1] - self.train_range[0]
+        self.total_samples = self.epoch_samples * config.epochs
         torch.manual_seed(config.seed)
         self.model: Recommender = build_model(config.model, store.features, store.num_dense, engine=config.engine)
         set_table_dtype(self.model, bf16=config.bf16)
@@ -95,68 +119,108 @@ class Trainer:
             seed=config.seed,
             total_samples=self.total_samples,
         )
-        self.samples = self.steps = self.epoch = 0
+        self.samples = self.steps = self.epoch = self.nonfinite_batches = 0
         self.training, self.predicting = Stopwatch(), Stopwatch()
+        self._predicted, self._scoring = 0, False
+        self._logits = np.empty(self.epoch_samples if config.mode == "prequential" else 0, dtype=np.float32)
         self._losses: list[float] = []
+        self._in_a_row = 0
+        self._batches: Batches | None = None
+        self._at_boundary: Callable[[], None] = lambda: None
 
-    def run(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Trains.
+    @property
+    def position(self) -> Position:
+        """Where it stands."""
+        return Position(self.epoch, self.samples, self.steps, self._predicted, self._scoring)
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything was trained on and scored."""
+        return self.epoch >= self.config.epochs
+
+    def run(
+        self, at_boundary: Callable[[], None] | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Trains, from wherever it stands.
+
+        Args:
+            at_boundary: Called wherever the training may be saved; what it raises ends the training there.
 
         Returns:
             Labels and logits of the scored samples, each ``[N]``.
 
         Raises:
-            ConfigError: The loss is no longer finite.
+            NonFiniteError: A loss or gradient is no longer finite.
+            DataError: The data changed meanwhile.
         """
+        if at_boundary is not None:
+            self._at_boundary = at_boundary
         outcome = self._prequential() if self.config.mode == "prequential" else self._holdout()
         if self._losses:
             self._report_loss()
         return outcome
 
-    def _holdout(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        start, stop = self.train_range
-        seed = self.config.seed if self.config.shuffle else None
-        self.training.start()
-        order = self.skipper.policy.plan(StoredSamples(self.store, start, stop, self.config.batch_size))
-        self.training.stop()
-        batches = self.store.batches(self.config.batch_size, start=start, stop=stop, shuffle_seed=seed, order=order)
-        labels = labels_of(self.store, *self.score_range)
-        logits = np.empty(0, dtype=np.float32)
-        while self.epoch < self.config.epochs:
+    def _planned(self) -> Batches:
+        """The batches of an epoch (holdout), in the order that the policy plans."""
+        if self._batches is None:
+            start, stop = self.train_range
             self.training.start()
-            self._train(batches)
-            self._finish(self.skipper.flush())
+            order = self.skipper.policy.plan(StoredSamples(self.store, start, stop, self.config.batch_size))
             self.training.stop()
-            self.epoch += 1
-            logits = self.predict(*self.score_range)
-            event = EpochDone(self.epoch, self.samples, score(labels, logits), self.training.seconds)
+            seed = self.config.seed if self.config.shuffle else None
+            self._batches = self.store.batches(
+                self.config.batch_size, start=start, stop=stop, shuffle_seed=seed, order=order
+            )
+        return self._batches
+
+    def _holdout(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        batches = self._planned()
+        labels = labels_of(self.store, *self.score_range)
+        while not self.finished:
+            if not self._scoring:
+                self.training.start()
+                batches.epoch, batches.position = self.epoch, self.samples - self.epoch * self.epoch_samples
+                self._train(batches, (self.epoch + 1) * self.epoch_samples)
+                self._finish(self.skipper.flush())
+                self.training.stop()
+                self._scoring = True
+            self._logits = self.predict(*self.score_range)
+            self.epoch, self._scoring = self.epoch + 1, False
+            event = EpochDone(self.epoch, self.samples, score(labels, self._logits), self.training.seconds)
             tell(self.listeners, event)
-        return labels, logits
+        return labels, self._logits
 
     def _prequential(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         start, stop = self.train_range
-        labels, logits = labels_of(self.store, start, stop), np.empty(stop - start, dtype=np.float32)
-        for first in range(start, stop, self.config.chunk_size):
-            last = min(first + self.config.chunk_size, stop)
-            logits[first - start : last - start] = self.predict(first, last)
-            scores = score(labels[first - start : last - start], logits[first - start : last - start])
-            tell(self.listeners, ChunkScored(self.samples, scores, self.training.seconds))
+        labels, size = labels_of(self.store, start, stop), self.config.chunk_size
+        while self.samples < stop:
+            first = self.samples // size * size
+            last = min(first + size, stop)
+            if self._predicted < last:
+                self._logits[first:last] = self.predict(first, last)
+                self._predicted = last
+                scores = score(labels[first:last], self._logits[first:last])
+                tell(self.listeners, ChunkScored(self.samples, scores, self.training.seconds))
             self.training.start()
-            self._train(self.store.batches(self.config.batch_size, start=first, stop=last))
+            self._train(self.store.batches(self.config.batch_size, start=self.samples, stop=last), last)
             self.training.stop()
-        self.training.start()
-        self._finish(self.skipper.flush())
-        self.training.stop()
-        self.epoch += 1
-        low, high = (position - start for position in self.score_range)
-        return labels[low:high], logits[low:high]
+        if not self.finished:
+            self.training.start()
+            self._finish(self.skipper.flush())
+            self.training.stop()
+            self.epoch += 1
+        return labels[slice(*self.score_range)], self._logits[slice(*self.score_range)]
 
-    def _train(self, batches: Iterable[Batch]) -> None:
+    def _train(self, batches: Iterable[Batch], end: int) -> None:
+        """Trains on batches, until ``end`` samples have passed in all."""
         for batch in batches:
+            self.store.check_unchanged()
             # The rates go by the data that passed before this batch, however many steps become of it.
             for kept in self.skipper.push(batch):
                 self._step(kept)
             self.samples += len(batch)
+            if self.samples < end:
+                self._at_boundary()
 
     def _finish(self, batches: Iterator[Batch]) -> None:
         for batch in batches:
@@ -166,25 +230,43 @@ class Trainer:
         self.schedule.set(self.steps, self.samples)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        losses: Tensor | None = None
         with autocast(self.config.bf16):
             if self.skipper.policy.wants_losses:
                 losses = self.model.losses(batch)
-                self.skipper.observe(batch, losses)
                 loss = (losses * batch.weights).mean()
             else:
                 loss = self.model.loss(batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            return self._leave_out(batch, f"the loss is {value}")
+        if losses is not None:
+            self.skipper.observe(batch, losses)
         loss.backward()
+        if not gradients_are_finite(self.model):
+            return self._leave_out(batch, "a gradient is not finite")
         if self.config.optimizer.clip is not None:
             clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
         for optimizer in self.optimizers:
             optimizer.step()
         self.steps += 1
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ConfigError(f"the loss is {value} at step {self.steps}", remedy="lower the learning rates")
+        self._in_a_row = 0
         self._losses.append(value)
         if self.steps % self.config.log_every == 0:
             self._report_loss()
+
+    def _leave_out(self, batch: Batch, what: str) -> None:
+        """Stops at a batch that is not finite, or passes over it.
+
+        Raises:
+            NonFiniteError: So the configuration wants it, or too many came one after the other.
+        """
+        self._in_a_row += 1
+        self.nonfinite_batches += 1
+        if self.config.on_nonfinite == "stop" or self._in_a_row >= MOST_IN_A_ROW:
+            raise nonfinite_error(self.model, batch, what, self.steps)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def _report_loss(self) -> None:
         mean = sum(self._losses) / len(self._losses)
@@ -195,81 +277,57 @@ class Trainer:
     def predict(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Logits of samples ``start`` to ``stop``, by the model as it is now; counted as prediction time."""
         self.predicting.start()
-        logits = predict_range(self.model, self.store, start, stop, bf16=self.config.bf16)
+        logits = predict_range(
+            self.model, self.store, start, stop, bf16=self.config.bf16, between=self._between_predictions
+        )
         self.predicting.stop()
         return logits
 
+    def _between_predictions(self) -> None:
+        self.store.check_unchanged()
+        self._at_boundary()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here: tensors, numbers, and dicts and lists of them."""
+        done = self._predicted if self.config.mode == "prequential" else len(self._logits)
         return {
-            "samples": self.samples,
-            "steps": self.steps,
-            "epoch": self.epoch,
+            **asdict(self.position),
             "training_seconds": self.training.seconds,
             "prediction_seconds": self.predicting.seconds,
+            "rates": [self.schedule.dense_lr, self.schedule.embedding_lr],
+            "losses": list(self._losses),
+            "logits": torch.from_numpy(self._logits[:done]),
+            "nonfinite_batches": self.nonfinite_batches,
+            "nonfinite_in_a_row": self._in_a_row,
+            "random": torch.get_rng_state(),
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "tables": tables_state(self.model),
             "skipper": self.skipper.state_dict(),
         }
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where ``state`` was taken, in a trainer of the same configuration and data, before :meth:`run`.
 
-def _ranges(config: TrainConfig, end: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Samples to train on and samples to score.
-
-    Raises:
-        ConfigError: One of them is empty.
-    """
-    if config.mode == "prequential":
-        train = (0, end)
-        scored = (config.score_from, min(config.score_to or end, end))
-    else:
-        cut = end - round(end * config.holdout)
-        train, scored = (0, cut), (cut, end)
-    for name, (start, stop) in (("train on", train), ("score", scored)):
-        if stop <= start:
-            raise ConfigError(
-                f"there are no samples to {name}", remedy="use more samples, or change holdout or score_from"
-            )
-    return train, scored
-
-
-def _check_labels(store: Store, start: int, stop: int) -> None:
-    """Raise DataError unless both classes occur: found after the training, it would cost the training."""
-    positive = labels_of(store, start, stop) > 0.5
-    if positive.all() or not positive.any():
-        raise DataError(
-            f"samples {start} to {stop}, which are scored, all have the same label",
-            file=store.path,
-            remedy="score more samples",
-        )
-
-
-def autocast(bf16: bool) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bfloat16, or nothing."""
-    return torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
-
-
-def set_table_dtype(model: Recommender, *, bf16: bool) -> None:
-    """Has our tables hand out bfloat16 or float32 rows."""
-    if isinstance(model.embeddings, EmbeddingCollection):
-        model.embeddings.out_dtype = torch.bfloat16 if bf16 else None
-
-
-def labels_of(store: Store, start: int, stop: int) -> npt.NDArray[np.float32]:
-    """Labels of samples ``start`` to ``stop``, copied."""
-    return store.labels[start:stop].numpy().astype(np.float32)
-
-
-def predict_range(model: Recommender, store: Store, start: int, stop: int, *, bf16: bool = False) -> Any:
-    """Logits of samples ``start`` to ``stop``, float32 ``[stop - start]``; nothing is trained."""
-    logits = np.empty(stop - start, dtype=np.float32)
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode(), autocast(bf16):
-        for batch in store.batches(PREDICT_BATCH, start=start, stop=stop):
-            first = int(batch.index[0]) - start
-            # forward, not __call__: the compiled model is kept for the batch size it was compiled for.
-            scores: Tensor = model.forward(batch.inputs)
-            logits[first : first + len(batch)] = scores.float().numpy()
-    model.train(was_training)
-    return logits
+        Raises:
+            ConfigError: The state does not fit.
+        """
+        if self.config.mode == "holdout":
+            self._planned()  # its outcome is what the state is of, and costs no memory in it
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        load_tables(self.model, state["tables"])
+        self.skipper.load_state_dict(state["skipper"])
+        self.samples, self.steps, self.epoch = (int(state[key]) for key in ("samples", "steps", "epoch"))
+        self._predicted, self._scoring = int(state["predicted"]), bool(state["scoring"])
+        self.training.set(float(state["training_seconds"]))
+        self.predicting.set(float(state["prediction_seconds"]))
+        self.schedule.dense_lr, self.schedule.embedding_lr = state["rates"]
+        self._losses = list(state["losses"])
+        if self.config.mode == "prequential":
+            self._logits[: self._predicted] = state["logits"].numpy()
+        else:
+            self._logits = state["logits"].numpy()
+        self.nonfinite_batches, self._in_a_row = int(state["nonfinite_batches"]), int(state["nonfinite_in_a_row"])
+        torch.set_rng_state(state["random"])

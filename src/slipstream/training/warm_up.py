@@ -10,8 +10,8 @@ from slipstream.data.store import Store
 from slipstream.models import build_model
 from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import TrainConfig
-from slipstream.training.loop import autocast
 from slipstream.training.optimizers import build_optimizers
+from slipstream.training.predicting import autocast
 
 
 def warm_up(config: TrainConfig, store: Store) -> None:

@@ -1,0 +1,68 @@
+"""Predicting with a model in training or after it: what the loop, evaluation and the commands share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from slipstream.data.store import Store
+from slipstream.embedding import EmbeddingCollection
+from slipstream.models import Recommender
+
+PREDICT_BATCH = 8192
+"""Samples predicted at a time."""
+
+
+def autocast(bf16: bool) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bfloat16, or nothing."""
+    return torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+def set_table_dtype(model: Recommender, *, bf16: bool) -> None:
+    """Has our tables hand out bfloat16 or float32 rows."""
+    if isinstance(model.embeddings, EmbeddingCollection):
+        model.embeddings.out_dtype = torch.bfloat16 if bf16 else None
+
+
+def labels_of(store: Store, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """Labels of samples ``start`` to ``stop``, copied."""
+    return store.labels[start:stop].numpy().astype(np.float32)
+
+
+def predict_range(
+    model: Recommender,
+    store: Store,
+    start: int,
+    stop: int,
+    *,
+    bf16: bool = False,
+    between: Callable[[], None] = lambda: None,
+) -> Any:
+    """Logits of samples ``start`` to ``stop``, float32 ``[stop - start]``; nothing is trained.
+
+    Args:
+        model: The model.
+        store: The data.
+        start: First sample.
+        stop: First sample that is no longer predicted.
+        bf16: Under autocast.
+        between: Called before each batch; what it raises ends the prediction.
+    """
+    logits = np.empty(stop - start, dtype=np.float32)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), autocast(bf16):
+        for batch in store.batches(PREDICT_BATCH, start=start, stop=stop):
+            between()
+            first = int(batch.index[0]) - start
+            # forward, not __call__: the compiled model is kept for the batch size it was compiled for.
+            scores: Tensor = model.forward(batch.inputs)
+            logits[first : first + len(batch)] = scores.float().numpy()
+    model.train(was_training)
+    return logits
