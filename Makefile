@@ -11,12 +11,13 @@ RECORD_globo := globo_prequential
 # Extra flags of `slipstream bench`, for example: make bench-step BENCH_FLAGS=--quick
 BENCH_FLAGS ?=
 
-.PHONY: help env env-bench demo test lint format types results clean bench-frontier $(addprefix bench-,$(BENCHES))
+.PHONY: help env env-bench demo test faults lint format types results clean bench-frontier $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
 	@echo "make demo     prepare MovieTweetings, train with and without skipping, compare"
 	@echo "make test     all tests          make lint / make types / make format"
+	@echo "make faults   KILLS=200 kills at random moments, each resumed to the same bits"
 	@echo "make bench-X  X one of: $(BENCHES); the record goes to benchmarks/results/"
 	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
 	@echo "make results  rewrite README's tables from benchmarks/results/"
@@ -47,6 +48,12 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest -q
+
+# SIGKILL at random moments, full disks, damaged checkpoints; the suite itself makes do with 10 kills.
+KILLS ?= 200
+
+faults: env
+	KILLS=$(KILLS) $(BIN)/python -m pytest -q -s tests/faults tests/training/test_checkpoint.py tests/training/test_resume.py
 
 lint: env
 	$(BIN)/ruff check .

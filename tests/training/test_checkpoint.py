@@ -61,13 +61,14 @@ def same(one: object, two: object) -> bool:
     return type(one) is type(two) and (one == two or one != one)
 
 
+@settings(deadline=None)
 @given(state=STATES)
 def test_any_state_survives_the_tree(state):
     tree, found = split_tree(state)
     assert same(join_tree(json.loads(json.dumps(tree, allow_nan=False)), found), state)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(state=STATES)
 def test_any_state_survives_the_disk(tmp_path, state):
     checkpoints = CheckpointFolder(tmp_path, keep=1)

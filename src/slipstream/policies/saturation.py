@@ -12,6 +12,7 @@ from torch import Tensor
 from slipstream.errors import ConfigError
 from slipstream.policies.base import OPEN, Gated, Policy, PolicyBaseConfig, Progress, share_in_range, validated
 from slipstream.staleness import DecayedCounts
+from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.saturation import ripe_count, saturation_cut, set_gates
 
 _MOST_UPDATES = 40_160  # the counts' end
@@ -243,6 +244,18 @@ class Saturation(Policy):
         self._thawed, self._shut = int(state["thawed"]), int(state["shut"])
         self._refreshing = bool(state["refreshing"])
         self._cut = None if state["cut"] is None else (float(state["cut"][0]), float(state["cut"][1]))
+
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """New rows have no updates behind them: they are open until they are ripe."""
+        counts = {
+            name: {**saved, "scores": grow_rows(saved["scores"], rows[name])} for name, saved in state["counts"].items()
+        }
+        fills = {"signals": 0, "trails": 0, "gates": OPEN}
+        grown = {
+            part: {name: grow_rows(value, rows[name], fill) for name, value in state[part].items()}
+            for part, fill in fills.items()
+        }
+        self.load_state_dict({**state, **grown, "counts": counts, "refreshing": False})
 
     def report(self) -> dict[str, Any]:
         """Settings, decisions, what the last one gated, and how many rows were gated once and opened again."""

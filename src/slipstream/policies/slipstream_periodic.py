@@ -13,6 +13,7 @@ from slipstream.errors import ConfigError
 from slipstream.policies.base import Gated, TrainingData
 from slipstream.policies.hot_split import tables_of_inputs, weights_of
 from slipstream.policies.slipstream_once import check_mode, found, inputs_from, inputs_state
+from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.hot_rows import add_accesses, hot_inputs, lookups_of, rows_within, top_rows
 from slipstream.staleness.popularity import PopularityCounts, make_counts
 from slipstream.staleness.stale_inputs import HotSnapshot, Rule, stale_inputs
@@ -136,6 +137,21 @@ class Periodic:
         self._sample = [inputs_from(state["sample"])] if "sample" in state else []
         weights = weights_of(list(self._by_name.values()))
         self._snapshot = HotSnapshot.from_state(state["snapshot"], weights) if "snapshot" in state else None
+
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """New rows were never looked up, and are cold until the next snapshot."""
+        sizes = [rows[name] for name in self._by_name]
+        counts = [
+            {**saved, "scores": grow_rows(saved["scores"], size)}
+            for saved, size in zip(state["counts"], sizes, strict=True)
+        ]
+        hot = [grow_rows(mark, size) for mark, size in zip(state["hot"], sizes, strict=False)]
+        grown: dict[str, Any] = {**state, "counts": counts, "hot": hot}
+        if "snapshot" in state:
+            snapshot = state["snapshot"]
+            marked = [{**table, "num_rows": size} for table, size in zip(snapshot["tables"], sizes, strict=True)]
+            grown["snapshot"] = {**snapshot, "tables": marked}
+        self.load_state_dict(grown)
 
     def report(self) -> dict[str, Any]:
         """Plain numbers."""

@@ -109,4 +109,5 @@ def _logits(run: Path, store: Store, start: int, stop: int | None) -> npt.NDArra
         raise ConfigError(f"samples {start} to {stop} are not within the data's {store.num_samples}")
     model, wanted, config = load_run(run)
     wanted.check(store)
-    return predict_range(model, store, start, stop, bf16=config.bf16)
+    known = None if wanted.features == store.features else [feature.num_rows for feature in wanted.features]
+    return predict_range(model, store, start, stop, bf16=config.bf16, known=known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from slipstream.data.batch import Bag, Inputs
 from slipstream.data.store import Store
 from slipstream.embedding import EmbeddingCollection
 from slipstream.models import Recommender
@@ -42,6 +43,7 @@ def predict_range(
     stop: int,
     *,
     bf16: bool = False,
+    known: Sequence[int] | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> Any:
     """Logits of samples ``start`` to ``stop``, float32 ``[stop - start]``; nothing is trained.
@@ -52,6 +54,8 @@ def predict_range(
         start: First sample.
         stop: First sample that is no longer predicted.
         bf16: Under autocast.
+        known: Rows of each feature that the model has, where the data may have more: later ones count as row 0,
+            out of vocabulary. None: the data has no others.
         between: Called before each batch; what it raises ends the prediction.
     """
     logits = np.empty(stop - start, dtype=np.float32)
@@ -62,7 +66,18 @@ def predict_range(
             between()
             first = int(batch.index[0]) - start
             # forward, not __call__: the compiled model is kept for the batch size it was compiled for.
-            scores: Tensor = model.forward(batch.inputs)
+            scores: Tensor = model.forward(batch.inputs if known is None else known_inputs(batch.inputs, known))
             logits[first : first + len(batch)] = scores.float().numpy()
     model.train(was_training)
     return logits
+
+
+def known_inputs(inputs: Inputs, rows: Sequence[int]) -> Inputs:
+    """The inputs with rows that the model does not have as row 0."""
+    columns = inputs.ids.shape[1]
+    limits = torch.tensor(rows[:columns], dtype=inputs.ids.dtype)
+    bags = [
+        Bag(bag.values.masked_fill(bag.values >= limit, 0), bag.offsets)
+        for bag, limit in zip(inputs.bags, rows[columns:], strict=True)
+    ]
+    return Inputs(inputs.dense, inputs.ids.masked_fill(inputs.ids >= limits, 0), tuple(bags))

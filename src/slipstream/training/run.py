@@ -20,6 +20,7 @@ from slipstream.evaluation.popularity import bucket_feature
 from slipstream.report.machine import commit, describe_machine, versions
 from slipstream.training.checkpoint.folder import Loaded
 from slipstream.training.config import TrainConfig, default_cache
+from slipstream.training.continuing import continue_from
 from slipstream.training.events import EpochDone, Event, Listener, RunDone, RunStarted, tell
 from slipstream.training.listeners import JsonlMetrics, ResultWriter
 from slipstream.training.loop import Trainer
@@ -101,8 +102,11 @@ def _train(
         trainer = Trainer(config, store, everyone)
         if loaded is not None:
             restore(trainer, loaded)
-        elif folder is not None:
-            folder.begin()
+        else:
+            if config.continue_from is not None:
+                continue_from(trainer, config.continue_from)
+            if folder is not None:
+                folder.begin()
         setup_seconds = time.perf_counter() - began
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         resumed_at = None if loaded is None else trainer.samples
