@@ -58,7 +58,8 @@ def nonfinite_error(model: Recommender, batch: Batch, what: str, step: int) -> N
         step: Steps done before it.
     """
     with torch.no_grad():
-        bad = ~model.losses(batch).isfinite()
+        # A rectifier may hide a value of the data from the loss, not from the gradient.
+        bad = ~model.losses(batch).isfinite() | ~batch.inputs.dense.isfinite().all(1)
         if not bad.any():
             for _, gradient in _gradients(model):
                 if gradient.dim() == 3 and len(gradient) == len(batch):
