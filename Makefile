@@ -14,7 +14,7 @@ BENCH_FLAGS ?=
 INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
-.PHONY: help env env-bench interop demo test test-gpu fuzz matrix lint format types results clean bench-frontier \
+.PHONY: help env env-bench interop demo test test-gpu faults fuzz matrix lint format types results clean bench-frontier \
   frontier-page $(addprefix bench-,$(BENCHES))
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make test-gpu the kernels' tests, compiled, on a GPU (see docs/gpu.md)"
 	@echo "make fuzz MINUTES=30   damaged input for every reader, so long each; TARGETS=\"csv config\" names some"
 	@echo "make matrix   tests at the lowest and newest versions of the dependencies, in environments of their own"
+	@echo "make faults   KILLS=200 kills at random moments, each resumed to the same bits"
 	@echo "make bench-X  X one of: $(BENCHES); the record goes to benchmarks/results/"
 	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
 	@echo "make interop  train models of $(LIBRARIES) with and without us"
@@ -96,6 +97,12 @@ MATRIX ?= lowest newest
 
 matrix:
 	$(PYTHON) .ci/matrix.py $(MATRIX)
+
+# SIGKILL at random moments, full disks, damaged checkpoints; the suite itself makes do with 10 kills.
+KILLS ?= 200
+
+faults: env
+	KILLS=$(KILLS) $(BIN)/python -m pytest -q -s tests/faults tests/training/test_checkpoint.py tests/training/test_resume.py
 
 lint: env
 	$(BIN)/ruff check .

@@ -78,3 +78,31 @@ class NotInstalled(SlipstreamError, ImportError):
 
     def __init__(self, what: str, package: str) -> None:
         super().__init__(f"{what} needs {package}", remedy=f"pip install '{package}'")
+
+
+class OutputError(SlipstreamError, OSError):
+    """Something could not be written: a full disk, a folder without permission.
+
+    Args:
+        file: What was to be written.
+        error: The system's error.
+        remedy: What the user can do about it.
+    """
+
+    def __init__(self, file: str | Path, error: Exception, *, remedy: str | None = None) -> None:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        super().__init__(
+            f"{file}: cannot be written ({reason})", remedy=remedy or "free space or choose another folder"
+        )
+
+
+class CheckpointError(SlipstreamError, ValueError):
+    """A checkpoint is damaged, of a newer version, or of another training."""
+
+
+class Interrupted(SlipstreamError):
+    """The training was asked to end (SIGTERM) and has ended."""
+
+
+class NonFiniteError(ConfigError):
+    """A loss or a gradient is not a finite number."""

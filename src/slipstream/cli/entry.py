@@ -10,11 +10,13 @@ from collections.abc import MutableMapping, Sequence
 from io import TextIOWrapper
 from typing import Any, cast
 
-from slipstream.errors import SlipstreamError
+from slipstream.errors import Interrupted, SlipstreamError
 
 SPIN_COUNT = "1000"
 LONGEST = 1000
 """Characters of an error's line at most."""
+TERMINATED = 128 + 15
+"""Exit status after SIGTERM, as a shell gives it."""
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
@@ -53,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status: 0 done, 1 a check of ``doctor`` failed, 2 bad input or a refusal of the system (no permission,
-        no space), 130 interrupted.
+        no space), 130 interrupted, 143 ended by SIGTERM, its training saved.
     """
     import typer
 
@@ -77,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             raise
         _complain(str(error))
-        return 2
+        return TERMINATED if isinstance(error, Interrupted) else 2
     except BrokenPipeError:
         # Who read our output wants no more of it (`slipstream compare … | head`). Python flushes once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -76,7 +76,7 @@ def predict_raw(run: Path, source: Path, prepared: Path | None) -> npt.NDArray[n
     from slipstream.data.prepare import encode_raw
     from slipstream.data.store import Store
     from slipstream.training.inference import load_run
-    from slipstream.training.loop import autocast
+    from slipstream.training.predicting import autocast, known_inputs
     from slipstream.training.run import open_data
 
     # A run that was trained on raw files finds what it prepared in its cache, or prepares it again.
@@ -84,7 +84,8 @@ def predict_raw(run: Path, source: Path, prepared: Path | None) -> npt.NDArray[n
     store = Store.open(prepared) if prepared is not None else open_data(config)
     wanted.check(store)
     parts = [np.empty(0, dtype=np.float32)]
+    rows = [feature.num_rows for feature in wanted.features]
     with torch.inference_mode(), autocast(config.bf16):
         for batch in encode_raw(source, Encoder.load(store.path), BATCH, labels=False):
-            parts.append(torch.sigmoid(model(batch.inputs).float()).numpy())
+            parts.append(torch.sigmoid(model(known_inputs(batch.inputs, rows)).float()).numpy())
     return np.concatenate(parts)

@@ -41,6 +41,15 @@ def prepare(
     label_threshold: Annotated[float | None, typer.Option(help="Labels at least this are 1, others 0.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with options by name.")] = None,
     assign: Annotated[list[str] | None, typer.Option("--set", help="Any option, name=value; repeatable.")] = None,
+    extend_vocabulary: Annotated[
+        Path | None,
+        typer.Option(
+            help="A prepared data set whose vocabularies are extended: values it knows keep their ids, new ones come "
+            "after them. For the next slice that `slipstream train --continue` goes on with.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that is already there.")] = False,
 ) -> None:
     """Turn a raw data set into memory-mapped columns, once."""
@@ -58,7 +67,16 @@ def prepare(
     options = resolve(PrepareOptions, config, flags, assign or ())
     columns = Schema.load(schema) if schema is not None else None
     with progress() as report:
-        store = run(source, out, format=format, schema=columns, options=options, overwrite=overwrite, progress=report)
+        store = run(
+            source,
+            out,
+            format=format,
+            schema=columns,
+            options=options,
+            extend=extend_vocabulary,
+            overwrite=overwrite,
+            progress=report,
+        )
     describe(store)
 
 

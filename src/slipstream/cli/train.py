@@ -9,8 +9,10 @@ import typer
 
 from slipstream.cli import output
 from slipstream.cli.settings import resolve
+from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
+    from slipstream import training
     from slipstream.evaluation import RankingScores
 
 
@@ -57,12 +59,48 @@ def train(
         list[str] | None,
         typer.Option(help="Log to tensorboard, mlflow or wandb too, into the run folder; repeatable."),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with the training in this run folder from its newest checkpoint, to the same bits as without "
+            "interruption; with its own configuration, so that no other flag is needed. Begins where there is none.",
+            file_okay=False,
+        ),
+    ] = None,
+    continue_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--continue",
+            help="Train on, on other data (the next hour or day), the model, optimizer and policy of this finished "
+            "run; with its configuration where flags do not say otherwise. New values of a vocabulary need data "
+            "prepared with --extend-vocabulary.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float | None, typer.Option(help="Minutes between two checkpoints in the run folder (5).")
+    ] = None,
+    checkpoint_steps: Annotated[int | None, typer.Option(help="Optimizer steps between two checkpoints.")] = None,
+    on_nonfinite: Annotated[
+        str | None,
+        typer.Option(
+            help="A batch whose loss or a gradient is not finite: stop, and name its samples, or skip, and count it."
+        ),
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Refuse a training that is estimated to need more, such as 8GB.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Train a model, with or without skipping, and score it on samples it has not seen."""
     flags: dict[str, Any] = {
         "data": None if data is None else str(data),
         "out": None if out is None else str(out),
+        "checkpoint.minutes": checkpoint_minutes,
+        "checkpoint.steps": checkpoint_steps,
+        "on_nonfinite": on_nonfinite,
+        "max_memory": max_memory,
         "model.name": model,
         "policy.name": policy,
         **_budget(policy, budget),
@@ -80,15 +118,27 @@ def train(
     }
     from slipstream import training
 
+    if resume is not None:
+        if continue_from is not None or (out is not None and out != resume):
+            raise ConfigError("--resume names the run folder, and goes without --out and --continue")
+        flags["out"] = str(resume)
+        config = config or _config_of(resume)
+        if config is None and data is None:
+            raise ConfigError(f"{resume} holds no run to go on with", remedy="name the data to begin one")
+    if continue_from is not None:
+        if data is None or out is None:
+            raise ConfigError("--continue needs the next data and --out, a run folder of its own")
+        flags["continue_from"] = str(continue_from)
+        config = config or _config_of(continue_from)
     settings = resolve(training.TrainConfig, config, flags, assign or ())
     if system is not None:
         from slipstream import systems
 
         settings = systems.configure(system, settings)
-    listeners: list[training.Listener] = [] if quiet else [training.Progress()]
+    listeners: list[training.Listener] = [] if quiet else [_announce, training.Progress()]
     if logger:
         listeners += _loggers(logger, settings.out)
-    result = training.train(settings, listeners=listeners)
+    result = training.train(settings, listeners=listeners, resume=resume is not None)
     output.facts(
         {
             "policy": result.policy,
@@ -99,6 +149,7 @@ def train(
             "time": f"{result.seconds:.1f} s, {result.samples_per_second:,.0f} samples/s",
             "inputs trained": f"{result.share_of_inputs_trained:.1%}",
             "row updates skipped": f"{result.share_of_row_updates_skipped:.1%}",
+            "batches left out": result.nonfinite_batches or None,
             "run": settings.out,
         }
     )
@@ -111,7 +162,6 @@ def _loggers(names: list[str], out: Path | None) -> list[Any]:
         ConfigError: There is no run folder, or no such logger.
         NotInstalled: A logger's package is missing.
     """
-    from slipstream.errors import ConfigError
     from slipstream.interop.loggers import make_logger
 
     if out is None:
@@ -130,14 +180,27 @@ def ranking_facts(ranking: RankingScores | None) -> dict[str, str]:
     }
 
 
+def _config_of(run: Path) -> Path | None:
+    file = run / "config.yaml"
+    return file if file.is_file() else None
+
+
+def _announce(event: training.Event) -> None:
+    """Say what a training will take, before it takes it, and where it goes on."""
+    from slipstream.training import RunStarted
+
+    if isinstance(event, RunStarted):
+        memory = f"about {event.memory / 1e9:.2f} GB of memory for {event.parameters:,} parameters"
+        at = "" if event.resumed_at is None else f"; going on after sample {event.resumed_at:,}"
+        output.say(f"training: {memory}{at}")
+
+
 def _budget(policy: str | None, budget: str | None) -> dict[str, Any]:
     """Settings of ``--budget``.
 
     Raises:
         ConfigError: It is neither a number nor ``auto``.
     """
-    from slipstream.errors import ConfigError
-
     if budget == "auto":
         return {"policy.name": "guard", "policy.policy": policy or "random"}
     try:

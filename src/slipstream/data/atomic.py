@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from slipstream.errors import DataError
+from slipstream.errors import DataError, OutputError
 
 
 def fsync_path(path: Path) -> None:
@@ -32,17 +32,25 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Hands out a temporary path that becomes ``path`` when the block ends without error.
 
     The folder is made when it is missing.
+
+    Raises:
+        OutputError: The system refuses: a full disk, no permission.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
     try:
-        yield partial
-        fsync_path(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    fsync_path(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            fsync_path(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        fsync_path(path.parent)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(path, error) from error
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -81,6 +89,15 @@ def replace_folder(partial: Path, path: Path) -> None:
     fsync_path(path.parent)
     if old is not None:
         shutil.rmtree(old)
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what writers that were killed have left in a folder; call it only where no writer can be at work."""
+    for entry in folder.glob(".*.partial-*"):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def file_sha256(path: Path) -> str:

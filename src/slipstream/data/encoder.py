@@ -23,7 +23,8 @@ from slipstream.data.text import Text, hash_text
 from slipstream.data.vocabulary import Hashes, Lookup
 from slipstream.errors import DataError, NotPrepared
 
-ENCODER_VERSION = 1
+ENCODER_VERSION = 2
+"""2: vocabularies may extend earlier ones (``lineage``). Version 1 is read as it is."""
 ENCODER = "encoder.json"
 CALENDAR_ROWS = {"hour": 25, "weekday": 8}
 """Rows of the tables of calendar features: 24 hours, 7 weekdays, and row 0."""
@@ -73,6 +74,8 @@ class EncoderSpec(BaseModel):
     """Values seen less often in the fitted rows share row 0."""
     fitted_rows: int = Field(ge=0)
     """Rows, first in time, on which vocabularies and statistics were fitted."""
+    lineage: tuple[str, ...] = ()
+    """Sha256 of the files of the encoders that this one extends, the first one first: ids of theirs mean the same."""
 
     @model_validator(mode="after")
     def _matches_its_columns(self) -> EncoderSpec:
@@ -152,6 +155,10 @@ class Encoder:
         labels = np.ones(len(rows), dtype=np.float32) if rows.labels is None else rows.labels
         return Encoded(ids, dense, labels, rows.time, bags)
 
+    def lookup(self, name: str) -> Lookup:
+        """The ids of a feature with a vocabulary."""
+        return self._lookups[name]
+
     def _find(self, sparse: SparseSpec, hashes: Hashes, out: npt.NDArray[np.int32]) -> None:
         if sparse.kind == "hash":
             out[:] = hashes % np.uint64(sparse.num_rows - 1) + np.uint64(1)
@@ -213,6 +220,17 @@ def _check_sums(folder: Path, names: list[str]) -> None:
             raise DataError("is missing", file=file, remedy=_AGAIN)
         if file_sha256(file) != files[name].sha256:
             raise DataError("its checksum is wrong", file=file, remedy=_AGAIN)
+
+
+def lineage(folder: Path) -> tuple[str, ...]:
+    """The encoders that a prepared data set's extends; none where it has none."""
+    path = folder / ENCODER
+    if not path.is_file():
+        return ()
+    try:
+        return EncoderSpec.model_validate_json(path.read_text(encoding="utf-8")).lineage
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise DataError("is damaged", file=path, remedy="prepare the data again") from error
 
 
 class _Version(BaseModel):

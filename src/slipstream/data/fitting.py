@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from slipstream.data.atomic import file_sha256
 from slipstream.data.chunk import Decoded
-from slipstream.data.encoder import CALENDAR_ROWS, DenseSpec, Encoder, EncoderSpec, SparseSpec, vocabulary_file
+from slipstream.data.encoder import (
+    CALENDAR_ROWS,
+    ENCODER,
+    ENCODER_VERSION,
+    DenseSpec,
+    Encoder,
+    EncoderSpec,
+    SparseSpec,
+    vocabulary_file,
+)
 from slipstream.data.formats import DenseTransform, RawData
-from slipstream.data.vocabulary import Lookup, ValueCounter
+from slipstream.data.vocabulary import Known, Lookup, ValueCounter
+from slipstream.errors import DataError
 
 
 class DenseStatistics:
@@ -39,6 +51,46 @@ class DenseStatistics:
         return self._mean, np.where(std > 0, std, 1.0)
 
 
+class Previous(NamedTuple):
+    """An encoder that is extended, with its data set's folder."""
+
+    folder: Path
+    encoder: Encoder
+
+    @classmethod
+    def load(cls, folder: Path, data: RawData) -> Previous:
+        """Reads it.
+
+        Raises:
+            DataError: Its columns are not those of ``data``.
+        """
+        encoder = Encoder.load(folder)
+        if encoder.spec.columns != data.schema:
+            raise DataError("has other columns: its vocabulary cannot be extended by this data", file=folder)
+        return cls(folder, encoder)
+
+    @property
+    def hash_rows(self) -> int | None:
+        """Rows of hashed features; None where there are vocabularies."""
+        return next((sparse.num_rows for sparse in self.encoder.spec.sparse if sparse.kind == "hash"), None)
+
+    def vocabulary(self, name: str) -> Known:
+        """The values of a feature."""
+        return Known(self.folder / vocabulary_file(name), self.encoder.lookup(name))
+
+    def extended(self, sparse: tuple[SparseSpec, ...], rows: int) -> EncoderSpec:
+        """The specification with tables that have grown."""
+        spec = self.encoder.spec
+        return spec.model_copy(
+            update={
+                "encoder_version": ENCODER_VERSION,
+                "sparse": sparse,
+                "fitted_rows": spec.fitted_rows + rows,
+                "lineage": (*spec.lineage, file_sha256(self.folder / ENCODER)),
+            }
+        )
+
+
 class Fitter:
     """Collects what an encoder needs. A context manager: leaving the block closes the temporary files.
 
@@ -49,6 +101,11 @@ class Fitter:
         hash_rows: When set, ids are hashes within a table of so many rows, and there is no vocabulary.
         dense: Transform of all dense columns.
         nan_is_missing: As in the rules.
+        previous: A prepared data set whose vocabularies are extended: its ids stay, new values come after them, and its
+            transforms are kept.
+
+    Raises:
+        DataError: Its columns are not those of ``data``.
     """
 
     def __init__(
@@ -60,9 +117,12 @@ class Fitter:
         hash_rows: int | None,
         dense: DenseTransform,
         nan_is_missing: bool,
+        previous: Path | None = None,
     ) -> None:
         self._data, self._folder = data, folder
-        self._min_frequency, self._hash_rows = min_frequency, hash_rows
+        self._min_frequency = min_frequency
+        self._previous = None if previous is None else Previous.load(previous, data)
+        self._hash_rows = hash_rows = hash_rows if self._previous is None else self._previous.hash_rows
         self._transform: DenseTransform = dense
         self._nan_is_missing = nan_is_missing
         schema = data.schema
@@ -122,6 +182,9 @@ class Fitter:
             sparse.append(SparseSpec(name=name, kind="calendar", num_rows=CALENDAR_ROWS[name]))
         for column in schema.multi_hot:
             sparse.append(self._sparse(column.name, lookups, multi_hot=True))
+        if self._previous is not None:
+            spec = self._previous.extended(tuple(sparse), self.rows)
+            return Encoder(spec, lookups)
         mean, std = self._statistics.result()
         spec = EncoderSpec(
             format=self._data.format,
@@ -141,5 +204,7 @@ class Fitter:
     def _sparse(self, name: str, lookups: dict[str, Lookup], *, multi_hot: bool) -> SparseSpec:
         if self._hash_rows:
             return SparseSpec(name=name, kind="hash", num_rows=self._hash_rows, multi_hot=multi_hot)
-        lookups[name] = self._counters.pop(name).finish(self._folder / vocabulary_file(name), self._min_frequency)
+        known = None if self._previous is None else self._previous.vocabulary(name)
+        path = self._folder / vocabulary_file(name)
+        lookups[name] = self._counters.pop(name).finish(path, self._min_frequency, known)
         return SparseSpec(name=name, kind="vocabulary", num_rows=lookups[name].num_values + 1, multi_hot=multi_hot)

@@ -46,9 +46,15 @@ class Passes:
     """The passes over the raw files, with temporary files in ``folder``."""
 
     def __init__(
-        self, data: RawData, options: PrepareOptions, folder: Path, progress: Callable[[str, int], None]
+        self,
+        data: RawData,
+        options: PrepareOptions,
+        folder: Path,
+        progress: Callable[[str, int], None],
+        previous: Path | None = None,
     ) -> None:
         self.data, self.options, self.folder, self.report = data, options, folder, progress
+        self.previous = previous
         self.quarantine = folder / "quarantine.tsv"
         self.bad_rows = 0
         self.splits: dict[str, tuple[int, int]] = {}
@@ -100,6 +106,7 @@ class Passes:
             hash_rows=options.hash_rows,
             dense=options.dense or self.data.dense,
             nan_is_missing=options.nan == "missing",
+            previous=self.previous,
         )
         with fitter:
             if fitter.needed:

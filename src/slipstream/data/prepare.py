@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+from slipstream.data.encoder import Encoder
 from slipstream.data.formats import FORMATS, open_raw
 from slipstream.data.manifest import MANIFEST
 from slipstream.data.options import PrepareOptions, negative_options
@@ -15,6 +15,7 @@ from slipstream.data.passes import Passes
 from slipstream.data.raw_batches import encode_raw
 from slipstream.data.rewrite import rewrite, time_order
 from slipstream.data.schema import Schema
+from slipstream.data.stage import stage_folder
 from slipstream.data.store import Store
 from slipstream.data.writer import check_target
 
@@ -28,6 +29,7 @@ def prepare(
     format: str | None = None,
     schema: Schema | None = None,
     options: PrepareOptions | None = None,
+    extend: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> Store:
@@ -39,6 +41,8 @@ def prepare(
         format: One of ``FORMATS``; None: detected.
         schema: What the columns are, for the formats ``csv`` and ``parquet``; None: inferred.
         options: See :class:`PrepareOptions`.
+        extend: A prepared data set whose vocabularies are extended: values that it knows keep their ids, new ones come
+            after them, dense columns are transformed as there. For the next slice of data that a model goes on with.
         overwrite: Replace a store that is already at ``out``.
         progress: Called with the stage (``"order"``, ``"fit"``, ``"encode"``, ``"write"``) and the rows done in it.
 
@@ -51,18 +55,22 @@ def prepare(
     """
     options, out = options or PrepareOptions(), Path(out)
     check_target(out, overwrite=overwrite)
+    if extend is not None:
+        spec = Encoder.load(extend).spec
+        format = format or spec.format
+        schema = spec.columns if schema is None and format in ("csv", "parquet") else schema
     data = open_raw(source, format=format, schema=schema, label_threshold=options.label_threshold, seed=options.seed)
     negatives = negative_options(data, options)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.stage-", dir=out.parent) as temporary:
-        stage = Passes(data, options, Path(temporary), progress or (lambda _stage, _rows: None))
+    with stage_folder(out) as temporary:
+        previous = None if extend is None else Path(extend)
+        stage = Passes(data, options, temporary, progress or (lambda _stage, _rows: None), previous)
         encoder = stage.fit()
         writer, rises = stage.encode(encoder, out, overwrite=overwrite)
         splits = stage.splits
         with writer:
             if not rises or (negatives is not None and negatives.per_positive):
                 # What was encoded becomes the input of one more pass, which writes the store.
-                writer.path = Path(temporary) / "encoded"
+                writer.path = temporary / "encoded"
                 encoded = writer.commit()
                 writer = stage.writer(encoder, out, overwrite=overwrite)
                 with writer:

@@ -15,7 +15,9 @@ Layout of the folder (little-endian, row-major, so that a run of samples is one 
 from __future__ import annotations
 
 import mmap
+import os
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -42,20 +44,38 @@ class _Column:
 
     def __init__(self, path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         self.map: mmap.mmap | None = None
-        size = path.stat().st_size
+        # Kept open: it says whether the file behind the map has changed, whatever is at its path now.
+        self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)
+        self.path = path
+        self.stamp = self._now()
+        """Size and time of change (ns) when it was opened."""
+        size = self.stamp[0]
         if size:
-            with path.open("rb") as file:
-                # Private: a stray write into a batch changes neither the file nor kills the process, as it would in a
-                # read-only map. Without reservation: else the kernel refuses to map a file larger than the memory in
-                # this way.
-                self.map = mmap.mmap(
-                    file.fileno(), size, flags=mmap.MAP_PRIVATE | _NORESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE
-                )
+            # Private: a stray write into a batch changes neither the file nor kills the process, as it would in a
+            # read-only map. Without reservation: else the kernel refuses to map a file larger than the memory in
+            # this way.
+            self.map = mmap.mmap(
+                self._file.fileno(), size, flags=mmap.MAP_PRIVATE | _NORESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+            )
             flat = np.frombuffer(self.map, dtype=_NUMPY[dtype])
         else:
             flat = np.empty(0, dtype=_NUMPY[dtype])
         self.array: npt.NDArray[np.generic] = flat.reshape(shape)
         self.tensor: Tensor = torch.from_numpy(self.array)
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if the file was written to since it was opened."""
+        now = self._now()
+        if now != self.stamp:
+            how = "was truncated" if now[0] < self.stamp[0] else "was changed"
+            raise DataError(
+                f"{how} while it is in use", file=self.path, remedy="prepare the data again, and start anew"
+            )
 
     def read_ahead(self, start: int, stop: int) -> None:
         """Asks the kernel to read the rows ``start`` to ``stop`` in the background."""
@@ -230,6 +250,27 @@ class Store:
         for column in (self._ids, self._dense, self._labels, self._time, *(offsets for _, offsets in self._bags)):
             if column is not None:
                 column.read_ahead(start, stop)
+
+    def check_unchanged(self) -> None:
+        """Looks whether a file was truncated or written to since the store was opened (some microseconds).
+
+        Reading a map of a file that has become shorter kills the process, so a training asks before each batch. A file
+        that was replaced by another (renamed over) does no harm: the map is that of the old one.
+
+        Raises:
+            DataError: One was.
+        """
+        for column in self._columns():
+            column.check_unchanged()
+
+    @property
+    def stamps(self) -> dict[str, list[int]]:
+        """Size and time of change (ns) of each file, by path below the store's folder, as it was opened."""
+        return {str(column.path.relative_to(self.path)): list(column.stamp) for column in self._columns()}
+
+    def _columns(self) -> list[_Column]:
+        columns = [self._ids, self._dense, self._labels, *(part for bag in self._bags for part in bag)]
+        return columns if self._time is None else [*columns, self._time]
 
 
 def _gather(source: npt.NDArray[np.generic], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.generic]:

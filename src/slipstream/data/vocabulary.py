@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slipstream.data.schema import MAX_ROWS
-from slipstream.data.text import Text, pack
+from slipstream.data.text import Text, hash_text, pack
 from slipstream.errors import DataError
 
 Hashes = npt.NDArray[np.uint64]
@@ -105,14 +105,23 @@ class ValueCounter:
         _rehash(self._keys, self._index, self._counts, *bigger)
         self._keys, self._index, self._counts = bigger
 
-    def finish(self, path: Path, min_frequency: int) -> Lookup:
+    def finish(self, path: Path, min_frequency: int, known: Known | None = None) -> Lookup:
         """Writes the vocabulary, most frequent value first, and makes its lookup; the counter is empty afterwards.
 
         Args:
             path: Parquet file to write: value, count. Row ``i`` has the id ``i + 1``.
             min_frequency: Values seen less often are left out.
+            known: A vocabulary to extend: its values come first, in its order, with what was counted here added.
         """
-        slots = np.flatnonzero((self._index >= 0) & (self._counts >= min_frequency))
+        used = self._index >= 0
+        if known is not None:
+            found = np.empty(self._keys.size, dtype=np.int32)
+            known.lookup.find(self._keys, found)
+            again = used & (found > 0)
+            more = np.zeros(known.lookup.num_values, dtype=np.int64)
+            more[found[again] - 1] = self._counts[again]
+            used &= found == 0
+        slots = np.flatnonzero(used & (self._counts >= min_frequency))
         # Frequent values get neighbouring ids, which the caches like; of equally frequent ones the first seen comes
         # first.
         slots = slots[np.lexsort((self._index[slots], -self._counts[slots].astype(np.int64)))]
@@ -124,6 +133,9 @@ class ValueCounter:
         ends = np.cumsum(lengths, dtype=np.int64)
         schema = pa.schema({"value": pa.large_string(), "count": pa.int64()})
         with pq.ParquetWriter(path, schema) as writer:
+            old = np.empty(0, dtype=np.uint64)
+            if known is not None:
+                old = known.copy_to(writer, more)
             for begin in range(0, max(order.size, 1), _PIECE):
                 rows = order[begin : begin + _PIECE]
                 offsets = np.zeros(rows.size + 1, dtype=np.int64)
@@ -136,7 +148,7 @@ class ValueCounter:
                 piece = counts[begin : begin + _PIECE].astype(np.int64)
                 writer.write_table(pa.table({"value": array, "count": pa.array(piece)}, schema=schema))
         self.close()
-        return Lookup(hashes)
+        return Lookup(np.concatenate([old, hashes]) if known is not None else hashes)
 
     def close(self) -> None:
         """Closes the temporary files."""
@@ -191,3 +203,26 @@ class Lookup:
     def find(self, hashes: Hashes, out: npt.NDArray[np.int32]) -> None:
         """Writes the id of every hash to ``out`` int32 ``[n]``, which may be a strided view."""
         _find(self._keys, self._ids, hashes, out)
+
+
+class Known(NamedTuple):
+    """A vocabulary that is extended."""
+
+    path: Path
+    """Its file."""
+    lookup: Lookup
+    """Its ids."""
+
+    def copy_to(self, writer: pq.ParquetWriter, more: npt.NDArray[np.int64]) -> Hashes:
+        """Writes its values with ``more`` [n] added to their counts; returns their hashes."""
+        hashes: list[Hashes] = [np.empty(0, dtype=np.uint64)]
+        done = 0
+        for batch in pq.ParquetFile(self.path).iter_batches(_PIECE, columns=["value", "count"]):
+            value = batch.column(0).cast(pa.large_string())
+            count = batch.column(1).to_numpy() + more[done : done + batch.num_rows]
+            writer.write_table(pa.table({"value": value, "count": pa.array(count)}, schema=writer.schema))
+            piece = np.empty(batch.num_rows, dtype=np.uint64)
+            hash_text(*Text.from_arrow(batch.column(0).cast(pa.string())), piece)
+            hashes.append(piece)
+            done += batch.num_rows
+        return np.concatenate(hashes)

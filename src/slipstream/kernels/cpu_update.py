@@ -122,6 +122,7 @@ def update_worker(rule: int, dim: int) -> Any:
         lr, eps, beta1, beta2, decay, step = a.lr, a.eps, a.beta1, a.beta2, a.weight_decay, a.step
         fresh1, fresh2, shrink, step_size = a.one_minus_beta1, a.one_minus_beta2, a.shrink, a.step_size
         decoupled = a.decoupled != 0
+        wrapped = ((step + 2147483648) & 4294967295) - 2147483648
         counts = carray(pointer_i64(a.counts), (num_items, 4))
         norms = carray(pointer_f64(a.norms), num_items)
         part_shift = 32
@@ -190,8 +191,11 @@ def update_worker(rule: int, dim: int) -> Any:
                 w = weight + row * row_bytes
                 waited = np.float64(0.0)
                 if last_step != 0:
-                    waited = np.float64(max(step - 1 - np.int64(load_i32(last_step, row)), 0))
-                    store_i32(last_step, row, np.int32(step))
+                    # Steps are kept in 32 bits: beyond 2^31 they wrap, and so does their difference.
+                    since = step - 1 - np.int64(load_i32(last_step, row))
+                    since = ((since + 2147483648) & 4294967295) - 2147483648
+                    waited = np.float64(max(since, 0))
+                    store_i32(last_step, row, np.int32(wrapped))
                 if decoupled:
                     keep = shrink
                     if waited > 0:

@@ -7,6 +7,7 @@ Works for any device and any floating dtype.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,8 +137,9 @@ def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> 
     before = weight if measured and s.rule != Rule.ADAM else None
     waited = torch.zeros(len(rows), 1, dtype=weight.dtype, device=rows.device)
     if table.last_step is not None:
-        waited = (s.step - 1 - table.last_step[rows]).clamp(min=0).unsqueeze(1).to(weight.dtype)
-        table.last_step[rows] = s.step
+        since = wrap_step(s.step - 1 - table.last_step[rows].to(torch.int64))
+        waited = since.clamp(min=0).unsqueeze(1).to(weight.dtype)
+        table.last_step[rows] = wrap_step(s.step)
     if s.decoupled:
         weight = weight * (1 - s.lr * s.weight_decay) ** (waited + 1)
     elif s.weight_decay:
@@ -172,6 +174,11 @@ def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> 
     table.weight.data[rows] = weight.to(table.weight.dtype)
     if measured:
         measure(table, rows, before, s)
+
+
+def wrap_step(step: Any) -> Any:
+    """A step number (int, or int64 tensor) in 32 bits, as ``last_step`` keeps it: beyond 2^31 it wraps."""
+    return ((step + (1 << 31)) & ((1 << 32) - 1)) - (1 << 31)
 
 
 def row_gradient_dense(gradients: Sequence[RowGradients], target: int, weight: Tensor, scale: float | Tensor) -> Tensor:

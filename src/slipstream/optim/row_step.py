@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from slipstream.embedding.memory import zeros_like_table
 from slipstream.embedding.row_gradient import RowGradient
 from slipstream.errors import ConfigError, UnsupportedOption
-from slipstream.kernels import registry
+from slipstream.kernels import reference, registry
 from slipstream.kernels.parallel import SlowPathWarning
 from slipstream.kernels.types import TableSet, TableState, UpdateSettings
 from slipstream.optim.plan import Part, joined
@@ -239,7 +239,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
             if name not in state:  # options may change in the middle of a run: what is there stays
                 state[name] = self._fresh(weight.detach(), group)
         if group["on_skip"] == "catch_up" and "last_step" not in state:
-            now = int(state["step"])  # nothing before counts as missed
+            now = reference.wrap_step(int(state["step"]))  # nothing before counts as missed
             state["last_step"] = torch.full((weight.shape[0],), now, dtype=torch.int32, device=weight.device)
 
     def _fresh(self, weight: Tensor, group: Group) -> Tensor:

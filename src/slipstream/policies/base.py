@@ -275,6 +275,17 @@ class Policy:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state, after :meth:`attach`."""
 
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """Takes over the state of a training on earlier data, after :meth:`attach`.
+
+        Policies with a number for each row override it: tables may have got rows since, appended at their end.
+
+        Args:
+            state: As :meth:`state_dict` gave it.
+            rows: R of each table now, by parameter name.
+        """
+        self.load_state_dict(state)
+
     def report(self) -> dict[str, Any]:
         """Plain numbers that tell what the policy did."""
         return {}

@@ -143,6 +143,11 @@ class Combine(Policy):
         self.inputs.load_state_dict(state["inputs"])
         self.rows.load_state_dict(state["rows"])
 
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """Both go on."""
+        self.inputs.continue_from(state["inputs"], rows)
+        self.rows.continue_from(state["rows"], rows)
+
     def report(self) -> dict[str, Any]:
         """Budget, split, and the reports of both."""
         return {

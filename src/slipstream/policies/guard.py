@@ -242,6 +242,12 @@ class Guard(Policy):
         self._inner.set_budget(self._budget)
         self._inner.load_state_dict(state["inner"])
 
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """Scouts, measurements and the rung go on; what was open in the earlier data is not compared any more."""
+        self.load_state_dict({**state, "open_index": [], "open_loss": []})
+        self._model_loss = self._scout_loss = self._observed = 0.0
+        self._inner.continue_from(state["inner"], rows)
+
     def report(self) -> dict[str, Any]:
         """The budget now, each decision with its reason, and what a doubling of the data was worth last."""
         evidence = self._evidence

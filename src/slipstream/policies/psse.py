@@ -27,6 +27,7 @@ from slipstream.policies.base import (
     validated,
 )
 from slipstream.staleness import CountedRows, CutName, PopularRows, Rule, SketchedRows, TailCounts
+from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.sketch import MAX_DEPTH, WAYS
 
 HalfLifeUnit = Literal["steps", "samples", "seconds"]
@@ -295,6 +296,18 @@ class PSSE(Policy):
             self._tables[name].open_gate().copy_(gate)
         self._clock = int(state["clock"]) if "clock" in state else None
         self._decisions, self._last = int(state["decisions"]), dict(state["last"])
+
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """New rows were never looked up, and are open until the next decision."""
+        counts: dict[str, Any] = {"sketch": state["counts"].get("sketch"), "num_rows": dict(rows)}
+        if self.config.scores == "rows":
+            counts = {
+                name: {**saved, "scores": grow_rows(saved["scores"], rows[name])}
+                for name, saved in state["counts"].items()
+            }
+        tail = {name: grow_rows(seen, rows[name]) for name, seen in state["tail"].items()}
+        gates = {name: grow_rows(gate, rows[name], OPEN) for name, gate in state["gates"].items()}
+        self.load_state_dict({**state, "counts": counts, "tail": tail, "gates": gates})
 
     def report(self) -> dict[str, Any]:
         """Settings, number of decisions, and of the last one: rows kept and the share of accesses that they hold."""

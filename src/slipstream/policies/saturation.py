@@ -21,7 +21,8 @@ from slipstream.policies.base import (
     validated,
 )
 from slipstream.staleness import DecayedCounts
-from slipstream.staleness.saturation import SaturationCut, ripe_count, saturation_cut, set_gates
+from slipstream.staleness.growth import grow_rows
+from slipstream.staleness.saturation import ripe_count, saturation_cut, set_gates
 
 _MOST_UPDATES = 40_160  # the counts' end
 _PATIENCE = 64
@@ -125,7 +126,7 @@ class Saturation(Policy):
         self._thawed = 0
         self._shut = 0
         self._refreshing = False
-        self._cut: SaturationCut | None = None
+        self._cut: tuple[float, float] | None = None  # the last decision's shares gated and skipped
 
     @property
     def _probe_gate(self) -> int:
@@ -209,14 +210,15 @@ class Saturation(Policy):
             if idle and table.weight.requires_grad and bool(self._counts[name].scores.any()):
                 raise ConfigError(f"the updates of table {name!r} leave no signal to decide by", remedy=_REMEDY)
         scores = [self._counts[name].scores for name in signals]
-        self._cut = saturation_cut(
+        cut = saturation_cut(
             list(signals.values()), scores, 1.0 - self.config.budget, ripe=self._ripe, probe=self._probe_gate
         )
+        self._cut = cut.gated_share, cut.skipped_share
         self._shut = 0
         for name, signal in signals.items():
-            if self._cut.gated_share == 0.0 and self._tables[name].gate is None:
+            if cut.gated_share == 0.0 and self._tables[name].gate is None:
                 continue
-            shut, thawed = set_gates(self._tables[name].open_gate(), signal, self._cut, self._ripe)
+            shut, thawed = set_gates(self._tables[name].open_gate(), signal, cut, self._ripe)
             self._shut += shut
             self._thawed += thawed
         self._decisions += 1
@@ -233,6 +235,7 @@ class Saturation(Policy):
             "thawed": self._thawed,
             "shut": self._shut,
             "refreshing": self._refreshing,
+            "cut": None if self._cut is None else list(self._cut),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -254,6 +257,19 @@ class Saturation(Policy):
         self._step, self._decisions = int(state["step"]), int(state["decisions"])
         self._thawed, self._shut = int(state["thawed"]), int(state["shut"])
         self._refreshing = bool(state["refreshing"])
+        self._cut = None if state["cut"] is None else (float(state["cut"][0]), float(state["cut"][1]))
+
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """New rows have no updates behind them: they are open until they are ripe."""
+        counts = {
+            name: {**saved, "scores": grow_rows(saved["scores"], rows[name])} for name, saved in state["counts"].items()
+        }
+        fills = {"signals": 0, "trails": 0, "gates": OPEN}
+        grown = {
+            part: {name: grow_rows(value, rows[name], fill) for name, value in state[part].items()}
+            for part, fill in fills.items()
+        }
+        self.load_state_dict({**state, **grown, "counts": counts, "refreshing": False})
 
     def report(self) -> dict[str, Any]:
         """Settings, decisions, what the last one gated, and how many rows were gated once and opened again."""
@@ -267,6 +283,5 @@ class Saturation(Policy):
             "share_of_rows_gated": self._shut / rows if rows else 0.0,
         }
         if self._cut is not None:
-            report["share_of_accesses_gated"] = self._cut.gated_share
-            report["share_of_updates_to_skip"] = self._cut.skipped_share
+            report["share_of_accesses_gated"], report["share_of_updates_to_skip"] = self._cut
         return report

@@ -104,6 +104,7 @@ class Skipper:
         """float32 [B], those of the batch handed out last, for losses that are not computed in the loop itself."""
         self._samples = 0
         self._dropped = 0
+        self._earlier = (0, 0)  # steps and samples of trainings that this one continues
         self._packer = Packer()
         # Tables count over their whole life; the Skipper reports what happened since it came.
         self._before = {name: (table.lookups, table.skipped) for name, table in self.tables.items()}
@@ -170,7 +171,8 @@ class Skipper:
         time = int(batch.time[-1]) if batch.time is not None and self.policy.skips_rows and len(batch) else None
         epoch = self.epoch if epoch is None else epoch
         share = min(self.inputs_seen / self.total_samples, 1.0) if self.total_samples else None
-        self.policy.update_gates(Progress(self.steps, self._samples, time, share, epoch))
+        steps, samples = self._earlier
+        self.policy.update_gates(Progress(steps + self.steps, samples + self._samples, time, share, epoch))
         self.steps += 1
         self._samples += len(batch)
         self.weights = batch.weights
@@ -234,11 +236,32 @@ class Skipper:
             "epoch": self.epoch,
             "samples": self._samples,
             "dropped": self._dropped,
+            "earlier": list(self._earlier),
             "lookups": lookups,
             "skipped": skipped,
             "waiting": self._packer.state_dict(),
             "policy_state": self.policy.state_dict(),
         }
+
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """Takes over what the policy of a training on earlier data knows; counts and the report begin anew.
+
+        The policy's steps and the draws of later epochs go on from where that training ended.
+
+        Args:
+            state: Of its Skipper.
+            rows: R of each table now, by parameter name; tables may have got rows at their end.
+
+        Raises:
+            ConfigError: The state is of another policy.
+        """
+        if state["policy"] != self.policy.name:
+            raise ConfigError(f"the Skipper's state is of policy {state['policy']!r}, not {self.policy.name!r}")
+        steps, samples = state.get("earlier", (0, 0))
+        self._earlier = (int(steps) + int(state["steps"]), int(samples) + int(state["samples"]))
+        self.epoch = int(state["epoch"])
+        self.policy.continue_from(state["policy_state"], rows)
+        self._before = {name: (table.lookups, table.skipped) for name, table in self.tables.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where ``state`` was taken, in a Skipper of the same policy, seed and model.
@@ -256,6 +279,8 @@ class Skipper:
         self.inputs_seen, self.inputs_kept = int(state["inputs_seen"]), int(state["inputs_kept"])
         self.steps, self.epoch = int(state["steps"]), int(state["epoch"])
         self._samples, self._dropped = int(state["samples"]), int(state["dropped"])
+        steps, samples = state.get("earlier", (0, 0))
+        self._earlier = (int(steps), int(samples))
         self._packer.load_state_dict(state["waiting"])
         # The tables' own counters may or may not have been restored: set the zero point so that the share goes on
         # from the state's.

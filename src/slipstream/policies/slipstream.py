@@ -227,6 +227,10 @@ class Slipstream(Policy):
         if self._tail is not None and "tail" in state:
             self._tail.load_state_dict(state["tail"])
 
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """periodic: goes on. once: a plan is of its own data, so all is decided anew."""
+        self._course.continue_from(state, rows)
+
     def report(self) -> dict[str, Any]:
         """Settings, hot rows and inputs, and of the last decision T, the share it drops and the stale rows."""
         return {"mode": self.config.mode, "budget": self.config.budget, **self._course.report()}

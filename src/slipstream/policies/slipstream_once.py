@@ -157,6 +157,10 @@ class Once:
         self._sample = inputs_from(state["sample"]) if "sample" in state else None
         self._snapshot = HotSnapshot.from_state(state["snapshot"], self._weights()) if "snapshot" in state else None
 
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """Begins anew."""
+        check_mode(state, "once")
+
     def report(self) -> dict[str, Any]:
         """Plain numbers."""
         return {"planned": self._samples > 0, **self._report, "dropped": self._dropped, **found(self._snapshot)}

@@ -14,6 +14,7 @@ from slipstream.policies.base import Gated, TrainingData
 from slipstream.policies.hot_split import weights_of
 from slipstream.policies.slipstream_once import check_mode, found, inputs_from, inputs_state, names_of
 from slipstream.policies.table_map import tables_of_inputs
+from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.hot_rows import add_accesses, hot_inputs, lookups_of, rows_within, top_rows
 from slipstream.staleness.popularity import PopularityCounts, make_counts
 from slipstream.staleness.stale_inputs import HotSnapshot, Rule, stale_inputs
@@ -147,6 +148,21 @@ class Periodic:
         self._snapshot = (
             HotSnapshot.from_state(state["snapshot"], weights_of(self._tables)) if "snapshot" in state else None
         )
+
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """New rows were never looked up, and are cold until the next snapshot."""
+        sizes = [rows[name] for name in self._by_name]
+        counts = [
+            {**saved, "scores": grow_rows(saved["scores"], size)}
+            for saved, size in zip(state["counts"], sizes, strict=True)
+        ]
+        hot = [grow_rows(mark, size) for mark, size in zip(state["hot"], sizes, strict=False)]
+        grown: dict[str, Any] = {**state, "counts": counts, "hot": hot}
+        if "snapshot" in state:
+            snapshot = state["snapshot"]
+            marked = [{**table, "num_rows": size} for table, size in zip(snapshot["tables"], sizes, strict=True)]
+            grown["snapshot"] = {**snapshot, "tables": marked}
+        self.load_state_dict(grown)
 
     def report(self) -> dict[str, Any]:
         """Plain numbers."""

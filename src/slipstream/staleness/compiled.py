@@ -18,11 +18,11 @@ def on_host(tensor: Tensor) -> npt.NDArray[Any]:
 
 @njit(cache=True, nogil=True)
 def count_exactly(counts: npt.NDArray[np.int32], ids: npt.NDArray[Any]) -> int:
-    """Adds 1 to ``counts[id]`` for each id; returns how many ids were outside the table (and left out)."""
+    """Adds 1 to ``counts[id]``, 2^31 - 1 at most, for each id; returns how many were outside the table (left out)."""
     outside = 0
     for id_ in ids:
         if 0 <= id_ < counts.size:
-            counts[id_] += 1
+            counts[id_] += counts[id_] < 2147483647
         else:
             outside += 1
     return outside

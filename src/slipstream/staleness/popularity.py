@@ -47,7 +47,7 @@ class PopularityCounts(Protocol):
 class ExactCounts:
     """Lookups of each row so far.
 
-    int32 [R]: float32 would stop at 2^24, which a small field's row reaches within an epoch.
+    int32 [R]: float32 would stop at 2^24, which a small field's row reaches within an epoch. At 2^31 - 1 they stop.
 
     Args:
         num_rows: R.

@@ -1,7 +1,15 @@
 """Training: typed configuration, the loop, and the events that progress, metrics and loggers listen to."""
 
-from slipstream.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, load_config, save_config
+from slipstream.training.config import (
+    CheckpointConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    load_config,
+    save_config,
+)
 from slipstream.training.events import (
+    CheckpointSaved,
     ChunkScored,
     EpochDone,
     Event,
@@ -17,6 +25,8 @@ from slipstream.training.result import Result
 from slipstream.training.run import train
 
 __all__ = [
+    "CheckpointConfig",
+    "CheckpointSaved",
     "ChunkScored",
     "EpochDone",
     "Evaluation",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from slipstream import documents
 from slipstream.data.atomic import write_text
@@ -92,6 +93,35 @@ class RankingConfig(_Section):
     """Epochs from one ranking to the next; 0: after the last epoch alone."""
 
 
+class CheckpointConfig(_Section):
+    """When a training is saved to its run folder, so that ``--resume`` can go on; without one, nothing is."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between two checkpoints; None: not by steps."""
+    minutes: float | None = Field(default=5.0, gt=0, allow_inf_nan=False)
+    """Minutes between two checkpoints; None: not by time."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept while the training runs; a full one that incremental ones begin from is kept beside them."""
+    incremental: bool = True
+    """Write only the rows touched since the last full checkpoint, where that is far less than all (large tables)."""
+    final: bool = True
+    """Keep one at the end, so that ``--continue`` can train on. It takes the place of the others."""
+
+
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def _bytes(value: Any) -> Any:
+    """A size written with its unit: ``8GB``."""
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
+    if found is None:
+        return value
+    unit = found[2].lower() or "b"
+    if unit not in _UNITS:
+        raise ValueError(f"unknown unit {found[2]!r}; use one of {', '.join(_UNITS)}")
+    return int(float(found[1]) * _UNITS[unit])
+
+
 class TrainConfig(_Section):
     """One training."""
 
@@ -158,6 +188,20 @@ class TrainConfig(_Section):
     """Steps between two lines of metrics."""
     out: Path | None = None
     """Run folder; None: nothing is written."""
+    continue_from: Path | None = None
+    """Run folder of a finished training whose model, optimizer and policy are trained on, on other data."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the training is saved."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do with a batch whose loss or a gradient is no finite number: stop and name its samples, or leave the
+    batch out and count it."""
+    max_memory: Annotated[int, Field(ge=1)] | None = None
+    """Bytes, or a text with a unit such as 8GB: refuse to start a training whose estimate is above it."""
+
+    @field_validator("max_memory", mode="before")
+    @classmethod
+    def _with_unit(cls, value: Any) -> Any:
+        return _bytes(value)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slipstream.evaluation import RankingScores, Scores
@@ -23,6 +24,10 @@ class RunStarted:
     """Samples of the data that will pass, all epochs together."""
     parameters: int
     """Elements of all parameters, tables included."""
+    memory: int = 0
+    """Bytes that model, optimizer and policy are estimated to take."""
+    resumed_at: int | None = None
+    """Samples that had passed before, when a training goes on from a checkpoint; None: it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,21 @@ class RunDone:
     """The outcome."""
 
 
-Event = RunStarted | StepDone | PolicyMoved | ChunkScored | EpochDone | RunDone
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved:
+    """The training was saved."""
+
+    path: Path
+    """The checkpoint's folder."""
+    steps: int
+    """Optimizer steps so far."""
+    seconds: float
+    """Time it took."""
+    size: int
+    """Bytes written."""
+
+
+Event = RunStarted | StepDone | PolicyMoved | ChunkScored | EpochDone | CheckpointSaved | RunDone
 Listener = Callable[[Event], None]
 """Called with every event, on the training's thread; the time it takes for a StepDone counts as training time."""
 

@@ -24,7 +24,7 @@ from slipstream.evaluation import (
 from slipstream.evaluation.popularity import bucket_feature
 from slipstream.models import Recommender
 from slipstream.training.config import TrainConfig, load_config
-from slipstream.training.loop import labels_of, predict_range, set_table_dtype
+from slipstream.training.predicting import labels_of, predict_range, set_table_dtype
 from slipstream.training.ranked import Ranker
 from slipstream.training.saved import Wanted, load_model
 
@@ -88,8 +88,8 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
     stop = store.num_samples if stop is None else stop
     if start == stop:
         raise ConfigError(f"there is no sample from {start} to {stop}", remedy="choose a range with samples")
-    model, config = _model_for(Path(run), store, start, stop)
-    logits = predict_range(model, store, start, stop, bf16=config.bf16)
+    model, config, known = _model_for(Path(run), store, start, stop)
+    logits = predict_range(model, store, start, stop, bf16=config.bf16, known=known)
     labels = labels_of(store, start, stop)
     feature = bucket_feature(store, config.popularity_feature)
     buckets: dict[str, Scores] = {}
@@ -151,12 +151,12 @@ def _opened(data: str | Path | Store) -> Store:
 
 def _logits(run: Path, store: Store, start: int, stop: int | None) -> npt.NDArray[np.float32]:
     stop = store.num_samples if stop is None else stop
-    model, config = _model_for(run, store, start, stop)
-    return predict_range(model, store, start, stop, bf16=config.bf16)
+    model, config, known = _model_for(run, store, start, stop)
+    return predict_range(model, store, start, stop, bf16=config.bf16, known=known)
 
 
-def _model_for(run: Path, store: Store, start: int, stop: int) -> tuple[Recommender, TrainConfig]:
-    """A run's model and its configuration, for a range of data that fits them."""
+def _model_for(run: Path, store: Store, start: int, stop: int) -> tuple[Recommender, TrainConfig, list[int] | None]:
+    """A run's model and configuration, for a range of data that fits them, and its rows where the data has more."""
     if not 0 <= start <= stop <= store.num_samples:
         what = f"samples {start} to {stop} are not within the data's {store.num_samples}"
         raise ConfigError(what, remedy="choose a range within them")
@@ -164,4 +164,4 @@ def _model_for(run: Path, store: Store, start: int, stop: int) -> tuple[Recommen
     wanted.check(store)
     for first in range(start, stop, _PIECE):
         check_finite(store.dense[first : min(first + _PIECE, stop)], first, store.path)
-    return model, config
+    return model, config, None if wanted.features == store.features else [f.num_rows for f in wanted.features]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from slipstream.errors import ConfigError
+from slipstream.data.atomic import write_text
+from slipstream.errors import ConfigError, OutputError
 from slipstream.evaluation import Scores
 from slipstream.training.config import save_config
 from slipstream.training.events import ChunkScored, EpochDone, Event, PolicyMoved, RunDone, RunStarted, StepDone
@@ -37,7 +40,7 @@ class Progress:
                 columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
                 words = TextColumn("{task.description}")
                 self._bar = Bar(words, *columns, console=self._console, transient=True, refresh_per_second=4)
-                self._task = self._bar.add_task("training", total=event.total_samples)
+                self._task = self._bar.add_task("training", total=event.total_samples, completed=event.resumed_at or 0)
                 self._bar.start()
             case StepDone() if self._bar is not None:
                 rate = event.samples / event.seconds if event.seconds else 0.0
@@ -69,14 +72,26 @@ class JsonlMetrics:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file: IO[str] | None = None
+        self._before = ""  # what a resumed training had written before its checkpoint
+
+    def state_dict(self) -> dict[str, str]:
+        """The lines so far."""
+        return {"text": self.path.read_text(encoding="utf-8") if self._file is not None else self._before}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Goes on after these lines: what came after them is written anew."""
+        self._before = state["text"]
 
     def __call__(self, event: Event) -> None:
         """Takes an event."""
         match event:
             case RunStarted():
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("w", encoding="utf-8", buffering=1)
-                self._write("start", total_samples=event.total_samples, parameters=event.parameters)
+                if event.resumed_at is None:
+                    self._before = ""
+                write_text(self.path, self._before)
+                self._file = self.path.open("a", encoding="utf-8", buffering=1)
+                if event.resumed_at is None:
+                    self._write("start", total_samples=event.total_samples, parameters=event.parameters)
             case StepDone():
                 self._write(
                     "step",
@@ -98,15 +113,21 @@ class JsonlMetrics:
                 self._write("epoch", epoch=event.epoch, samples=event.samples, seconds=event.seconds, **figures)
             case RunDone():
                 self.close()
+            case _:
+                pass
 
     def _write(self, kind: str, **figures: Any) -> None:
         if self._file is not None:
-            self._file.write(json.dumps({"event": kind, **figures}, allow_nan=False) + "\n")
+            try:
+                self._file.write(json.dumps({"event": kind, **figures}, allow_nan=False) + "\n")
+            except OSError as error:
+                raise OutputError(self.path, error) from error
 
     def close(self) -> None:
         """Closes the file; also for a training that failed."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk, which the write before it has told of
+                self._file.close()
             self._file = None
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 import numpy as np
@@ -14,62 +13,50 @@ import torch
 from torch import Tensor
 
 from slipstream.data.batch import Batch
-from slipstream.data.split import named_splits
+from slipstream.data.batches import Batches
 from slipstream.data.store import Store
 from slipstream.data.transfer import Sender, checked_device
-from slipstream.embedding import CachedEmbeddingCollection, EmbeddingCollection
-from slipstream.errors import ConfigError, DataError
+from slipstream.embedding import CachedEmbeddingCollection
+from slipstream.errors import NonFiniteError
 from slipstream.evaluation import RankingScores, score
 from slipstream.kernels import registry
 from slipstream.models import Recommender, RowCacheOptions, build_model
 from slipstream.optim import clip_grad_norm_
 from slipstream.policies import Skipper, build_policy
-from slipstream.training.config import HOLDOUT, TrainConfig
+from slipstream.training.config import TrainConfig
 from slipstream.training.events import ChunkScored, EpochDone, Listener, PolicyMoved, StepDone, tell
 from slipstream.training.hotline import hotline_step
+from slipstream.training.nonfinite import MOST_IN_A_ROW, gradients_are_finite, nonfinite_error
 from slipstream.training.optimizers import build_optimizers, state_elements
+from slipstream.training.position import Position, Stopwatch
+from slipstream.training.predicting import autocast, labels_of, predict_range, set_table_dtype
+from slipstream.training.ranges import check_labels, ranges
 from slipstream.training.ranked import Ranker
 from slipstream.training.samples import StoredSamples
 from slipstream.training.schedule import Schedule
+from slipstream.training.state import load_tables, tables_state
 
-PREDICT_BATCH = 8192
-"""Samples predicted at a time."""
-
-
-class Stopwatch:
-    """Adds up the time between :meth:`start` and :meth:`stop`."""
-
-    def __init__(self) -> None:
-        self._before = 0.0
-        self._started: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """So far, a running measurement included."""
-        return self._before + (0.0 if self._started is None else time.perf_counter() - self._started)
-
-    def start(self) -> None:
-        """Goes on."""
-        self._started = time.perf_counter()
-
-    def stop(self) -> None:
-        """Pauses."""
-        self._before, self._started = self.seconds, None
+Outcome = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""Labels and logits of the scored samples, each ``[N]``."""
 
 
 class Trainer:
     """A training in progress.
 
+    It can be saved at every boundary: between two batches, and before and while it predicts. Where the policy orders an
+    epoch run by run, only while it predicts; on a GPU or with a row cache it cannot be saved.
+
     Attributes:
         model: The model.
         optimizers: One, or two where dense part and tables have different ones.
         skipper: Carries out the policy.
-        samples: Samples of the data that have passed, skipped ones included: the position in the training.
+        samples: Samples of the data that have passed, skipped ones included.
         steps: Optimizer steps so far.
         epoch: Epochs finished.
+        ranking: Figures of the last epoch's ranked lists, for data of pairs.
+        nonfinite_batches: Batches left out because their loss or a gradient was not finite.
         training: Time spent training.
         predicting: Time spent predicting and ranking, not part of it.
-        ranking: Figures of the last epoch's ranked lists, for data of pairs.
 
     Args:
         config: The resolved configuration.
@@ -85,7 +72,8 @@ class Trainer:
         self.config, self.store, self.listeners = config, store, tuple(listeners)
         end = min(store.num_samples, config.max_samples or store.num_samples)
         self.train_range, self.score_range = ranges(config, store, end)
-        self.total_samples = (self.train_range[1] - self.train_range[0]) * config.epochs
+        self.epoch_samples = self.train_range[1] - self.train_range[0]
+        self.total_samples = self.epoch_samples * config.epochs
         torch.manual_seed(config.seed)
         device = checked_device(config.device)
         cache = None
@@ -102,7 +90,7 @@ class Trainer:
             self.ranker = Ranker.of(self.model, store, self.train_range, self.score_range, config.ranking.k)
         self.ranking: RankingScores | None = None
         if self.ranker is None:
-            _check_labels(store, *self.score_range)
+            check_labels(store, *self.score_range)
         set_table_dtype(self.model, bf16=config.bf16)
         if config.compile:
             self.model.compile()
@@ -117,46 +105,88 @@ class Trainer:
             losses=lambda model, batch: cast(Recommender, model).losses(batch),
         )
         self.skipper.policy.check_length(-(-self.total_samples // config.batch_size))
-        self.samples = self.steps = self.epoch = 0
+        self.samples = self.steps = self.epoch = self.nonfinite_batches = 0
         self.training, self.predicting = Stopwatch(), Stopwatch()
+        self._predicted, self._scoring = 0, False
+        self._logits = np.empty(self.epoch_samples if config.mode == "prequential" else 0, dtype=np.float32)
         self._losses: list[float | Tensor] = []
         self._following: Batch | None = None  # what the data holds next, of which rows in host memory may be sent for
+        self._in_a_row = 0
+        self._batches: Batches | None = None
+        self._at_boundary: Callable[[], None] = lambda: None
 
-    def run(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Trains.
+    @property
+    def position(self) -> Position:
+        """Where it stands."""
+        return Position(self.epoch, self.samples, self.steps, self._predicted, self._scoring)
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything was trained on and scored."""
+        return self.epoch >= self.config.epochs
+
+    @property
+    def savable(self) -> bool:
+        """Whether it can be saved and resumed."""
+        return self.cached is None and self.sender.device.type == "cpu"
+
+    def run(self, at_boundary: Callable[[], None] | None = None) -> Outcome:
+        """Trains, from wherever it stands.
+
+        Args:
+            at_boundary: Called wherever the training may be saved; what it raises ends the training there.
 
         Returns:
             Labels and logits of the scored samples, each ``[N]``.
 
         Raises:
-            ConfigError: The loss is no longer finite.
+            NonFiniteError: A loss or gradient is no longer finite.
+            DataError: The data changed meanwhile.
         """
+        if at_boundary is not None:
+            self._at_boundary = at_boundary
         outcome = self._prequential() if self.config.mode == "prequential" else self._holdout()
         if self._losses:
             self._report_loss()
         return outcome
 
-    def _holdout(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        start, stop = self.train_range
-        seed = self.config.seed if self.config.shuffle else None
-        self.training.start()
-        samples = StoredSamples(self.store, start, stop, self.config.batch_size)
-        order = self.skipper.policy.plan(samples)
-        self.training.stop()
-        batches = self.store.batches(self.config.batch_size, start=start, stop=stop, shuffle_seed=seed, order=order)
-        labels = labels_of(self.store, *self.score_range)
-        logits = np.empty(0, dtype=np.float32)
-        while self.epoch < self.config.epochs:
+    def _samples(self) -> StoredSamples:
+        return StoredSamples(self.store, *self.train_range, self.config.batch_size)
+
+    def _planned(self) -> Batches:
+        """The batches of an epoch (holdout), in the order that the policy plans."""
+        if self._batches is None:
+            start, stop = self.train_range
             self.training.start()
-            self._train(self._runs(samples) if self.skipper.policy.plans_runs else batches)
-            self._finish(self.skipper.flush())
+            order = self.skipper.policy.plan(self._samples())
             self.training.stop()
-            self.epoch += 1
-            logits = self.predict(*self.score_range)
+            seed = self.config.seed if self.config.shuffle else None
+            self._batches = self.store.batches(
+                self.config.batch_size, start=start, stop=stop, shuffle_seed=seed, order=order
+            )
+        return self._batches
+
+    def _holdout(self) -> Outcome:
+        batches = self._planned()
+        labels = labels_of(self.store, *self.score_range)
+        while not self.finished:
+            if not self._scoring:
+                self.training.start()
+                if self.skipper.policy.plans_runs:
+                    self._train(self._runs(self._samples()))
+                else:
+                    batches.epoch, batches.position = self.epoch, self.samples - self.epoch * self.epoch_samples
+                    self._train(batches, (self.epoch + 1) * self.epoch_samples)
+                self._finish(self.skipper.flush())
+                self.training.stop()
+                self._scoring = True
+            self._logits = self.predict(*self.score_range)
+            self.epoch, self._scoring = self.epoch + 1, False
             self._rank()
-            event = EpochDone(self.epoch, self.samples, score(labels, logits), self.training.seconds, self.ranking)
+            scores = score(labels, self._logits)
+            event = EpochDone(self.epoch, self.samples, scores, self.training.seconds, self.ranking)
             tell(self.listeners, event)
-        return labels, logits
+        return labels, self._logits
 
     def _rank(self) -> None:
         """Ranks the catalogue, in the epochs that do."""
@@ -166,23 +196,26 @@ class Trainer:
             self.ranking = self.ranker(self.model)
             self.predicting.stop()
 
-    def _prequential(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def _prequential(self) -> Outcome:
         start, stop = self.train_range
-        labels, logits = labels_of(self.store, start, stop), np.empty(stop - start, dtype=np.float32)
-        for first in range(start, stop, self.config.chunk_size):
-            last = min(first + self.config.chunk_size, stop)
-            logits[first - start : last - start] = self.predict(first, last)
-            scores = score(labels[first - start : last - start], logits[first - start : last - start])
-            tell(self.listeners, ChunkScored(self.samples, scores, self.training.seconds))
+        labels, size = labels_of(self.store, start, stop), self.config.chunk_size
+        while self.samples < stop:
+            first = self.samples // size * size
+            last = min(first + size, stop)
+            if self._predicted < last:
+                self._logits[first:last] = self.predict(first, last)
+                self._predicted = last
+                scores = score(labels[first:last], self._logits[first:last])
+                tell(self.listeners, ChunkScored(self.samples, scores, self.training.seconds))
             self.training.start()
-            self._train(self.store.batches(self.config.batch_size, start=first, stop=last))
+            self._train(self.store.batches(self.config.batch_size, start=self.samples, stop=last), last)
             self.training.stop()
-        self.training.start()
-        self._finish(self.skipper.flush())
-        self.training.stop()
-        self.epoch += 1
-        low, high = (position - start for position in self.score_range)
-        return labels[low:high], logits[low:high]
+        if not self.finished:
+            self.training.start()
+            self._finish(self.skipper.flush())
+            self.training.stop()
+            self.epoch += 1
+        return labels[slice(*self.score_range)], self._logits[slice(*self.score_range)]
 
     def _runs(self, samples: StoredSamples) -> Iterator[Batch]:
         """The batches of an epoch whose order the policy decides run by run; testing is part of the training time."""
@@ -196,15 +229,19 @@ class Trainer:
         with torch.inference_mode(), autocast(self.config.bf16, self.config.device):
             return float(self.model.losses(self.sender.send(batch)).mean())
 
-    def _train(self, batches: Iterable[Batch]) -> None:
+    def _train(self, batches: Iterable[Batch], end: int = 0) -> None:
+        """Trains on batches; while fewer than ``end`` samples have passed in all, it may be saved after each."""
         # Reading ahead moves the data's position on, so it is done only where it is good for something.
         pairs = ((batch, None) for batch in batches) if self.cached is None else _with_next(batches)
         for batch, following in pairs:
+            self.store.check_unchanged()
             # The rates go by the data that passed before this batch, however many steps become of it.
             self._following = following
             for kept in self.skipper.push(batch):
                 self._step(kept)
             self.samples += len(batch)
+            if self.samples < end:
+                self._at_boundary()
 
     def _finish(self, batches: Iterator[Batch]) -> None:
         for batch in batches:
@@ -213,56 +250,79 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         self.schedule.set(self.steps, self.samples)
         loss = self._back(batch)
+        if loss is None:
+            return
         self.steps += 1
-        # A GPU is not waited for in every step: its losses are looked at when they are reported.
-        value = float(loss.detach()) if self.sender.device.type == "cpu" else loss.detach()
-        if isinstance(value, float):
-            self._check_losses([value], self.steps - 1)
-        self._losses.append(value)
+        self._in_a_row = 0
+        self._losses.append(loss)
         if self.steps % self.config.log_every == 0:
             self._report_loss()
 
-    def _back(self, batch: Batch) -> Tensor:
-        """Forward, backward and the optimizers' step on a batch in host memory; returns the loss."""
+    def _back(self, batch: Batch) -> float | Tensor | None:
+        """Forward, backward and the optimizers' step on a batch in host memory.
+
+        Returns:
+            The loss, on a GPU as a tensor that nobody waits for; None if the batch was left out.
+        """
         ahead = None if self._following is None else self._following.inputs
         if self.cached is not None and self.config.hotline:
             with autocast(self.config.bf16, self.config.device):
                 return hotline_step(
                     self.model, self.cached, self.optimizers, batch, following=ahead, before_step=self._clip
-                ).loss
+                ).loss.detach()
         if self.cached is not None and ahead is not None:
             self.cached.look_ahead(ahead.ids, ahead.bags)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         sent = self.sender.send(batch)
+        losses: Tensor | None = None
         with autocast(self.config.bf16, self.config.device):
             if self.skipper.policy.wants_losses:
                 losses = self.model.losses(sent)
-                self.skipper.observe(batch, losses)
-                self._report_moves()
                 loss = (losses * sent.weights).mean()
             else:
                 loss = self.model.loss(sent)
+        # A GPU is not waited for in every step: its losses are looked at when they are reported.
+        value = float(loss.detach()) if self.savable else loss.detach()
+        if isinstance(value, float) and not math.isfinite(value):
+            return self._leave_out(batch, f"the loss is {value}")
+        if losses is not None:
+            self.skipper.observe(batch, losses)
+            self._report_moves()
         loss.backward()
+        if self.savable and not gradients_are_finite(self.model):
+            return self._leave_out(batch, "a gradient is not finite")
         self._clip()
         for optimizer in self.optimizers:
             optimizer.step()
-        return loss
+        return value
 
     def _clip(self) -> None:
         if self.config.optimizer.clip is not None:
             clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
 
-    def _check_losses(self, values: Sequence[float], before: int) -> None:
-        for step, value in enumerate(values, start=before + 1):
-            if not math.isfinite(value):
-                raise ConfigError(f"the loss is {value} at step {step}", remedy="lower the learning rates")
+    def _leave_out(self, batch: Batch, what: str) -> None:
+        """Stops at a batch that is not finite, or passes over it.
+
+        Raises:
+            NonFiniteError: So the configuration wants it, or too many came one after the other.
+        """
+        self._in_a_row += 1
+        self.nonfinite_batches += 1
+        if self.config.on_nonfinite == "stop" or self._in_a_row >= MOST_IN_A_ROW:
+            raise nonfinite_error(self.model, batch, what, self.steps)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def _report_loss(self) -> None:
         values = [float(loss) for loss in self._losses]
-        if self.sender.device.type != "cpu":
-            self._check_losses(values, self.steps - len(values))
-            registry.check_errors(self.sender.device)
+        if not self.savable:
+            first = self.steps - len(values) + 1
+            for step, value in enumerate(values, start=first):
+                if not math.isfinite(value):
+                    raise NonFiniteError(f"the loss is {value} at step {step}", remedy="lower the learning rates")
+            if self.sender.device.type != "cpu":
+                registry.check_errors(self.sender.device)
         mean = sum(values) / len(values)
         self._losses.clear()
         rates = self.schedule.dense_lr, self.schedule.embedding_lr
@@ -275,45 +335,60 @@ class Trainer:
     def predict(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Logits of samples ``start`` to ``stop``, by the model as it is now; counted as prediction time."""
         self.predicting.start()
-        logits = predict_range(self.model, self.store, start, stop, bf16=self.config.bf16)
+        logits = predict_range(
+            self.model, self.store, start, stop, bf16=self.config.bf16, between=self._between_predictions
+        )
         self.predicting.stop()
         return logits
 
+    def _between_predictions(self) -> None:
+        self.store.check_unchanged()
+        self._at_boundary()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here: tensors, numbers, and dicts and lists of them."""
+        done = self._predicted if self.config.mode == "prequential" else len(self._logits)
         return {
-            "samples": self.samples,
-            "steps": self.steps,
-            "epoch": self.epoch,
+            **asdict(self.position),
             "training_seconds": self.training.seconds,
             "prediction_seconds": self.predicting.seconds,
+            "rates": [self.schedule.dense_lr, self.schedule.embedding_lr],
+            "losses": [float(loss) for loss in self._losses],
+            "logits": torch.from_numpy(self._logits[:done]),
+            "nonfinite_batches": self.nonfinite_batches,
+            "nonfinite_in_a_row": self._in_a_row,
+            "random": torch.get_rng_state(),
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "tables": tables_state(self.model),
             "skipper": self.skipper.state_dict(),
         }
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where ``state`` was taken, in a trainer of the same configuration and data, before :meth:`run`.
 
-def ranges(config: TrainConfig, store: Store, end: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Samples to train on and samples to score, of the first ``end`` samples.
-
-    Raises:
-        ConfigError: One of them is empty.
-    """
-    if config.mode == "prequential":
-        train = (0, end)
-        scored = (config.score_from, min(config.score_to or end, end))
-    else:
-        cut = end - round(end * (config.holdout or HOLDOUT))
-        test = named_splits(store).get("test")
-        if config.holdout is None and test is not None and test[0] < end:
-            cut = test[0]
-        train, scored = (0, cut), (cut, end)
-    for name, (start, stop) in (("train on", train), ("score", scored)):
-        if stop <= start:
-            raise ConfigError(
-                f"there are no samples to {name}", remedy="use more samples, or change holdout or score_from"
-            )
-    return train, scored
+        Raises:
+            ConfigError: The state does not fit.
+        """
+        if self.config.mode == "holdout":
+            self._planned()  # its outcome is what the state is of, and costs no memory in it
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        load_tables(self.model, state["tables"])
+        self.skipper.load_state_dict(state["skipper"])
+        self.samples, self.steps, self.epoch = (int(state[key]) for key in ("samples", "steps", "epoch"))
+        self._predicted, self._scoring = int(state["predicted"]), bool(state["scoring"])
+        self.training.set(float(state["training_seconds"]))
+        self.predicting.set(float(state["prediction_seconds"]))
+        self.schedule.dense_lr, self.schedule.embedding_lr = state["rates"]
+        self._losses = list(state["losses"])
+        if self.config.mode == "prequential":
+            self._logits[: self._predicted] = state["logits"].numpy()
+        else:
+            self._logits = state["logits"].numpy()
+        self.nonfinite_batches, self._in_a_row = int(state["nonfinite_batches"]), int(state["nonfinite_in_a_row"])
+        torch.set_rng_state(state["random"])
 
 
 def _with_next(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch | None]]:
@@ -324,46 +399,3 @@ def _with_next(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch | None]]
         following = next(iterator, None)
         yield batch, following
         batch = following
-
-
-def _check_labels(store: Store, start: int, stop: int) -> None:
-    """Raise DataError unless both classes occur: found after the training, it would cost the training."""
-    positive = labels_of(store, start, stop) > 0.5
-    if positive.all() or not positive.any():
-        raise DataError(
-            f"samples {start} to {stop}, which are scored, all have the same label",
-            file=store.path,
-            remedy="score more samples",
-        )
-
-
-def autocast(bf16: bool, device: str = "cpu") -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bfloat16 on a kind of device, or nothing."""
-    return torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext()
-
-
-def set_table_dtype(model: Recommender, *, bf16: bool) -> None:
-    """Has our tables hand out bfloat16 or float32 rows."""
-    if isinstance(model.embeddings, EmbeddingCollection | CachedEmbeddingCollection):
-        model.embeddings.out_dtype = torch.bfloat16 if bf16 else None
-
-
-def labels_of(store: Store, start: int, stop: int) -> npt.NDArray[np.float32]:
-    """Labels of samples ``start`` to ``stop``, copied."""
-    return store.labels[start:stop].numpy().astype(np.float32)
-
-
-def predict_range(model: Recommender, store: Store, start: int, stop: int, *, bf16: bool = False) -> Any:
-    """Logits of samples ``start`` to ``stop``, float32 ``[stop - start]``; nothing is trained."""
-    logits = np.empty(stop - start, dtype=np.float32)
-    was_training, device = model.training, next(model.parameters()).device
-    sender = Sender(device, keep_ids=isinstance(model.embeddings, CachedEmbeddingCollection))
-    model.eval()
-    with torch.inference_mode(), autocast(bf16, device.type):
-        for batch in store.batches(PREDICT_BATCH, start=start, stop=stop):
-            first = int(batch.index[0]) - start
-            # forward, not __call__: the compiled model is kept for the batch size it was compiled for.
-            scores: Tensor = model.forward(sender.send(batch).inputs)
-            logits[first : first + len(batch)] = scores.float().cpu().numpy()
-    model.train(was_training)
-    return logits

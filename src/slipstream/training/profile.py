@@ -18,7 +18,8 @@ from slipstream.optim import clip_grad_norm_
 from slipstream.policies import NoneConfig, Skipper, build_policy
 from slipstream.policies.configs import POLICIES
 from slipstream.training.config import TrainConfig
-from slipstream.training.loop import Trainer, autocast
+from slipstream.training.loop import Trainer
+from slipstream.training.predicting import autocast
 from slipstream.training.run import open_data, thread_count
 from slipstream.training.warm_up import warm_up
 

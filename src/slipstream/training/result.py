@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slipstream.data.atomic import write_text
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, DataError
 from slipstream.evaluation import CurvePoint, Diversity, RankingScores, Scores
 from slipstream.report.machine import Machine
 
@@ -75,6 +75,20 @@ class Result(BaseModel):
     """Versions of Python and packages."""
     commit: str | None
     """Commit of the source tree it ran from."""
+    nonfinite_batches: int = 0
+    """Batches left out because their loss or a gradient was not finite."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """Reads a result.
+
+        Raises:
+            DataError: The file cannot be read or holds something else.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            raise DataError(f"is no result ({str(error).splitlines()[0]})", file=path) from error
 
     @property
     def quality(self) -> float:

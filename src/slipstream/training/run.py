@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ import torch
 from slipstream.data.prepare import open_or_prepare
 from slipstream.data.schema import Schema
 from slipstream.data.store import Store
+from slipstream.errors import ConfigError
 from slipstream.evaluation import (
     CurvePoint,
     Diversity,
@@ -27,54 +30,123 @@ from slipstream.evaluation import (
 )
 from slipstream.evaluation.popularity import bucket_feature
 from slipstream.report.machine import commit, describe_machine, versions
+from slipstream.training.checkpoint.folder import Loaded
 from slipstream.training.config import TrainConfig, default_cache
+from slipstream.training.continuing import continue_from
 from slipstream.training.events import EpochDone, Event, Listener, RunDone, RunStarted, tell
 from slipstream.training.listeners import JsonlMetrics, ResultWriter
-from slipstream.training.loop import Trainer
+from slipstream.training.loop import Outcome, Trainer
+from slipstream.training.memory import check_memory
 from slipstream.training.result import Result
+from slipstream.training.run_folder import METRICS, MODEL, RESULT, RunFolder
 from slipstream.training.saved import save_model
+from slipstream.training.saver import Saver, check_same, restore
+from slipstream.training.termination import Termination
 from slipstream.training.warm_up import warm_up
 
 
-def train(config: TrainConfig, *, listeners: Sequence[Listener] = (), store: Store | None = None) -> Result:
+def train(
+    config: TrainConfig, *, listeners: Sequence[Listener] = (), store: Store | None = None, resume: bool = False
+) -> Result:
     """Trains a model as configured.
 
-    With ``config.out`` the run folder gets ``config.yaml``, ``metrics.jsonl``, ``model.safetensors`` and, last,
-    ``result.json``.
+    With ``config.out`` the run folder gets ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``model.safetensors``
+    and, last, ``result.json``.
 
     Args:
         config: The configuration.
         listeners: Called with every event, besides those that write the run folder.
         store: Data that is open already; None: opens ``config.data``.
+        resume: Go on from the newest sound checkpoint in the run folder, to the same bits as without interruption;
+            begin where there is none, and return the result where the training is over. Computes with as many threads
+            as before unless ``config.threads`` says otherwise.
 
     Returns:
         The outcome.
 
     Raises:
-        ConfigError: Settings and data do not fit together, or the loss is no longer finite.
-        DataError: The data cannot be used, or the scored samples are of one class only.
+        ConfigError: Settings and data do not fit together, the run folder is in use or holds an unfinished training,
+            or the configuration is not that of the checkpoint.
+        NonFiniteError: The loss or a gradient is no longer finite.
+        DataError: The data cannot be used or changed meanwhile, or the scored samples are of one class only.
+        CheckpointError: All checkpoints are damaged.
+        OutputError: The run folder cannot be written.
+        Interrupted: SIGTERM came, and the training was saved.
     """
     config = config.resolved()
+    if resume and config.out is None:
+        raise ConfigError("resume needs the run folder", remedy="set out")
+    with ExitStack() as stack:
+        termination = stack.enter_context(Termination())
+        folder: RunFolder | None = None
+        loaded: Loaded | None = None
+        if config.out is not None:
+            folder = stack.enter_context(RunFolder(config.out, config.checkpoint.keep))
+            loaded = folder.checkpoints.newest() if resume else None
+            if loaded is not None and loaded.manifest.finished and folder.has_result:
+                check_same(loaded.manifest.config, config)
+                return Result.load(folder.path / RESULT)
+        threads = config.threads or (None if loaded is None else loaded.manifest.threads)
+        stack.enter_context(thread_count(threads))
+        stack.enter_context(torch.random.fork_rng(devices=()))
+        return _train(config, listeners, store, folder, loaded, termination)
+
+
+def _train(
+    config: TrainConfig,
+    listeners: Sequence[Listener],
+    store: Store | None,
+    folder: RunFolder | None,
+    loaded: Loaded | None,
+    termination: Termination,
+) -> Result:
     began = time.perf_counter()
     curve = _EpochCurve()
     everyone: list[Listener] = [curve, *listeners]
-    if config.out is not None:
-        everyone += [JsonlMetrics(config.out / "metrics.jsonl"), ResultWriter(config.out)]
-    with thread_count(config.threads), torch.random.fork_rng(devices=()), _closing(everyone):
+    if folder is not None:
+        everyone += [JsonlMetrics(folder.path / METRICS), ResultWriter(folder.path)]
+    with _closing(everyone):
         if store is None:
             store = open_data(config)
         bucket_feature(store, config.popularity_feature)
+        memory = check_memory(config, store)
         warm_up(config, store)
         trainer = Trainer(config, store, everyone)
+        if loaded is not None and not trainer.savable:
+            raise ConfigError("trainings on a GPU or with a row cache cannot be resumed", remedy="choose another out")
+        if loaded is not None:
+            restore(trainer, loaded)
+        else:
+            if config.continue_from is not None:
+                continue_from(trainer, config.continue_from)
+            if folder is not None:
+                folder.begin()
         setup_seconds = time.perf_counter() - began
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        tell(everyone, RunStarted(config, trainer.total_samples, parameters))
-        labels, logits = trainer.run()
+        resumed_at = None if loaded is None else trainer.samples
+        tell(everyone, RunStarted(config, trainer.total_samples, parameters, memory, resumed_at))
+        labels, logits = _run(trainer, folder, termination)
         result = _result(trainer, labels, logits, setup_seconds, curve.points)
-        if config.out is not None:
-            save_model(trainer.model, config.model, store, config.out / "model.safetensors")
+        if folder is not None:
+            save_model(trainer.model, config.model, store, folder.path / MODEL)
+            if not config.checkpoint.final:
+                folder.checkpoints.clear()
         tell(everyone, RunDone(result))
     return result
+
+
+def _run(trainer: Trainer, folder: RunFolder | None, termination: Termination) -> Outcome:
+    """Trains, and saves meanwhile and at the end."""
+    if not trainer.savable:
+        if folder is not None:
+            warnings.warn("trainings on a GPU or with a row cache are not saved: no checkpoints", stacklevel=4)
+        return trainer.run()
+    saver = Saver(trainer, None if folder is None else folder.checkpoints, termination)
+    with termination.deferred(), closing(saver):
+        outcome = trainer.run(saver.at_boundary)
+        if trainer.config.checkpoint.final:
+            saver.save(finished=True)
+    return outcome
 
 
 def open_data(config: TrainConfig) -> Store:
@@ -144,6 +216,7 @@ def _result(
         machine=describe_machine(),
         versions=versions(),
         commit=commit(),
+        nonfinite_batches=trainer.nonfinite_batches,
     )
 
 
@@ -152,6 +225,14 @@ class _EpochCurve:
 
     def __init__(self) -> None:
         self.points: list[CurvePoint] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The figures so far."""
+        return {"points": [point.model_dump() for point in self.points]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on after these."""
+        self.points = [CurvePoint.model_validate(point) for point in state["points"]]
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, EpochDone):

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from slipstream.data.atomic import atomic_file
+from slipstream.data.encoder import lineage
 from slipstream.data.manifest import first_problem
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store
@@ -44,16 +45,25 @@ class Wanted(BaseModel):
         )
 
     def check(self, store: Store) -> None:
-        """Whether ``store`` can be scored.
+        """Whether ``store`` can be scored, or trained on further.
+
+        Its vocabulary may extend the model's: rows from ``num_rows`` on are then values that the model does not know.
 
         Raises:
             DataError: It has other columns, or its ids mean something else.
         """
         found = Wanted.of(store)
-        remedy = "prepare it with the encoder of the training data"
-        if (found.features, found.num_dense) != (self.features, self.num_dense):
+        remedy = "prepare it with --extend-vocabulary, naming the training data"
+        extended = self.encoder is not None and self.encoder in lineage(store.path)
+        features = found.features
+        if extended and len(features) == len(self.features):
+            pairs = zip(self.features, features, strict=True)
+            features = tuple(
+                mine if mine == new.model_copy(update={"num_rows": mine.num_rows}) else new for mine, new in pairs
+            )
+        if (features, found.num_dense) != (self.features, self.num_dense):
             raise DataError("has other features than the model was trained on", file=store.path, remedy=remedy)
-        if found.encoder != self.encoder:
+        if found.encoder != self.encoder and not extended:
             raise DataError("was encoded differently from the training data", file=store.path, remedy=remedy)
 
 
@@ -73,6 +83,19 @@ def save_model(model: Recommender, config: ModelConfig, store: Store, path: Path
     weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
     with atomic_file(path) as partial:
         save_file(weights, partial, metadata=metadata)
+
+
+def read_wanted(path: Path) -> Wanted:
+    """What a saved model needs of data.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return Wanted.model_validate_json((file.metadata() or {})["data"])
+    except (SafetensorError, OSError, KeyError, ValidationError) as error:
+        raise DataError("is damaged or no model", file=path) from error
 
 
 def load_model(path: Path) -> tuple[Recommender, Wanted]:

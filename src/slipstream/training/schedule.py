@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -39,10 +40,14 @@ class Schedule:
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer], config: ScheduleConfig, total_samples: int) -> None:
         self.config = config
         self.total_samples = max(total_samples, 1)
-        self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        self._full = [float(group["lr"]) for group in self._groups]
+        self._optimizers = tuple(optimizers)
+        self._full = [float(group["lr"]) for group in self._groups()]
         self.dense_lr = self.embedding_lr = 0.0
         """Rates of the current step; 0 where there is no such group."""
+
+    def _groups(self) -> list[dict[str, Any]]:
+        # Looked up each time: load_state_dict puts others in their place.
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
     def set(self, step: int, samples: int) -> None:
         """Sets the rates.
@@ -53,7 +58,7 @@ class Schedule:
         """
         done = samples / self.total_samples
         warm = min((step + 1) / (self.config.warmup_steps + 1), 1.0)
-        for group, full in zip(self._groups, self._full, strict=True):
+        for group, full in zip(self._groups(), self._full, strict=True):
             decay = self.config.embedding if group["tables"] else self.config.dense or "constant"
             group["lr"] = full * warm * factor(decay, done, self.config.final)
             if group["tables"]:

@@ -11,8 +11,8 @@ from slipstream.data.transfer import checked_device
 from slipstream.models import build_model
 from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import TrainConfig
-from slipstream.training.loop import autocast
 from slipstream.training.optimizers import build_optimizers
+from slipstream.training.predicting import autocast
 
 
 def warm_up(config: TrainConfig, store: Store) -> None:

@@ -1,0 +1,220 @@
+"""The checkpoints of a run: written whole or not at all, the last few kept, the newest sound one found."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError
+from torch import Tensor
+
+from slipstream.data.atomic import partial_name, replace_folder, write_bytes
+from slipstream.errors import CheckpointError, OutputError
+from slipstream.report.machine import versions
+from slipstream.training.checkpoint.manifest import (
+    MANIFEST,
+    NAME,
+    Base,
+    CheckpointManifest,
+    encode_manifest,
+    read_manifest,
+)
+from slipstream.training.checkpoint.tensors import Source, read_tensors, verify_files, write_tensors
+from slipstream.training.checkpoint.touched import Touched
+from slipstream.training.checkpoint.tree import join_tree, split_tree
+
+FOLDER = "checkpoints"
+"""Of a run folder."""
+FINAL = "final"
+"""The checkpoint of a training that is over."""
+INCREMENTAL_FROM = 64 << 20
+"""Bytes of a state from which on incremental checkpoints pay."""
+INCREMENTAL_TO = 0.3
+"""Share of the state that an incremental checkpoint may hold; beyond, a full one is written."""
+
+
+class DamagedCheckpointWarning(UserWarning):
+    """A checkpoint is damaged, and the one before it is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What a checkpoint says of itself beside the state; see :class:`CheckpointManifest`."""
+
+    position: Mapping[str, int | bool]
+    config: Mapping[str, JsonValue]
+    data: Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint that was read and verified."""
+
+    path: Path
+    manifest: CheckpointManifest
+    state: Any
+
+
+class CheckpointFolder:
+    """``checkpoints/`` of a run folder.
+
+    Each checkpoint is a folder of its own, ``step-…`` or ``final``: safetensors files and a manifest with checksums.
+    It is written under another name, fsynced, and renamed, so a name of this form never holds half a checkpoint.
+
+    Args:
+        run: The run folder.
+        keep: Checkpoints kept; bases of incremental ones come on top.
+    """
+
+    def __init__(self, run: Path, keep: int = 2) -> None:
+        self.path = run / FOLDER
+        self.keep = keep
+        self._base: Base | None = None
+        self._in_base: set[str] = set()
+
+    def names(self) -> list[str]:
+        """The checkpoints, oldest first."""
+        if not self.path.is_dir():
+            return []
+        found = [entry.name for entry in self.path.iterdir() if entry.is_dir() and re.match(NAME, entry.name)]
+        return sorted(found, key=lambda name: (name == FINAL, name))
+
+    def unfinished(self) -> bool:
+        """Whether there are checkpoints, and none of a training that is over."""
+        names = self.names()
+        return bool(names) and FINAL not in names
+
+    def save(self, state: Any, info: Info, *, touched: Touched | None = None, finished: bool = False) -> Path:
+        """Writes a checkpoint.
+
+        Args:
+            state: Nested dicts, lists and tuples of tensors, numbers, texts and None.
+            info: What the manifest says.
+            touched: Rows touched since its last ``clear``, for an incremental checkpoint where that is smaller; it is
+                cleared by a full one. None: a full checkpoint.
+            finished: The training is over: all checkpoints but this one are removed.
+
+        Raises:
+            OutputError: It cannot be written; those before it are untouched.
+        """
+        tree, tensors = split_tree(state)
+        sources = None if finished or touched is None else self._changed(tensors, touched)
+        kind = "full" if sources is None else "rows"
+        path = self.path / (FINAL if finished else f"step-{info.position['steps']:012d}")
+        partial = partial_name(path)
+        try:
+            partial.mkdir(parents=True)
+            files, stored = write_tensors(partial, sources or {name: Source(value) for name, value in tensors.items()})
+            manifest = CheckpointManifest(
+                kind=kind,
+                base=self._base if kind == "rows" else None,
+                finished=finished,
+                position=dict(info.position),
+                config=dict(info.config),
+                data=dict(info.data),
+                versions=versions(),
+                threads=torch.get_num_threads(),
+                files=files,
+                tensors=stored,
+                state=tree,
+            )
+            data, checksum = encode_manifest(manifest)
+            write_bytes(partial / MANIFEST, data)
+            replace_folder(partial, path)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OutputError(path, error, remedy="make room, then go on with --resume") from error
+        if kind == "full" and touched is not None:
+            self._base, self._in_base = Base(name=path.name, checksum=checksum), set(tensors)
+            touched.clear()
+        self._prune()
+        return path
+
+    def _changed(self, tensors: Mapping[str, Tensor], touched: Touched) -> dict[str, Source] | None:
+        """What an incremental checkpoint writes; None where a full one is to be written."""
+        whole = sum(tensor.nbytes for tensor in tensors.values())
+        if self._base is None or whole < INCREMENTAL_FROM or not (self.path / self._base.name).is_dir():
+            return None
+        sources: dict[str, Source] = {}
+        for name, tensor in tensors.items():
+            marks = touched.marks_of(tensor)
+            if marks is None or name not in self._in_base:
+                sources[name] = Source(tensor)
+                continue
+            rows_name = f"$rows/{touched.name_of(tensor)}"
+            if rows_name not in sources:
+                sources[rows_name] = Source(marks.nonzero().squeeze(1).to(torch.int32))
+            sources[name] = Source(tensor, sources[rows_name].tensor, rows_name)
+        size = sum(source.length * source.row_bytes for source in sources.values())
+        return sources if size <= INCREMENTAL_TO * whole else None
+
+    def newest(self) -> Loaded | None:
+        """Reads the newest checkpoint that is sound; None if there is none at all.
+
+        A damaged one is said so (:class:`DamagedCheckpointWarning`), and the one before it is tried.
+
+        Raises:
+            CheckpointError: There are checkpoints, and all of them are damaged, or one is of a newer format.
+        """
+        names = self.names()
+        for position in reversed(range(len(names))):
+            try:
+                return self.read(names[position])
+            except CheckpointError as error:
+                if error.remedy is not None:  # of a newer format: an older one must not take its place in silence
+                    raise
+                if position == 0:
+                    raise CheckpointError(
+                        f"{error}; there is no checkpoint before it", remedy="train anew in another run folder"
+                    ) from error
+                message = f"{error}; going on from {names[position - 1]} instead"
+                warnings.warn(message, DamagedCheckpointWarning, stacklevel=2)
+        return None
+
+    def read(self, name: str) -> Loaded:
+        """Reads and verifies one checkpoint.
+
+        Raises:
+            CheckpointError: It, or its base, is missing, damaged, or of a newer format.
+        """
+        manifest, tensors = self._tensors(name)
+        return Loaded(self.path / name, manifest, join_tree(manifest.state, tensors))
+
+    def _tensors(self, name: str, checksum: str | None = None) -> tuple[CheckpointManifest, dict[str, Tensor]]:
+        folder = self.path / name
+        manifest, found = read_manifest(folder)
+        if checksum is not None and (found != checksum or manifest.base is not None):
+            raise CheckpointError(f"{folder}: is not the base that the checkpoint after it was made from")
+        verify_files(folder, manifest)
+        base = None
+        if manifest.base is not None:
+            _, base = self._tensors(manifest.base.name, manifest.base.checksum)
+        return manifest, read_tensors(folder, manifest, base)
+
+    def _prune(self) -> None:
+        names = self.names()
+        kept = set(names[-1:] if FINAL in names else names[-self.keep :])
+        for name in list(kept):
+            try:
+                base = read_manifest(self.path / name)[0].base
+            except CheckpointError:
+                continue  # it stays; reading it will say what is wrong
+            kept |= {base.name} if base is not None else set()
+        for name in names:
+            if name not in kept:
+                # Under another name first: half a checkpoint must not look like a whole one.
+                doomed = partial_name(self.path / name)
+                (self.path / name).rename(doomed)
+                shutil.rmtree(doomed)
+
+    def clear(self) -> None:
+        """Removes all checkpoints."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path)

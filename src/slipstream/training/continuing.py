@@ -1,0 +1,100 @@
+"""``--continue``: a finished training goes on with other data, the next hour or day, and with the rows that it adds.
+
+What is carried on: weights, optimizer state, gates, signals and counts of the tables, and all that the policy knows.
+The new training has its own schedule, position, metrics and result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slipstream.embedding import tables
+from slipstream.errors import CheckpointError, ConfigError
+from slipstream.kernels import reference
+from slipstream.staleness.growth import grow_rows
+from slipstream.training.checkpoint.folder import CheckpointFolder
+from slipstream.training.config import TrainConfig
+from slipstream.training.loop import Trainer
+from slipstream.training.run_folder import MODEL
+from slipstream.training.saved import read_wanted
+from slipstream.training.state import load_tables
+
+OPEN = 255
+_MUST_AGREE = ("model", "engine", "optimizer.name", "optimizer.dense_name", "optimizer.untouched", "policy.name")
+
+
+def continue_from(trainer: Trainer, run: Path) -> None:
+    """Gives a new trainer what a finished run has learned.
+
+    Args:
+        trainer: Of the new data and configuration; not yet run.
+        run: The run folder.
+
+    Raises:
+        ConfigError: The run's model, optimizer or policy is another one.
+        DataError: The new data was encoded otherwise than the run's, and does not extend its vocabulary.
+        CheckpointError: The run holds no checkpoint of its end.
+    """
+    loaded = CheckpointFolder(run).newest()
+    if loaded is None or not loaded.manifest.finished:
+        raise CheckpointError(
+            f"{run} holds no checkpoint of a finished training",
+            remedy=f"finish it with --resume {run}" if loaded is not None else "train it with checkpoint.final=true",
+        )
+    _check(loaded.manifest.config, trainer.config)
+    read_wanted(run / MODEL).check(trainer.store)
+    state: Mapping[str, Any] = loaded.state["trainer"]
+    own = trainer.model.state_dict()
+    trainer.model.load_state_dict(
+        {
+            name: torch.cat([value, own[name][len(value) :]]) if value.shape != own[name].shape else value
+            for name, value in state["model"].items()
+        }
+    )
+    for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
+        _load_optimizer(optimizer, saved)
+    rows = {name: table.num_rows for name, table in tables(trainer.model).items()}
+    load_tables(trainer.model, {name: _grown_table(entry, rows[name]) for name, entry in state["tables"].items()})
+    trainer.skipper.continue_from(state["skipper"], rows)
+
+
+def _check(saved: Mapping[str, Any], config: TrainConfig) -> None:
+    now = config.model_dump(mode="json")
+    for path in _MUST_AGREE:
+        before: Any = saved
+        after: Any = now
+        for key in path.split("."):
+            before, after = before[key], after[key]
+        if before != after:
+            raise ConfigError(
+                f"cannot continue: {path} was {before!r}, now it is {after!r}", remedy="leave it as it was"
+            )
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """States alone: rates and other settings are those of the new configuration."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for position, values in saved["state"].items():
+        rows = len(parameters[position]) if parameters[position].dim() else 0
+        now = int(values["step"]) if "step" in values else 0
+        state[position] = {
+            name: grow_rows(value, rows, reference.wrap_step(now) if name == "last_step" else 0)
+            if isinstance(value, Tensor) and value.dim() and len(value) < rows
+            else value
+            for name, value in values.items()
+        }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _grown_table(saved: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    fills = {"gate": OPEN, "signal": 0, "trail": 0}
+    return {
+        name: value if name not in fills or value is None else grow_rows(value, rows, fills[name])
+        for name, value in saved.items()
+    }

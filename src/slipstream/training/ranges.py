@@ -1,0 +1,43 @@
+"""Which samples are trained on, and which are scored."""
+
+from __future__ import annotations
+
+from slipstream.data.split import named_splits
+from slipstream.data.store import Store
+from slipstream.errors import ConfigError, DataError
+from slipstream.training.config import HOLDOUT, TrainConfig
+from slipstream.training.predicting import labels_of
+
+
+def ranges(config: TrainConfig, store: Store, end: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Samples to train on and samples to score, of the first ``end`` samples.
+
+    Raises:
+        ConfigError: One of them is empty.
+    """
+    if config.mode == "prequential":
+        train = (0, end)
+        scored = (config.score_from, min(config.score_to or end, end))
+    else:
+        cut = end - round(end * (config.holdout or HOLDOUT))
+        test = named_splits(store).get("test")
+        if config.holdout is None and test is not None and test[0] < end:
+            cut = test[0]
+        train, scored = (0, cut), (cut, end)
+    for name, (start, stop) in (("train on", train), ("score", scored)):
+        if stop <= start:
+            raise ConfigError(
+                f"there are no samples to {name}", remedy="use more samples, or change holdout or score_from"
+            )
+    return train, scored
+
+
+def check_labels(store: Store, start: int, stop: int) -> None:
+    """Raise DataError unless both classes occur: found after the training, it would cost the training."""
+    positive = labels_of(store, start, stop) > 0.5
+    if positive.all() or not positive.any():
+        raise DataError(
+            f"samples {start} to {stop}, which are scored, all have the same label",
+            file=store.path,
+            remedy="score more samples",
+        )

@@ -1,0 +1,155 @@
+"""Saves a training while it runs: when it is time, when it is asked to end, and at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from slipstream.embedding import tables
+from slipstream.errors import ConfigError, Interrupted
+from slipstream.training.checkpoint.folder import CheckpointFolder, Info, Loaded
+from slipstream.training.checkpoint.touched import Touched
+from slipstream.training.config import TrainConfig
+from slipstream.training.events import CheckpointSaved, Listener, tell
+from slipstream.training.loop import Trainer
+from slipstream.training.state import tensors_of_rows
+from slipstream.training.termination import Termination
+
+MAY_DIFFER = ("data", "cache", "out", "threads", "checkpoint", "on_nonfinite", "max_memory")
+"""Settings that do not change what a training computes; the data is compared by its fingerprint."""
+
+
+class Saver:
+    """Saves a trainer, and the listeners that can be saved (``state_dict``), at boundaries of the training.
+
+    Times are of the clock that only goes forward: the system's clock may jump.
+
+    Args:
+        trainer: The training.
+        checkpoints: Where to; None: nowhere, it only looks whether the training is asked to end.
+        termination: Says so.
+    """
+
+    def __init__(self, trainer: Trainer, checkpoints: CheckpointFolder | None, termination: Termination) -> None:
+        self._trainer, self._checkpoints, self._termination = trainer, checkpoints, termination
+        self._settings = trainer.config.checkpoint
+        self._touched = None if checkpoints is None or not _lazy(trainer.config) else Touched(tables(trainer.model))
+        self._last_time, self._last_step = time.monotonic(), trainer.steps
+
+    def at_boundary(self) -> None:
+        """Saves if it is time.
+
+        Raises:
+            Interrupted: The training was asked to end, and is saved.
+            OutputError: It cannot be saved.
+        """
+        if self._termination.requested:
+            saved = self._checkpoints is not None
+            if saved:
+                self.save()
+            remedy = f"saved; go on with --resume {self._trainer.config.out}" if saved else "nothing of it was saved"
+            raise Interrupted("asked to end (SIGTERM)", remedy=remedy)
+        if self._checkpoints is not None and self._due():
+            self.save()
+
+    def _due(self) -> bool:
+        steps, minutes = self._settings.steps, self._settings.minutes
+        if steps is not None and self._trainer.steps - self._last_step >= steps:
+            return True
+        return minutes is not None and time.monotonic() - self._last_time >= 60 * minutes
+
+    def save(self, *, finished: bool = False) -> None:
+        """Saves now."""
+        if self._checkpoints is None:
+            return
+        began = time.perf_counter()
+        trainer = self._trainer
+        if self._touched is not None:
+            self._touched.follow(tensors_of_rows(trainer.model, trainer.optimizers))
+        info = Info(
+            position=asdict(trainer.position),
+            config=trainer.config.model_dump(mode="json"),
+            data={"fingerprint": trainer.store.fingerprint, "files": trainer.store.stamps},  # type: ignore[dict-item]
+        )
+        state = {"trainer": trainer.state_dict(), "listeners": listeners_state(trainer.listeners)}
+        path = self._checkpoints.save(state, info, touched=self._touched, finished=finished)
+        size = sum(file.stat().st_size for file in path.iterdir())
+        self._last_time, self._last_step = time.monotonic(), trainer.steps
+        tell(trainer.listeners, CheckpointSaved(path, trainer.steps, time.perf_counter() - began, size))
+
+    def close(self) -> None:
+        """Stops watching the tables."""
+        if self._touched is not None:
+            self._touched.detach()
+
+
+def _lazy(config: TrainConfig) -> bool:
+    """Whether only rows that a batch looks up can change."""
+    return config.checkpoint.incremental and config.engine == "slipstream" and config.optimizer.untouched == "lazy"
+
+
+def listeners_state(listeners: Sequence[Listener]) -> dict[str, Any]:
+    """States of the listeners that can be saved, by the name of their class."""
+    found: dict[str, Any] = {}
+    for listener in listeners:
+        save = getattr(listener, "state_dict", None)
+        if callable(save):
+            found[type(listener).__name__] = save()
+    return found
+
+
+def load_listeners(listeners: Sequence[Listener], states: Mapping[str, Any]) -> None:
+    """Hands each listener its state, if there is one."""
+    for listener in listeners:
+        load = getattr(listener, "load_state_dict", None)
+        state = states.get(type(listener).__name__)
+        if callable(load) and state is not None:
+            load(state)
+
+
+def check_same(saved: Mapping[str, Any], config: TrainConfig) -> None:
+    """Whether a training may go on under a configuration.
+
+    Args:
+        saved: The configuration that the checkpoint was made under.
+        config: The one now, resolved.
+
+    Raises:
+        ConfigError: A setting differs that changes what is computed; names it.
+    """
+    now = config.model_dump(mode="json")
+    for name in [name for name in {**saved, **now} if name not in MAY_DIFFER]:
+        path, before, after = _difference(name, saved.get(name), now.get(name))
+        if before != after:
+            raise ConfigError(
+                f"cannot resume: {path} was {before!r}, now it is {after!r}",
+                remedy="leave it as it was, or train anew in another run folder",
+            )
+
+
+def _difference(path: str, before: Any, after: Any) -> tuple[str, Any, Any]:
+    """The first setting below ``path`` that differs, with its two values."""
+    if isinstance(before, dict) and isinstance(after, dict) and before.get("name") == after.get("name"):
+        for key in {**before, **after}:
+            if before.get(key) != after.get(key):
+                return _difference(f"{path}.{key}", before.get(key), after.get(key))
+    return path, before, after
+
+
+def restore(trainer: Trainer, loaded: Loaded) -> None:
+    """Puts a trainer and its listeners where the checkpoint was taken.
+
+    Raises:
+        ConfigError: The checkpoint is of another configuration or of other data.
+        DataError: The data was changed since.
+    """
+    check_same(loaded.manifest.config, trainer.config)
+    data, store = loaded.manifest.data, trainer.store
+    if data["fingerprint"] != store.fingerprint:
+        raise ConfigError("cannot resume: the data is not that of the training", remedy="name the same data set")
+    if data["files"] != store.stamps:
+        type(store).open(store.path, verify=True)  # copied, perhaps, or written to: its checksums tell
+    trainer.load_state_dict(loaded.state["trainer"])
+    load_listeners(trainer.listeners, loaded.state["listeners"])

@@ -1,0 +1,52 @@
+"""SIGTERM: a training that is asked to end is saved first."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+from slipstream.errors import Interrupted
+
+_WORDS = "asked to end (SIGTERM)"
+
+
+class Termination:
+    """Catches SIGTERM while the block runs.
+
+    It raises :class:`Interrupted` at once, except within :meth:`deferred`, where ``requested`` says that it came. On
+    other threads than the main one, where Python takes no signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferred = False
+        self._before: Any = None
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """The block asks for ``requested`` itself."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if not self._deferred:
+            raise Interrupted(_WORDS, remedy="nothing of it was saved")
+
+    def __enter__(self) -> Termination:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._take)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)

@@ -1,0 +1,102 @@
+"""A finished training goes on with the next slice, whose vocabulary is larger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from slipstream.data.encoder import Encoder
+from slipstream.data.prepare import prepare
+from slipstream.data.store import Store
+from slipstream.errors import CheckpointError, ConfigError, DataError
+from slipstream.training import TrainConfig, evaluate, train
+
+SMALL = {
+    "model": {"name": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8]},
+    "optimizer": {"name": "adam", "lr": 0.01, "on_skip": "catch_up"},
+    "mode": "prequential",
+    "chunk_size": 300,
+    "batch_size": 64,
+    "threads": 1,
+}
+POLICIES = {
+    "none": "none",
+    "psse": {"name": "psse", "budget": 0.8, "warmup_steps": 5, "every": 5, "protect_tail": 2},
+    "sketch": {"name": "psse", "warmup_steps": 5, "scores": "sketch", "sketch_width": 64, "sketch_heavy": 64},
+    "saturation": {"name": "saturation", "warmup_steps": 4, "every": 4, "min_updates": 5, "budget": 0.5},
+    "periodic": {"name": "slipstream", "budget": 0.5, "band": 0.2, "mode": "periodic", "every": 6, "window": 2},
+    "guard": {"name": "guard", "policy": "importance", "chunk": 256, "open_every": 2, "bits": 10},
+    "combine": {"name": "combine", "inputs": "random", "rows": "psse"},
+}
+
+
+def write_slice(folder: Path, day: int, rows: int = 900) -> Path:
+    """Clicks of a day: half of its items were not there the day before."""
+    draw = np.random.default_rng(day)
+    users, items = draw.integers(0, 30, rows), draw.integers(10 * day, 10 * day + 20, rows)
+    lines = (
+        f"{(u + i) % 2},{86_400 * day + t},u{u},i{i},{u / 7:.3f}"
+        for t, (u, i) in enumerate(zip(users, items, strict=True))
+    )
+    file = folder / f"day{day}.csv"
+    file.write_text("\n".join(["label,time,user,item,price", *lines, ""]), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def days(tmp_path_factory: pytest.TempPathFactory) -> list[Store]:
+    folder = tmp_path_factory.mktemp("days")
+    stores: list[Store] = []
+    for day in range(3):
+        extend = stores[-1].path if stores else None
+        stores.append(prepare(write_slice(folder, day), folder / f"store{day}", extend=extend))
+    return stores
+
+
+def test_known_values_keep_their_ids_and_new_ones_come_after(days):
+    rows = [next(feature.num_rows for feature in store.features if feature.name == "item") for store in days]
+    assert rows == [21, 31, 41]
+    first, last = (Encoder.load(store.path) for store in (days[0], days[2]))
+    assert first.spec.lineage == () and len(last.spec.lineage) == 2
+    assert last.spec.dense == first.spec.dense, "dense values are transformed as the model learned them"
+    import polars as pl
+
+    values = [pl.read_parquet(store.path / "vocabulary" / "item.parquet") for store in days]
+    assert values[2]["value"][:20].to_list() == values[0]["value"].to_list()
+    assert values[2]["value"].n_unique() == 40 and int(values[2]["count"].sum()) == 2700
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_what_was_learned_is_carried_on_and_tables_grow(days, tmp_path, policy):
+    def config(out: str, **settings: object) -> TrainConfig:
+        return TrainConfig.model_validate({"data": "x", **SMALL, "policy": policy, "out": tmp_path / out, **settings})
+
+    train(config("run0"), store=days[0])
+    for day in (1, 2):
+        train(config(f"run{day}", continue_from=tmp_path / f"run{day - 1}"), store=days[day])
+    # A rate that changes nothing to speak of: weights that were known are those of the run before.
+    still = {"name": "adam", "lr": 1e-30, "on_skip": "catch_up"}
+    train(config("still", continue_from=tmp_path / "run0", optimizer=still), store=days[1])
+    before, after = (load_file(tmp_path / run / "model.safetensors") for run in ("run0", "still"))
+    for name, value in before.items():
+        assert torch.equal(after[name][: len(value)], value), name
+    assert len(after["embeddings.tables.item.weight"]) == 31
+    assert evaluate(tmp_path / "run0", days[2]).scores.samples == 900, "values it does not know are out of vocabulary"
+
+
+def test_what_cannot_be_continued_is_refused(days, tmp_path):
+    base = {"data": "x", **SMALL}
+    train(TrainConfig.model_validate({**base, "out": tmp_path / "a", "checkpoint": {"final": False}}), store=days[0])
+    again = {**base, "continue_from": tmp_path / "a", "out": tmp_path / "b"}
+    with pytest.raises(CheckpointError, match="no checkpoint of a finished"):
+        train(TrainConfig.model_validate(again), store=days[1])
+    train(TrainConfig.model_validate({**base, "out": tmp_path / "a"}), store=days[0])
+    with pytest.raises(ConfigError, match=r"policy\.name was 'none'"):
+        train(TrainConfig.model_validate({**again, "policy": "random"}), store=days[1])
+    unrelated = prepare(write_slice(tmp_path, 1), tmp_path / "unrelated")
+    with pytest.raises(DataError, match="--extend-vocabulary"):
+        train(TrainConfig.model_validate(again), store=unrelated)
