@@ -31,6 +31,7 @@ BENCHES: dict[str, str] = {
     "globo": "prequential training on Globo clicks",
     "frontier": "quality against time: policy x budget x seed, with full training and random skipping",
     "guard": "the guard's promise: guarded training against full training of the same seed, on six data sets",
+    "fidelity": "published Slipstream and FAE beside order alone and as many inputs dropped at random",
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }
 """Name of each benchmark (and of its module in this package), with what it measures."""

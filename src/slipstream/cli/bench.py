@@ -22,7 +22,9 @@ _GUARD = "Guard, with --data (names by commas), --seeds, --samples, --policies (
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="kernels, step, gates, shared, loader, prepare, globo, frontier, guard or synthetic-fit."),
+        typer.Argument(
+            help="kernels, step, gates, shared, loader, prepare, globo, frontier, guard, fidelity or synthetic-fit."
+        ),
     ],
     quick: Annotated[bool, typer.Option(help="Smaller and fewer measurements, under 40 s once compiled.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the record to this file.", dir_okay=False)] = None,
