@@ -160,3 +160,20 @@ def test_compiles_without_a_graph_break(name):
     torch._dynamo.reset()
     explanation = torch._dynamo.explain(model)(inputs)
     assert explanation.graph_break_count == 0
+
+
+def test_feature_norm_divides_each_vector_by_its_root_mean_square():
+    torch.manual_seed(0)
+    model = build_model(config("dlrm", feature_norm=True), FEATURES, 2)
+    plain = build_model(config("dlrm"), FEATURES, 2)
+    plain.load_state_dict(model.state_dict())
+    assert not DLRMConfig().feature_norm
+    batch = some_batch()
+    rows = model.look_up(batch.inputs)
+    normed = rows / (rows.square().mean(2, keepdim=True) + 1e-6).sqrt()
+    plain.look_up = lambda inputs: normed
+    torch.testing.assert_close(model(batch.inputs), plain(batch.inputs))
+    # An empty bag is a vector of zeros, and stays one without harm to the gradients.
+    assert bool((rows[0, 3] == 0).all())
+    model.loss(batch).backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.top.parameters())

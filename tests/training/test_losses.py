@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor
@@ -72,3 +74,16 @@ def test_a_policy_hears_each_batch_once_before_its_step_and_changes_nothing(make
     assert not losses.requires_grad
     torch.testing.assert_close(losses, fresh.losses(first).detach())
     assert torch.cat([batch.index for batch, _ in listening.heard]).tolist() == list(range(*told.train_range))
+
+
+@pytest.mark.parametrize("settings", [{}, {"bf16": True}, {"mode": "prequential", "chunk_size": 512}])
+def test_what_the_guard_decides_is_in_the_metrics_and_the_report(make_store, tmp_path, settings) -> None:
+    policy = {"name": "guard", "first_copy": 256, "measure_every": 2, "tolerance": 0.9, "auc_tolerance": 0.4}
+    config = TrainConfig.model_validate({**SMALL, **settings, "policy": policy, "out": tmp_path / "run"})
+    result = train(config, store=make_store(6000))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    told = [line for line in lines if line["event"] == "policy"]
+    assert [line["reason"] for line in told] == [move["reason"] for move in result.policy_report["moves"]]
+    assert told and told[0]["policy"] == "guard" and {"samples", "trained", "budget", "seconds"} <= told[0].keys()
+    # So loose that it skips wherever the curve flattens.
+    assert result.share_of_inputs_trained < 1.0 or any("flatten" in line["reason"] for line in told)

@@ -35,6 +35,7 @@ BENCHES: dict[str, str] = {
     "drift": "fading scores, thaw and repeated decisions against static ones, while the data drifts",
     "row_share": "where skipping row updates can pay: their share of a step, and the time saturation and psse save",
     "guard": "the guard's promise: guarded training against full training of the same seed, on six data sets",
+    "fidelity": "published Slipstream and FAE beside order alone and as many inputs dropped at random",
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }
 """Name of each benchmark (and of its module in this package), with what it measures."""

@@ -25,7 +25,7 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="kernels, step, gates, shared, loader, prepare, globo, gpu, frontier, drift, row-share, guard or "
+            help="kernels, step, gates, shared, loader, prepare, globo, gpu, frontier, drift, row-share, guard, fidelity or "
             "synthetic-fit."
         ),
     ],

@@ -60,12 +60,15 @@ class GuardConfig(PolicyBaseConfig):
 class Guard(Policy):
     """Chooses the budget of ``random`` or ``importance`` so that quality stays near that of full training.
 
-    It begins with no skipping, looks twice in each doubling of the inputs trained on, and logs what it decides, also
-    why it skips nothing: ``report()["moves"]``, and events of the training. Where even the gentlest skipping clearly
-    costs too much it measures a quarter as often. What it promises is statistical (two standard errors), what
-    was lost before it backs off is lost, and a decayed learning rate makes it careful: the copy is from before the
-    decay. An inner policy that does better than random keeps the difference as a margin. After the first epoch no
-    input is fresh, so nothing is measured and the budget stays.
+    It begins with no skipping, looks four times in each doubling of the inputs trained on (to skip more at every second
+    look, to skip less at any), and logs what it decides, also why it skips nothing: ``report()["moves"]``, and events
+    of the training. Where even the gentlest skipping clearly costs too much it measures a quarter as often.
+
+    What it promises is statistical (two standard errors), and what was lost before it backs off is lost: a curve that
+    flattens and then steepens, as when a model learns its tables after its dense part, can break a tolerance. A decayed
+    learning rate makes it careful: the copy is from before the decay. An inner policy that does better than random
+    keeps the difference as a margin. After the first epoch no input is fresh, so nothing is measured and the budget
+    stays.
 
     Needs ``Skipper.observe`` in a loop of one's own, and a loss of single samples; ``auc_tolerance`` needs
     cross-entropy and labels of 0 and 1. Memory: the model's weights once more.
@@ -174,10 +177,10 @@ class Guard(Policy):
             stays, wanted = self._bounded(evidence, 1.0), self._bounded(evidence, ROOM)
             if stays > self._budget:
                 self._move(stays, "the bound broke the tolerance")
-            elif wanted < self._budget:
+            elif wanted < self._budget and evidence.settled:
                 # One rung at a time: what is known is known of the data so far.
                 self._move(LADDER[LADDER.index(self._budget) + 1], "the bound is within the tolerance")
-            elif self._budget == 1.0:
+            elif self._budget == wanted == 1.0:
                 self._move(1.0, "even the gentlest skipping may cost more than the tolerance")
         evidence.rare = evidence.enough and self._clearly_too_much(evidence)
 

@@ -55,7 +55,8 @@ class Evidence:
         self._gains: list[_Pair] = []  # of each doubling, the present one last
         self._windows = (Window(), Window())
         self._steps = self._copied_at = 0
-        self._half = self._fresh = False
+        self._quarters = 0  # of the present doubling, looked at
+        self._fresh = False
 
     @property
     def loss(self) -> Gain:
@@ -71,6 +72,11 @@ class Evidence:
     def enough(self) -> bool:
         """Whether three doublings have been measured."""
         return len(self._gains) >= _DOUBLINGS
+
+    @property
+    def settled(self) -> bool:
+        """Whether half of a doubling was measured, or all of it: then more may be skipped; at any look less."""
+        return self._quarters in (0, 2)
 
     @property
     def steepens(self) -> bool:
@@ -98,7 +104,7 @@ class Evidence:
             losses: float32 [B], the model's.
 
         Returns:
-            Whether it is time to decide: the inputs have grown to 1.5 or 2 times what the copy had seen.
+            Whether it is time to look: the inputs have grown by another quarter of what the copy had seen.
 
         Raises:
             ConfigError: AUC is wanted, and a label is neither 0 nor 1.
@@ -109,10 +115,11 @@ class Evidence:
         self.trained += len(batch)
         if self.trained >= self._next:
             return self._turn()
-        if not self._half and self._past.taken and self.trained >= 1.5 * self._copied_at:
-            self._half = True
-            return self._conclude()
-        return False
+        quarters = 4 * (self.trained - self._copied_at) // self._copied_at if self._past.taken else 0
+        if quarters <= self._quarters:
+            return False
+        self._quarters = quarters
+        return self._conclude()
 
     def _distance(self, size: int) -> int:
         """Batches from one measurement to the next: a short doubling needs them as much as a long one."""
@@ -153,7 +160,7 @@ class Evidence:
         """Ends a doubling: what it says, and a new copy."""
         decides = self._conclude()
         self._past.take()
-        self._copied_at, self._next, self._half = self.trained, 2 * self.trained, False
+        self._copied_at, self._next, self._quarters = self.trained, 2 * self.trained, 0
         self._fresh, self._windows = True, (Window(), Window())
         return decides
 
@@ -167,8 +174,8 @@ class Evidence:
             "past": self._past.state_dict(),
             "windows": [window.state() for window in self._windows],
             "gains": [[list(loss), list(auc)] for loss, auc in self._gains],
-            "counters": [self._steps, self.trained, self.measured, self._copied_at, self._next],
-            "flags": [self.open, self.rare, self._half, self._fresh],
+            "counters": [self._steps, self.trained, self.measured, self._copied_at, self._next, self._quarters],
+            "flags": [self.open, self.rare, self._fresh],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -177,8 +184,8 @@ class Evidence:
         for window, saved in zip(self._windows, state["windows"], strict=True):
             window.load(saved)
         self._gains = [(Gain(*loss), Gain(*auc)) for loss, auc in state["gains"]]
-        self._steps, self.trained, self.measured, self._copied_at, self._next = state["counters"]
-        self.open, self.rare, self._half, self._fresh = state["flags"]
+        self._steps, self.trained, self.measured, self._copied_at, self._next, self._quarters = state["counters"]
+        self.open, self.rare, self._fresh = state["flags"]
 
 
 def _grew(before: Gain, after: Gain) -> bool:
