@@ -29,8 +29,9 @@ PSSE = {"name": "psse", "budget": 0.8, "warmup_steps": 10, "every": 10, "half_li
 ADAM = {"name": "adam", "lr": 0.01, "on_skip": "catch_up"}
 SATURATION = {"name": "saturation", "budget": 0.5, "warmup_steps": 8, "every": 8, "min_updates": 5}
 IMPORTANCE = {"name": "importance", "budget": 0.5, "warmup_samples": 500, "bits": 10}
-GUARD = {"name": "guard", "chunk": 256, "open_every": 2, "warmup_chunks": 2, "bits": 10, "tolerance": 0.5}
+GUARD = {"name": "guard", "measure_every": 2, "first_copy": 128, "tolerance": 0.5}
 PREQUENTIAL = {"mode": "prequential", "chunk_size": 500}
+ADAPTIVE = {"name": "order", "order": "adaptive"}
 CASES = {
     "none": {},
     "prequential": {**PREQUENTIAL, "score_from": 700},
@@ -42,6 +43,10 @@ CASES = {
     "slipstream once": {"policy": {**SLIPSTREAM, "snapshot_start": 3, "snapshot_share": 0.2}, "epochs": 2},
     "slipstream periodic": {"policy": {**SLIPSTREAM, "mode": "periodic", "every": 9, "window": 4}, **PREQUENTIAL},
     "order": {"policy": {"name": "order", "order": "interleaved", "hot_bytes": 2000}},
+    "adaptive order": {
+        "policy": {"name": "order", "order": "adaptive", "hot_bytes": 2000, "test_samples": 100},
+        "epochs": 2,
+    },
     "saturation": {"policy": SATURATION, "epochs": 2},
     "saturation adam": {"policy": SATURATION, "optimizer": ADAM},
     "importance": {"policy": IMPORTANCE, **PREQUENTIAL},

@@ -26,6 +26,7 @@ from slipstream.models import DLRMConfig
 from slipstream.report.record import Record
 from slipstream.systems import configure
 from slipstream.training import Result, TrainConfig, train
+from slipstream.training.config import HOLDOUT
 from slipstream.training.run import open_data
 
 SAMPLES, QUICK_SAMPLES = 600_000, 40_000
@@ -56,7 +57,7 @@ class _Bench:
         self.rows: list[dict[str, Any]] = []
 
     def prefix(self, config: TrainConfig) -> TrainConfig:
-        trained = self.samples - round(self.samples * config.holdout)
+        trained = self.samples - round(self.samples * (config.holdout or HOLDOUT))
         return config.model_copy(update={"max_samples": trained // 3, "holdout": 0.2})
 
     def tuned(self, name: str, config: TrainConfig) -> TrainConfig:
@@ -65,7 +66,7 @@ class _Bench:
         problem = ""
         for rate in self.rates if not reached else ():
             try:
-                reached[rate] = train(_at(self.prefix(config), rate), store=self.store).auc
+                reached[rate] = train(_at(self.prefix(config), rate), store=self.store).quality
             except ConfigError as error:  # it diverged; what does not fit the data is refused at every rate
                 problem = str(error)
         if not reached:
@@ -89,9 +90,9 @@ class _Bench:
         self.rows.append(
             {
                 "system": name,
-                "auc": round(float(np.mean([result.auc for result in results])), 5),
-                "auc, spread": round(float(np.std([result.auc for result in results], ddof=self.seeds > 1)), 5),
-                "log-loss": round(float(np.mean([result.log_loss for result in results])), 5),
+                "auc": round(float(np.mean([result.quality for result in results])), 5),
+                "auc, spread": round(float(np.std([result.quality for result in results], ddof=self.seeds > 1)), 5),
+                "log-loss": round(float(np.mean([result.log_loss or 0.0 for result in results])), 5),
                 "seconds": round(float(np.median([result.seconds for result in results])), 3),
                 "inputs trained": round(float(np.mean([result.share_of_inputs_trained for result in results])), 4),
                 "rates": list(self.chosen[name]),
@@ -135,7 +136,7 @@ def _measure(bench: _Bench) -> None:
     bench.measure("FAE's scheduler", {"name": "order", "order": "adaptive", **hot})
     share = float(order[0].policy_report["share_of_inputs_hot"])
     # The prefix on which rates are tuned has a third of the batches: S must leave some there.
-    batches = share * bench.samples * (1.0 - bench.base.holdout) / bench.base.batch_size
+    batches = share * bench.samples * (1.0 - (bench.base.holdout or HOLDOUT)) / bench.base.batch_size
     published = {"name": "slipstream", "budget": 1.0 - DROPPED, "snapshot_start": max(1, round(START * batches)), **hot}
     published["sample_rate"] = 0.1
     all_stale = bench.measure("published Slipstream, all lookups stale", published)

@@ -246,9 +246,7 @@ class Guard(Policy):
         self._inner.load_state_dict(state["inner"])
 
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
-        """Scouts, measurements and the rung go on; what was open in the earlier data is not compared any more."""
-        self.load_state_dict({**state, "open_index": [], "open_loss": []})
-        self._model_loss = self._scout_loss = self._observed = 0.0
+        """What skips the inputs goes on; the evidence begins anew: its copy of the model is of the smaller one."""
         self._inner.continue_from(state["inner"], rows)
 
     def report(self) -> dict[str, Any]:
