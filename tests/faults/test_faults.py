@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from slipstream.cli.entry import run
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store, StoreWriter
 from slipstream.errors import ConfigError, DataError, Interrupted, NonFiniteError, OutputError
@@ -20,6 +23,7 @@ from slipstream.kernels.reference import wrap_step
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableSet, TableState, UpdateSettings
 from slipstream.staleness.popularity import ExactCounts
 from slipstream.training import StepDone, TrainConfig, Trainer, train
+from slipstream.training.config import save_config
 from slipstream.training.memory import estimate_memory
 from slipstream.training.run_folder import RunFolder
 
@@ -75,6 +79,26 @@ def test_sigterm_saves_and_the_rest_is_equal(make, tmp_path):
     assert (resumed.auc, resumed.log_loss, resumed.steps) == (whole.auc, whole.log_loss, whole.steps)
     with pytest.raises(Interrupted, match="nothing of it"):
         train(config(), store=store, listeners=[terminate])
+
+
+def test_sigterm_and_resume_through_the_command_line(make, tmp_path, capsys):
+    store, out, settings = make(), tmp_path / "run", tmp_path / "config.yaml"
+    save_config(config(epochs=100_000, log_every=10), settings)
+    arguments = ["train", str(store.path), "--config", str(settings), "--quiet", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slipstream", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    metrics, until = out / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < until and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and "--resume" in said and len(said.splitlines()) == 1
+    # The checkpoint is found, and what differs from its configuration is named.
+    assert run(["train", "--resume", str(out), "--set", "epochs=2", "--quiet"]) == 2
+    assert "epochs" in capsys.readouterr().err
+    short = [*arguments[:-1], str(tmp_path / "short"), "--set", "epochs=2"]
+    assert run(short) == 0 and run(["train", "--resume", str(tmp_path / "short"), "--quiet"]) == 0
 
 
 @pytest.mark.parametrize(("size", "said"), [(10, "was truncated"), (None, "was changed")])
