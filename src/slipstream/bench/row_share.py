@@ -43,15 +43,15 @@ class Setting(NamedTuple):
 SETTINGS: Mapping[str, Setting] = {
     "MF, dim 128, Adam": Setting(
         "gowalla",
-        400_000,
+        200_000,
         {"model": {"name": "mf", "embedding_dim": 128, "objective": "bpr"}, "epochs": 3},
     ),
     "DeepFM, MLP of 32, dim 128, Adam": Setting(
         "globo",
-        250_000,
+        120_000,
         {"model": {"name": "deepfm", "embedding_dim": 128, "deep": [32]}, "optimizer": _ADAM},
     ),
-    "DLRM, MLP of 64, dim 16, Adagrad": Setting("globo", 250_000, {}),
+    "DLRM, MLP of 64, dim 16, Adagrad": Setting("globo", 120_000, {}),
 }
 """By name; the last is the data set's own training."""
 
