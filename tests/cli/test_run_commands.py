@@ -58,7 +58,8 @@ def test_flags_choose_policy_and_budget(folder: Path) -> None:
     arguments = ["--policy", "random", "--budget", "0.5", "--set", "policy.level=rows", "--seed", "3", "--quiet"]
     said = call("train", folder / "data", "--config", folder / "config.yaml", "--out", out, *arguments)
     config = load_config(out / "config.yaml")
-    assert config.policy.model_dump() == {"name": "random", "budget": 0.5, "level": "rows"} and config.seed == 3
+    wanted = {"name": "random", "budget": 0.5, "level": "rows"}
+    assert config.policy.model_dump().items() >= wanted.items() and config.seed == 3
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert result["share_of_row_updates_skipped"] == pytest.approx(0.5, abs=0.12), (
         "14 rows in 22 steps: a spread of 0.03"
