@@ -89,7 +89,7 @@ def test_sigterm_and_resume_through_the_command_line(make, tmp_path, capsys):
         [sys.executable, "-m", "slipstream", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     metrics, until = out / "metrics.jsonl", time.monotonic() + 120
-    while time.monotonic() < until and not (metrics.exists() and metrics.stat().st_size):
+    while time.monotonic() < until and not (metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") > 3):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)

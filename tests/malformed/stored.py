@@ -205,7 +205,7 @@ def _encoders() -> Iterator[Case]:
     for name, data in TEXTS.items():
         yield _encoder(name, lambda s, d=data: (s / "encoder.json").write_bytes(d), "encoder.json")
     for path, value in (
-        ("encoder_version", 2),
+        ("encoder_version", 3),
         ("encoder_version", "one"),
         ("format", "excel"),
         ("columns", {}),

@@ -1,7 +1,7 @@
 """What earlier versions wrote stays readable; what later ones will write is refused with a clear word.
 
-``tests/fixtures/store_v1`` and ``run_v1`` were written by version 0.1.0 and never change. A new format gets its own
-fixtures beside them.
+``tests/fixtures/store_v1`` and ``run_v1`` were written by version 0.1.0 and never change, nor does ``store_v2``, whose
+encoder is of version 2. A new format gets its own fixtures beside them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FINGERPRINT = "9da1c15d00eb"
 
 
 def test_there_are_fixtures_of_every_format() -> None:
-    assert (FORMAT_VERSION, ENCODER_VERSION, saved.FORMAT_VERSION) == (1, 1, 1), "add fixtures of the new format"
+    assert (FORMAT_VERSION, ENCODER_VERSION, saved.FORMAT_VERSION) == (1, 2, 1), "add fixtures of the new format"
 
 
 def test_a_store_of_format_1() -> None:
@@ -37,9 +37,11 @@ def test_a_store_of_format_1() -> None:
     assert int(store.labels.sum()) == store.manifest.num_positives
 
 
-def test_its_encoder_encodes_the_same_file_alike() -> None:
-    store = Store.open(STORE)
-    (batch,) = encode_raw(FIXTURES / "clicks.csv", Encoder.load(STORE), 1000)
+@pytest.mark.parametrize(("folder", "version"), [(STORE, 1), (FIXTURES / "store_v2", 2)])
+def test_its_encoder_encodes_the_same_file_alike(folder: Path, version: int) -> None:
+    store, encoder = Store.open(folder), Encoder.load(folder)
+    assert encoder.spec.encoder_version == version
+    (batch,) = encode_raw(FIXTURES / "clicks.csv", encoder, 1000)
     assert (batch.inputs.ids == store.ids).all() and (batch.inputs.dense == store.dense).all()
     assert (batch.inputs.bags[0].values == store.bags[0].values).all()
 
@@ -61,6 +63,10 @@ def test_a_newer_format_is_refused(file: str, key: str, tmp_path: Path) -> None:
     shutil.copytree(STORE, tmp_path / "store")
     path = tmp_path / "store" / file
     # Whatever else a newer version writes, its number is what is complained about.
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), key: 2, "new": {}}), encoding="utf-8")
-    with pytest.raises(NotPrepared, match=r"2, this slipstream reads up to 1; update slipstream-rec"):
+    newest = {"format_version": FORMAT_VERSION, "encoder_version": ENCODER_VERSION}[key]
+    written = {**json.loads(path.read_text(encoding="utf-8")), key: newest + 1, "new": {}}
+    path.write_text(json.dumps(written), encoding="utf-8")
+    with pytest.raises(
+        NotPrepared, match=rf"{newest + 1}, this slipstream reads up to {newest}; update slipstream-rec"
+    ):
         Store.open(tmp_path / "store") if file == "store.json" else Encoder.load(tmp_path / "store")
