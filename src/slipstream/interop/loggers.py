@@ -7,6 +7,7 @@ line up.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +21,7 @@ from slipstream.training.events import ChunkScored, EpochDone, Event, RunDone, R
 from slipstream.training.result import Result
 
 
-class _Logger:
+class _Logger(ABC):
     """Turns events into named figures; subclasses send them somewhere."""
 
     def __init__(self) -> None:
@@ -44,12 +45,15 @@ class _Logger:
                 self._log(_outcome(event.result), event.result.samples)
                 self.close()
 
+    @abstractmethod
     def _start(self, config: TrainConfig) -> None:
-        raise NotImplementedError
+        """Opens a run."""
 
+    @abstractmethod
     def _log(self, figures: dict[str, float], samples: int) -> None:
-        raise NotImplementedError
+        """Sends figures, ``samples`` on the x axis."""
 
+    @abstractmethod
     def close(self) -> None:
         """Ends the run in the logger; also for a training that failed."""
 
