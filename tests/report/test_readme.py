@@ -1,31 +1,37 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from slipstream.errors import ConfigError, DataError
+from slipstream.report.headlines import HEADLINES, Headline
 from slipstream.report.readme import BEGIN, END, main, render, rewrite
 from slipstream.report.record import Record
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+LINE = Headline("a step", "torch", "step", ("torch", "bf16"), (("auc", "AUC"),))
 
 
 def _save(folder: Path, name: str, **fields: object) -> None:
     Record(name=name, **fields).save(folder / f"{name}.json")  # type: ignore[arg-type]
 
 
-def test_every_ratio_is_a_line_and_quality_stands_beside_the_first(tmp_path: Path) -> None:
-    _save(
-        tmp_path, "step", ratios={"torch": 1.456, "bf16": 3.0}, quality={"auc": 0.79123}, conditions={"batch_size": 8}
-    )
-    lines = render(tmp_path).splitlines()
-    assert lines[2] == "| [step](benchmarks/results/step.json) | torch | 1.46x | auc 0.7912 | batch size 8 |"
-    assert lines[3].startswith("| [step](benchmarks/results/step.json) | bf16 | 3.00x |")
+def test_a_headline_is_a_line_with_its_ratios_in_order(tmp_path: Path) -> None:
+    _save(tmp_path, "step", ratios={"bf16": 3.0, "torch": 1.456}, quality={"auc": 0.79123})
+    lines = render(tmp_path, [LINE]).splitlines()
+    assert lines[2] == "| a step | torch | [1.46x / 3.00x](benchmarks/results/step.json) | AUC 0.7912 |"
 
 
 def test_quick_records_are_not_quoted(tmp_path: Path) -> None:
-    _save(tmp_path, "step", ratios={"torch": 1.5}, conditions={"quick": True})
-    assert "No figures yet" in render(tmp_path)
+    _save(tmp_path, "step", ratios={"torch": 1.5, "bf16": 3.0}, quality={"auc": 0.7}, conditions={"quick": True})
+    assert "No figures yet" in render(tmp_path, [LINE])
+
+
+def test_a_figure_that_its_record_lacks_stops(tmp_path: Path) -> None:
+    _save(tmp_path, "step", ratios={"torch": 1.5}, quality={"auc": 0.7})
+    with pytest.raises(DataError, match=r"'bf16'.*"):
+        render(tmp_path, [LINE])
 
 
 def test_what_is_no_record_stops(tmp_path: Path) -> None:
@@ -34,21 +40,16 @@ def test_what_is_no_record_stops(tmp_path: Path) -> None:
         render(tmp_path)
 
 
-def test_a_kept_result_of_a_training_is_a_line(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    machine = {"processor": "a processor", "cores": 2, "memory_gib": 4, "system": "Linux"}
-    run = make_run("globo", machine=machine, samples_per_second=123456.7, model="dlrm")
-    (tmp_path / "globo_prequential.json").write_bytes((run / "result.json").read_bytes())
-    line = render(tmp_path).splitlines()[2]
-    assert line.startswith(
-        "| [globo prequential](benchmarks/results/globo_prequential.json) | samples/s | 123,457 | auc 0.77"
-    )
-    assert "model dlrm, policy none" in line
+def test_readme_says_what_the_kept_records_say() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert rewrite(readme, render(RESULTS)) == readme, "run `make results`"
+    assert all((RESULTS / f"{line.record}.json").is_file() for line in HEADLINES)
 
 
 def test_only_what_is_between_the_marks_changes(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nformer\n{END}\nafter\n", encoding="utf-8")
-    _save(tmp_path / "results", "gates", ratios={"cold": 5.0})
+    _save(tmp_path / "results", "gates", ratios={"cold": 5.0, "hot": 2.0})
     main([str(readme), str(tmp_path / "results")])
     once = readme.read_text(encoding="utf-8")
     assert once.startswith(f"before\n{BEGIN}\n| ") and once.endswith(f"{END}\nafter\n")

@@ -2,118 +2,60 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from slipstream.data.atomic import write_text
 from slipstream.errors import ConfigError, DataError, SlipstreamError
-from slipstream.report.machine import Machine
+from slipstream.report.headlines import HEADLINES, Headline
 from slipstream.report.record import Record
-from slipstream.report.runs import REQUIRED
 
 BEGIN = "<!-- results: made by `make results` from benchmarks/results, not by hand -->"
 END = "<!-- /results -->"
 
 
-def render(folder: Path) -> str:
-    """The table as Markdown: one line for every ratio, with conditions and the quality measured in the same run.
+def render(folder: Path, headlines: Sequence[Headline] = HEADLINES) -> str:
+    """The table as Markdown: a line for every headline whose record is kept.
 
     Args:
-        folder: Holds records and kept results of trainings, ``*.json``. Records of ``--quick`` runs are left out: they
-            are not for quoting.
+        folder: Holds records, ``*.json``. Those of ``--quick`` runs are left out: they are not for quoting.
+        headlines: The lines.
 
     Raises:
-        DataError: If a file there is neither.
+        DataError: A record is none, or lacks a figure that a headline names.
     """
-    lines: list[str] = []
-    machines: list[str] = []
-    for file in sorted(folder.glob("*.json")):
-        entry = _training(file) or _benchmark(file)
-        if entry is None:
-            continue
-        machine = f"{entry.machine.processor}, {entry.machine.cores} cores, {entry.machine.memory_gib:g} GiB"
-        if machine not in machines:
-            machines.append(machine)
-        lines += _lines(entry)
-    if not lines:
+    records = {file.stem: Record.load(file) for file in sorted(folder.glob("*.json"))}
+    kept = [line for line in headlines if line.record in records and not records[line.record].conditions.get("quick")]
+    if not kept:
         return "No figures yet: `make bench-kernels` and its like write them to `benchmarks/results/`.\n"
-    head = "| benchmark | figure | value | quality in the same run | conditions |\n|---|---|---:|---|---|\n"
+    machines = {
+        f"{machine.processor}, {machine.cores} cores, {machine.memory_gib:g} GiB": None
+        for machine in (records[line.record].machine for line in kept)
+    }
+    head = "| what | against | faster by | quality, same run |\n|---|---|---:|---|\n"
     note = (
-        "\nRatios (x) are ours against the peer named, above 1 is faster; each line links to its record with versions,"
-        f" commit, spread and command. Measured on {'; '.join(machines)}; not measured elsewhere.\n"
+        f"\nMeasured on {'; '.join(machines)}, not elsewhere. Each ratio links to its record: versions, commit, conditions,"
+        " spread and the command. [All figures](docs/results.html), with those that fall short.\n"
     )
-    return head + "".join(lines) + note
+    return head + "".join(_line(line, records[line.record], folder / f"{line.record}.json") for line in kept) + note
 
 
-@dataclass(frozen=True)
-class _Entry:
-    file: Path
-    name: str
-    machine: Machine
-    figures: Mapping[str, str]
-    quality: Mapping[str, float]
-    conditions: Mapping[str, Any]
-
-
-def _benchmark(file: Path) -> _Entry | None:
-    record = Record.load(file)
-    if record.conditions.get("quick"):
-        return None
-    ratios = {name: f"{ratio:.2f}x" for name, ratio in record.ratios.items()}
-    return _Entry(file, record.name, record.machine, ratios, record.quality, record.conditions)
-
-
-def _training(file: Path) -> _Entry | None:
-    """A kept ``result.json``, None if the file is something else."""
+def _line(headline: Headline, record: Record, file: Path) -> str:
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"not JSON ({error})", file=file) from error
-    if not isinstance(result, dict) or not {*REQUIRED, "machine"} <= result.keys():
-        return None
-    try:
-        machine = Machine.model_validate(result["machine"])
-    except ValidationError as error:
-        raise DataError("its machine is not described", file=file) from error
-    figures = {"samples/s": f"{result['samples_per_second']:,.0f}"}
-    quality = {name: result[name] for name in ("auc", "log_loss")}
-    conditions = {name: result[name] for name in ("model", "policy", "mode", "samples", "seed") if name in result}
-    return _Entry(file, file.stem, machine, figures, quality, conditions)
-
-
-def _lines(entry: _Entry) -> list[str]:
-    name = f"[{_cell(entry.name)}](benchmarks/results/{entry.file.name})"
-    quality = ", ".join(f"{_cell(key)} {_figure(value)}" for key, value in entry.quality.items())
-    conditions = ", ".join(
-        f"{_cell(key)} {_cell(value)}" for key, value in entry.conditions.items() if _is_short(value)
-    )
-    figures = entry.figures or {"": ""}
-    # Quality and conditions are the record's, once.
-    rest = [f"| {quality} | {conditions} |", *["| | |"] * (len(figures) - 1)]
-    return [
-        f"| {name} | {_cell(key)} | {value} {end}\n" for (key, value), end in zip(figures.items(), rest, strict=True)
-    ]
-
-
-def _is_short(value: Any) -> bool:
-    return isinstance(value, str | int | float) and value is not False and len(str(value)) <= 60
+        ratios = " / ".join(f"{record.ratios[key]:.2f}x" for key in headline.ratios)
+        quality = ", ".join(f"{words} {_figure(record.quality[key])}" for key, words in headline.quality)
+    except KeyError as error:
+        remedy = "measure it again, or mend slipstream.report.headlines"
+        raise DataError(f"README quotes {error} from it, which it lacks", file=file, remedy=remedy) from error
+    return f"| {headline.what} | {headline.against} | [{ratios}](benchmarks/results/{file.name}) | {quality} |\n"
 
 
 def _figure(value: float) -> str:
     """Four digits after the point for shares and AUC, none for what is counted in thousands, an exponent for traces."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("_", " ")
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.1e}"
 
 
 def rewrite(readme: str, table: str) -> str:
