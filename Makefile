@@ -14,7 +14,7 @@ BENCH_FLAGS ?=
 INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
-.PHONY: help env env-bench interop demo test test-gpu faults fuzz matrix lint format types results clean bench-frontier \
+.PHONY: help env env-bench interop demo test test-gpu faults fuzz soak matrix lint format types results clean bench-frontier \
   frontier-page $(addprefix bench-,$(BENCHES))
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make test     all tests          make lint / make types / make format"
 	@echo "make test-gpu the kernels' tests, compiled, on a GPU (see docs/gpu.md)"
 	@echo "make fuzz MINUTES=30   damaged input for every reader, so long each; TARGETS=\"csv config\" names some"
+	@echo "make soak MINUTES=120   trainings that continue one another, in one process; memory, threads and files stay flat"
 	@echo "make matrix   tests at the lowest and newest versions of the dependencies, in environments of their own"
 	@echo "make faults   KILLS=200 kills at random moments, each resumed to the same bits"
 	@echo "make bench-X  X one of: $(BENCHES); the record goes to benchmarks/results/"
@@ -91,6 +92,10 @@ TARGETS ?=
 
 fuzz: env
 	PYTHONPATH=. $(BIN)/python -m tests.fuzz $(MINUTES) $(TARGETS)
+
+# Trainings in one process for so long; keeps what memory, threads and open files did.
+soak: env
+	PYTHONPATH=. $(BIN)/python -m tests.soak $(MINUTES) benchmarks/results/soak.json docs/images/soak.svg
 
 # For example: make matrix MATRIX="lowest -- tests/kernels"
 MATRIX ?= lowest newest

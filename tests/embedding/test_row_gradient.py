@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import weakref
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from slipstream.embedding import Embedding, RowGradient
 from slipstream.errors import SlipstreamError, UnsupportedOption
+from slipstream.optim import SGD
 
 IDS = torch.tensor([1, 4, 1, 0])
 
@@ -149,3 +152,17 @@ def test_finite(bad: float) -> None:
     assert not mine.weight.grad.not_finite()
     back(mine, bad)
     assert mine.weight.grad.not_finite()
+
+
+def test_a_model_with_gradients_is_freed_with_its_last_name() -> None:
+    model = Embedding(6, 3)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model(IDS).sum().backward()
+        optimizer.step()
+    table, gradient = weakref.ref(model.table), model.weight.grad
+    del model, optimizer
+    gc.collect()
+    assert table() is None
+    with pytest.raises(UnsupportedOption, match="model of this gradient is gone"):
+        gradient.to_dense()

@@ -10,6 +10,7 @@ gradients gets a typed error.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +31,12 @@ class RowGradient(Tensor):
     """Row gradients of one table, accumulated over the backward passes since the last ``zero_grad()``.
 
     Attributes:
-        table: The table that they belong to.
         blocks: (forward pass with its output's gradient, features of it that read the table).
         dense: Gradient [R, D] from uses of the weight outside of lookups (a tied output layer), or None.
         scale: Factor on ``blocks``, from scaling and clipping; a scalar tensor where it was made on a GPU.
     """
 
-    table: Table
+    _table: weakref.ref[Table]
     blocks: list[tuple[RowGradients, tuple[int, ...]]]
     dense: Tensor | None
     scale: float | Tensor
@@ -46,11 +46,25 @@ class RowGradient(Tensor):
         """A tensor of the table's shape without memory of its own."""
         weight = table.weight
         self = Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype, device=weight.device)
-        self.table, self.blocks, self.dense, self.scale = table, [], None, 1.0
+        # A weight owns its gradient where Python's collector cannot look: owning the table back would keep both forever.
+        self._table = weakref.ref(table)
+        self.blocks, self.dense, self.scale = [], None, 1.0
         return self
 
     def __init__(self, table: Table) -> None:
         """Empty row gradients of a table."""
+
+    @property
+    def table(self) -> Table:
+        """The table that they belong to.
+
+        Raises:
+            UnsupportedOption: It is gone, with the module that it was a part of.
+        """
+        table = self._table()
+        if table is None:
+            raise UnsupportedOption("the model of this gradient is gone", remedy="keep the model while you train")
+        return table
 
     def start(self, block: RowGradients, features: tuple[int, ...], dense: Tensor | None) -> None:
         """Forget everything but one backward pass and a dense gradient."""

@@ -35,8 +35,8 @@ def render(folder: Path, headlines: Sequence[Headline] = HEADLINES) -> str:
     }
     head = "| what | against | faster by | quality, same run |\n|---|---|---:|---|\n"
     note = (
-        f"\nMeasured on {'; '.join(machines)}, not elsewhere. Each ratio links to its record: versions, commit, conditions,"
-        " spread and the command. [All figures](docs/results.html), with those that fall short.\n"
+        f"\nMeasured on {'; '.join(machines)}, not elsewhere. Each ratio links to its record: versions, commit,"
+        " conditions, spread and the command. [All figures](docs/results.html), with those that fall short.\n"
     )
     return head + "".join(_line(line, records[line.record], folder / f"{line.record}.json") for line in kept) + note
 
