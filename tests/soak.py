@@ -13,9 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
-from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -102,15 +100,15 @@ def soak(minutes: float) -> list[dict[str, Any]]:
     noted: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="slipstream-soak-") as temporary:
         raw = slices(Path(temporary))
-        for number in count():
+        while len(noted) < 3 * len(POLICIES) or noted[-1]["minutes"] < minutes:
+            number = len(noted)
             name = list(POLICIES)[number % len(POLICIES)]
             with tempfile.TemporaryDirectory(dir=temporary) as folder:
                 continue_through(raw, Path(folder), POLICIES[name], seed=number)
             noted.append({"minutes": (time.monotonic() - began) / 60, "policy": name} | usage())
             print(" ".join(f"{key}={value:.5g}" if key != "policy" else name for key, value in noted[-1].items()))
             sys.stdout.flush()
-            if noted[-1]["minutes"] >= minutes and number + 1 >= 3 * len(POLICIES):
-                return noted
+    return noted
 
 
 def growth(noted: list[dict[str, Any]], key: str) -> float:

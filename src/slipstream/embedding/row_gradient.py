@@ -46,7 +46,7 @@ class RowGradient(Tensor):
         """A tensor of the table's shape without memory of its own."""
         weight = table.weight
         self = Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype, device=weight.device)
-        # A weight owns its gradient where Python's collector cannot look: owning the table back would keep both forever.
+        # A weight owns its gradient where Python's collector cannot look: owning the table would keep both forever.
         self._table = weakref.ref(table)
         self.blocks, self.dense, self.scale = [], None, 1.0
         return self
