@@ -27,6 +27,7 @@ BENCHES: dict[str, str] = {
     "step": "a whole DLRM step in the Criteo Kaggle configuration: torch EmbeddingBag(sparse=True) + SGD",
     "gates": "the row update with 80 % of the accesses gated against none gated",
     "shared": "two trainings on the same cores against one; kernels between matmuls against alone",
+    "checks": "what bounds checks, checks for finite numbers and checkpoints cost",
     "loader": "batches from the column store",
     "prepare": "a Criteo TSV into the column store: rows a second and peak memory",
     "globo": "prequential training on Globo clicks",

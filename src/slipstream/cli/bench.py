@@ -25,8 +25,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="kernels, step, gates, shared, loader, prepare, globo, gpu, frontier, drift, row-share, guard, "
-            "fidelity or synthetic-fit."
+            help="kernels, step, gates, shared, checks, loader, prepare, globo, gpu, frontier, drift, row-share, "
+            "guard, fidelity or synthetic-fit."
         ),
     ],
     quick: Annotated[bool, typer.Option(help="Smaller and fewer measurements, under 40 s once compiled.")] = False,

@@ -26,8 +26,7 @@ class Touched:
         """uint8 [R] by table: 1 for touched rows."""
         self._marks_of = {id(table): self.marks[name] for name, table in tables.items()}
         self._names: dict[int, str] = {}
-        for table in tables.values():
-            table.listeners.append(self._mark)
+        self.attach()
 
     def _mark(self, table: Table, ids: Tensor) -> None:
         count_up_to(self._marks_of[id(table)].numpy(), ids.reshape(-1).contiguous().numpy(), 1)
@@ -49,6 +48,11 @@ class Touched:
         """All rows count as untouched."""
         for marks in self.marks.values():
             marks.zero_()
+
+    def attach(self) -> None:
+        """Watches."""
+        for table in self._tables.values():
+            table.listeners.append(self._mark)
 
     def detach(self) -> None:
         """Stops watching."""
