@@ -21,9 +21,8 @@ MOST_IN_A_ROW = 100
 def gradients_are_finite(model: nn.Module) -> bool:
     """Whether all gradients of the last backward pass are finite."""
     gradients = [gradient for _, gradient in _gradients(model)]
-    # The norms are quick, and finite only if every number is; a norm that is not may have overflowed.
-    norms = torch._foreach_norm(gradients) if gradients else ()  # pyright: ignore[reportPrivateImportUsage]
-    if not norms or bool(torch.stack(norms).isfinite().all()):
+    # Sums are the quickest look at every number, and finite only if all are; one that is not may have overflowed.
+    if not gradients or bool(torch.stack([gradient.sum() for gradient in gradients]).isfinite().all()):
         return True
     return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
