@@ -3,8 +3,9 @@
 On batches of a hundred inputs torch's operators cost more to call than to run.
 """
 
+# Numba compiles what pyright cannot follow: intrinsics take fewer arguments than their definitions show.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import math
@@ -137,9 +138,9 @@ def keep(
         many have probability 0.
     """
     rows, out = torch.empty(keys.numel(), dtype=torch.int64), torch.empty(keys.numel(), dtype=torch.float32)
-    arrays = (tensor.to(torch.float32).contiguous().numpy() for tensor in (probability, weights))
+    p, own = (tensor.to(torch.float32).contiguous().numpy() for tensor in (probability, weights))
     salt = np.uint64(hashing.stream(step, seed))
-    count, zeros = _keep(keys.contiguous().numpy(), salt, *arrays, kept, decided, rows.numpy(), out.numpy())
+    count, zeros = _keep(keys.contiguous().numpy(), salt, p, own, kept, decided, rows.numpy(), out.numpy())
     return rows[:count], out, zeros
 
 

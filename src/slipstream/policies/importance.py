@@ -88,6 +88,7 @@ class Importance(Policy):
 
     name = "importance"
     skips_inputs = True
+    decides_alone = True
 
     def __init__(
         self,
