@@ -203,3 +203,17 @@ def test_synthetic_sets_have_their_base_rate(tmp_path: Path) -> None:
     store = Store.open(config.data)
     assert float(store.labels.float().mean()) == pytest.approx(0.02, abs=0.005)
     assert config.max_samples == store.num_samples == 20_000
+
+
+def test_a_model_takes_the_place_of_the_data_sets_own(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(MODEL)
+    for name, kind in (("dlrm-small", "dlrm"), ("dlrm-kaggle", "dlrm"), ("dcnv2", "dcnv2"), ("deepfm", "deepfm")):
+        options = FrontierOptions(data=str(store.path), config=file, model=name)
+        model = frontier_data.training_of(options, tmp_path).model
+        assert (model.name, model.embedding_dim) == (kind, 4)
+    with pytest.raises(ConfigError, match="dlrm-kaggle, dcnv2, deepfm"):
+        frontier_data.training_of(FrontierOptions(data=str(store.path), config=file, model="bst"), tmp_path)
+    (tmp_path / "ml1m_pairs.parquet").touch()
+    with pytest.raises(ConfigError, match="ml1m is pairs"):
+        frontier_data.training_of(FrontierOptions(data="ml1m", folder=tmp_path, model="deepfm"), tmp_path)

@@ -45,3 +45,27 @@ def test_bags_of_any_inputs_in_any_order(lengths: list[int], picks: list[int], d
 def test_bags_outside_are_refused(offsets: list[int], row: int) -> None:
     with pytest.raises(IndexError, match="bags"):
         inputs.select_bags(torch.arange(3), torch.tensor(offsets), torch.tensor([row]))
+
+
+@settings(deadline=None)
+@given(
+    size=st.integers(0, 40),
+    chances=st.lists(st.sampled_from([0.0, 1.0]) | st.floats(0.0625, 0.9375, width=32), min_size=1, max_size=5),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+    before=st.tuples(st.integers(0, 50), st.integers(0, 50)),
+    step=st.integers(0, 3),
+)
+def test_inputs_kept_and_their_weights(
+    size: int, chances: list[float], dtype: torch.dtype, before: tuple[int, int], step: int
+) -> None:
+    keys = torch.arange(7, 7 + size, dtype=dtype)
+    probability = torch.tensor(chances, dtype=torch.float32)[torch.arange(size) % len(chances)]
+    weights = torch.arange(size) % 3 + 1.0
+    kept, decided = min(before), max(before)
+    rows, ours, dropped = registry.keep(keys, 5, step, probability, weights, kept, decided)
+    expected = (hashing.hash_uniform(keys, 5, step) < probability).nonzero().squeeze(1)
+    assert torch.equal(rows, expected)
+    assert dropped == int((probability == 0.0).sum())
+    if rows.numel():
+        share = (kept + rows.numel()) / (decided + size - dropped)
+        assert torch.equal(ours[rows], weights[rows] * share / probability[rows])

@@ -111,10 +111,12 @@ def test_state_goes_on_and_budget_changes() -> None:
     for batch in batches[5:]:
         one, other = first.keep_probability(batch), second.keep_probability(batch)
         assert one is not None and other is not None and torch.equal(one, other)
-    first.set_budget(0.05)
-    assert first.config.floor == 0.05
-    first.set_budget(0.5)
-    assert first.config.floor == 0.1, "the floor stayed down after the budget had come back"
+    asked = Importance(0.5, floor=0.1)
+    for policy, least in ((first, 0.025), (asked, 0.05)):
+        policy.set_budget(0.05)
+        assert policy.config.least == least
+        policy.set_budget(0.5)
+        assert policy.config.least == 0.1, "the floor stayed down after the budget had come back"
     for budget in (0.0, -1.0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="budget must be in"):
             first.set_budget(budget)
@@ -195,7 +197,7 @@ def test_probabilities_stay_within_floor_and_one(
 @pytest.mark.parametrize(
     ("wrong", "problem"),
     [
-        ({"budget": 0.05}, "floor must be at most budget"),
+        ({"budget": 0.05, "floor": 0.1}, "floor must be at most budget"),
         ({"budget": 0.0}, "budget must be in"),
         ({"floor": 0.0}, "floor"),
         ({"bits": 40}, "bits"),
@@ -222,6 +224,16 @@ def test_probabilities_in_proportion_add_up(total: float) -> None:
     free = (keep > 0.1) & (keep < 1.0)
     ratios = keep[free] / score[free]
     assert not len(ratios) or float(ratios.max() / ratios.min()) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("score", ["label", "scout"])
+def test_a_small_budget_leaves_a_choice(score: str) -> None:
+    policy = Importance(0.1, score=score, warmup_samples=0, bits=8)
+    for batch in _batches(20):
+        batch.labels = (batch.index % 20 == 0).float()
+        keep = policy.keep_probability(batch)
+    assert keep is not None and float(keep.mean()) == pytest.approx(0.1, abs=0.02)
+    assert float(keep[batch.labels > 0].mean()) > 3 * float(keep[batch.labels == 0].mean())
 
 
 def test_scores_of_zero_get_the_floor() -> None:

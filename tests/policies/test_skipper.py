@@ -182,6 +182,14 @@ def test_state_of_another_run(policy: Policy, seed: int, batch_size: int) -> Non
         Skipper(MODEL, policy, batch_size=batch_size, seed=seed).load_state_dict(state)
 
 
+@pytest.mark.parametrize("shape", [(3,), (20, 1), ()])
+def test_probabilities_of_another_shape(shape: tuple[int, ...]) -> None:
+    policy = Chosen([0.5])
+    policy.keep_probability = lambda batch: torch.full(shape, 0.5)  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="for 20 inputs"):
+        list(Skipper(MODEL, policy).push(make_batch(0, 20)))
+
+
 @pytest.mark.parametrize("batch_size", [0, -3])
 def test_batch_size_out_of_range(batch_size: int) -> None:
     with pytest.raises(ConfigError, match="batch_size must be 1 or more"):

@@ -19,6 +19,7 @@ from slipstream.training import (
     Trainer,
     evaluate,
     load_config,
+    loop,
     predict,
     train,
 )
@@ -267,3 +268,25 @@ def test_a_bf16_run_is_scored_in_bf16(make_store, tmp_path):
     result = train(config(out=out, bf16=True), store=store)
     scores = evaluate(out, store, start=1800).scores
     assert (scores.auc, scores.log_loss) == pytest.approx((result.auc, result.log_loss), rel=1e-7)
+
+
+@pytest.mark.parametrize(("policy", "most"), [("random", 108), ("importance", 108), ("guard", 16)])
+def test_small_batches_are_decided_on_several_at_a_time(make_store, monkeypatch, policy, most):
+    store = make_store()
+
+    def trained(decided: int) -> tuple[list[int], list[int], list[int]]:
+        monkeypatch.setattr(loop, "DECIDED", decided)
+        trainer = Trainer(config(policy=policy, batch_size=16, epochs=2).resolved(), store)
+        policy_of, pieces, kept, sizes = trainer.skipper.policy, [], [], []
+        decide, step = policy_of.keep_probability, trainer._step
+        policy_of.keep_probability = lambda batch: (pieces.append(len(batch)), decide(batch))[1]
+        trainer._step = lambda batch: (kept.extend(batch.index.tolist()), sizes.append(len(batch)), step(batch))[2]
+        trainer.run()
+        assert sum(pieces) == 2 * trainer.epoch_samples
+        assert set(sizes[: len(sizes) // 2 - 1]) == {16}
+        return pieces, kept, sizes
+
+    pieces, kept, _ = trained(2048)
+    assert max(pieces) == most // 16 * 16
+    if policy == "random":
+        assert trained(1)[1] == kept, "what is kept hangs on the sample's number alone"

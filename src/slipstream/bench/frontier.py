@@ -200,7 +200,7 @@ def _record(frontier: Frontier, *, quick: bool) -> Record:
     at_edge = [str(place) for place, choice in frontier.choices.items() if choice.rate in ends]
     name = options.data if not Path(options.data).exists() else Path(options.data).stem
     return Record(
-        name=f"frontier_{name.replace('-', '_')}" + (f"_{options.mode}" if options.mode else ""),
+        name="_".join(("frontier", name, *filter(None, (options.mode, options.model)))).replace("-", "_"),
         dataset=f"{name}, {frontier.samples:,} samples, fingerprint {frontier.store.fingerprint[:16]}",
         conditions={
             "quick": quick,

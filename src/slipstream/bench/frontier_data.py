@@ -21,6 +21,15 @@ GLOBO_SAMPLES = 1_200_000
 SYNTHETIC_SAMPLES: dict[Preset, int] = {"default": 2_000_000, "starved": 1_000_000}
 """Samples of each preset unless ``samples`` says otherwise."""
 
+MODELS: Mapping[str, dict[str, Any]] = {
+    "dlrm-small": {"name": "dlrm", "bottom": [64], "top": [128, 64]},
+    "dlrm-kaggle": {"name": "dlrm"},
+    "dcnv2": {"name": "dcnv2"},
+    "deepfm": {"name": "deepfm"},
+}
+"""Models that take the place of a data set's own, by name; ``dlrm-kaggle``, ``dcnv2`` and ``deepfm`` are those of the
+library's defaults."""
+
 Settings = dict[str, Any]
 Maker = Callable[[FrontierOptions, Path], Settings]
 """From the options and a folder for large files to the settings of a :class:`TrainConfig`."""
@@ -79,7 +88,7 @@ def _synthetic(preset: Preset, base_rate: float) -> Maker:
             generate(data, SyntheticConfig.preset(preset, base_rate=base_rate, num_samples=samples))
         return {
             "data": data,
-            "model": {"name": "dlrm", "embedding_dim": 16, "bottom": [64], "top": [128, 64]},
+            "model": {**MODELS["dlrm-small"], "embedding_dim": 16},
             "optimizer": {"name": "rowwise_adagrad", "dense_name": "adam", "lr": 0.002, "embedding_lr": 0.08},
             "batch_size": 1024,
         }
@@ -106,7 +115,7 @@ def training_of(options: FrontierOptions, folder: Path, **settings: Any) -> Trai
     """The training whose skipping is measured.
 
     Args:
-        options: ``data``, ``config``, ``folder``, ``samples`` and ``mode`` are read.
+        options: ``data``, ``config``, ``folder``, ``samples``, ``mode`` and ``model`` are read.
         folder: Where prepared and generated data goes.
         **settings: Settings that replace the data set's own.
 
@@ -127,9 +136,26 @@ def training_of(options: FrontierOptions, folder: Path, **settings: Any) -> Trai
         raise DataError("no such data", file=options.data, remedy=f"name a data set ({names}) or a path")
     if options.samples is not None:
         made["max_samples"] = options.samples
+    if options.model is not None:
+        made["model"] = _model(options.model, options.data, made)
     if options.mode is not None:
         made["mode"] = options.mode
     if made.get("mode") != "prequential":
         for name in ("score_from", "score_to"):
             made.pop(name, None)
     return validate(TrainConfig, {**made, **settings})
+
+
+def _model(name: str, data: str, made: Settings) -> Settings:
+    """The model named, with rows as wide as those of the data set's own.
+
+    Raises:
+        ConfigError: There is no such model, or the data's samples are pairs.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"unknown model {name!r}", remedy=f"choose among {', '.join(MODELS)}")
+    own = made.get("model")
+    own = own if isinstance(own, dict) else {"name": own}
+    if own.get("objective") == "bpr":
+        raise ConfigError(f"{data} is pairs, for which {name} is no model", remedy="leave out --model")
+    return {**MODELS[name], **{key: own[key] for key in ("embedding_dim", "init", "init_std") if key in own}}

@@ -29,6 +29,7 @@ class FrontierOptions:
         seeds: Trainings of each point.
         samples: Use only the first so many samples; None: as the data set has it.
         mode: holdout or prequential; None: as the data set has it.
+        model: One of ``frontier_data.MODELS``; None: the data set's own.
         embedding_decays: Courses of the tables' rate that are tried (``ScheduleConfig.embedding``).
         partial: Where the record is kept after each seed, so that a long measurement that is broken off is not lost.
         tune: Whether rates are tuned; if not, every point trains at the data set's own.
@@ -45,6 +46,7 @@ class FrontierOptions:
     embedding_decays: tuple[Literal["constant", "linear", "cosine"], ...] = ("constant",)
     tune: bool = True
     partial: Path | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the values.

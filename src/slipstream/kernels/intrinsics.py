@@ -62,6 +62,18 @@ def fetch_add(_typing_context: Any, address: Any, amount: Any) -> Any:
 
 
 @intrinsic
+def copy_bytes(_typing_context: Any, to: Any, source: Any, size: Any) -> Any:
+    """Copy bytes from one address to another; the two ranges must not overlap."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        to, source, size = arguments
+        cgutils.raw_memcpy(builder, builder.inttoptr(to, byte), builder.inttoptr(source, byte), size, 1)
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
 def prefetch_write(_typing_context: Any, address: Any) -> Any:
     """Ask for the cache line at an address, soon to be written."""
 

@@ -41,6 +41,7 @@ __all__ = [
     "has_pairs",
     "hash_lookups",
     "hash_uniform",
+    "keep",
     "pack_pairs",
     "pool",
     "row_update",
@@ -167,6 +168,13 @@ def hash_uniform(keys: Tensor, seed: int, step: int = 0) -> Tensor:
     """A number in [0, 1) for each key. See :func:`slipstream.kernels.hashing.hash_uniform`."""
     in_kernel = keys.device.type == "cpu" and keys.dtype in (torch.int32, torch.int64)
     return (inputs if in_kernel else hashing).hash_uniform(keys, seed, step)
+
+
+def keep(
+    keys: Tensor, seed: int, step: int, probability: Tensor, weights: Tensor, kept: int, decided: int
+) -> tuple[Tensor, Tensor, int]:
+    """Draws which inputs are kept, and weighs them. See :func:`slipstream.kernels.inputs.keep`."""
+    return inputs.keep(keys, seed, step, probability, weights, kept, decided)
 
 
 def has_pairs(tensor: Tensor) -> bool:

@@ -167,6 +167,9 @@ class Policy:
     """Whether it orders the samples run by run, by :meth:`test_positions` and :meth:`next_run`."""
     wants_losses: bool = False
     """Whether ``observe_losses`` is to be called."""
+    decides_alone: bool = False
+    """Whether ``keep_probability`` depends on nothing but the batches given to it, not on the model's steps: a training
+    with small batches then has it decide on several at a time."""
 
     def warm_up(self) -> None:
         """Compiles, or loads from the cache, what a training will need, so that no step has to wait for it."""

@@ -64,6 +64,7 @@ class Combine(Policy):
         if planner.plans_runs:
             self.test_positions, self.next_run = planner.test_positions, planner.next_run
         self.wants_losses = inputs.wants_losses or rows.wants_losses
+        self.decides_alone = inputs.decides_alone
         self.split = split
         self.budget: float | None = None
         if budget is not None:

@@ -20,6 +20,8 @@ from slipstream.staleness.surprise import BaseRate, Scout, Skill, in_proportion
 if TYPE_CHECKING:
     from slipstream.data.batch import Batch
 
+_FLOOR = 0.1
+"""Least keep-probability unless another one is asked for."""
 _CORRECTION = 10
 """Batches over which a deviation from the budget is made good."""
 _TRIAL = 100_000
@@ -34,8 +36,11 @@ class ImportanceConfig(PolicyBaseConfig):
     name: Literal["importance"] = "importance"
     budget: Annotated[float, AfterValidator(share_in_range("budget"))] = 0.5
     """Share of the inputs that are trained on, in the mean; in (0, 1]."""
-    floor: float = Field(default=0.1, gt=0.0, le=1.0)
-    """Least keep-probability, so that no input weighs more than 1 / floor; at most ``budget``."""
+    floor: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Least keep-probability, so that no input weighs more than 1 / floor; at most ``budget``.
+
+    None: 0.1, or half the budget where that is less: at the budget itself there would be nothing to choose.
+    """
     score: Literal["scout", "label"] = "scout"
     """Whose surprise counts: the scout's, or that of the labels' base rate alone, which costs nothing."""
     power: float = Field(default=1.0, gt=0.0, le=4.0)
@@ -53,9 +58,14 @@ class ImportanceConfig(PolicyBaseConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> ImportanceConfig:
-        if self.floor > self.budget:
+        if self.floor is not None and self.floor > self.budget:
             raise ValueError(f"floor must be at most budget ({self.budget}), got {self.floor}")
         return self
+
+    @property
+    def least(self) -> float:
+        """The floor in use."""
+        return min(_FLOOR, self.budget / 2) if self.floor is None else self.floor
 
 
 class Importance(Policy):
@@ -73,7 +83,7 @@ class Importance(Policy):
 
     Args:
         budget: Share of the inputs trained on, in (0, 1].
-        floor: Least keep-probability, in (0, budget].
+        floor: Least keep-probability, in (0, budget]; None: 0.1, or half the budget if that is less.
         score: ``scout`` or ``label``.
         power: Exponent of the surprise, in (0, 4].
         fresh_below: Inputs with a row seen fewer times are always kept, up to half the budget; the scout never rests.
@@ -88,12 +98,13 @@ class Importance(Policy):
 
     name = "importance"
     skips_inputs = True
+    decides_alone = True
 
     def __init__(
         self,
         budget: float = 0.5,
         *,
-        floor: float = 0.1,
+        floor: float | None = None,
         score: Literal["scout", "label"] = "scout",
         power: float = 1.0,
         fresh_below: int = 0,
@@ -116,7 +127,7 @@ class Importance(Policy):
                 "lr": lr,
             },
         )
-        self._floor = floor  # as asked for; the one in use may be lower for a while
+        self._floor = floor  # as asked for; the one in use follows the budget
         self._base = BaseRate()
         self._scout = Scout(bits=bits, lr=lr) if score == "scout" else None
         self._skill = Skill()
@@ -133,9 +144,9 @@ class Importance(Policy):
 
     def set_budget(self, budget: float) -> None:
         """Changes the share; the floor falls with it where it has to, and comes back with it."""
-        values = self.config.model_dump() | {"budget": budget, "floor": min(self._floor, budget)}
         # A budget out of range is the problem to name, not the floor that follows it.
-        self.config = validated(ImportanceConfig, values if 0.0 < budget <= 1.0 else values | {"floor": self._floor})
+        floor = self._floor if self._floor is None or not 0.0 < budget <= 1.0 else min(self._floor, budget)
+        self.config = validated(ImportanceConfig, self.config.model_dump() | {"budget": budget, "floor": floor})
 
     def keep_probability(self, batch: Batch) -> Tensor | None:
         """Has the batch's labels predicted and learned, and turns the surprise into probabilities.
@@ -188,7 +199,7 @@ class Importance(Policy):
 
     def _spread(self, score: Tensor, fresh: Tensor | None, wanted: float) -> Tensor:
         """Probabilities in proportion to the score, within [floor, 1], with the mean ``wanted`` if it can be had."""
-        floor = self.config.floor
+        floor = self.config.least
         wanted = min(max(wanted, floor), 1.0)
         always = 0 if fresh is None else int(fresh.sum())
         if fresh is None or not always:

@@ -60,6 +60,7 @@ class Random(Policy):
     """
 
     name = "random"
+    decides_alone = True
 
     def __init__(self, budget: float = 0.5, *, level: Level = "inputs", protect_tail: int = 0) -> None:
         self.config = validated(RandomConfig, {"budget": budget, "level": level, "protect_tail": protect_tail})

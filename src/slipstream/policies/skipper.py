@@ -130,7 +130,7 @@ class Skipper:
 
         Exhaust the iterator; gates are updated between the batches that it yields.
         """
-        yield from self._take(self._decide(batch if self.to_batch is None else self.to_batch(batch)))
+        yield from self._take(*self._decide(batch if self.to_batch is None else self.to_batch(batch)))
 
     def flush(self) -> Iterator[Batch]:
         """Hands out the inputs that wait for a full batch, if any, and ends the epoch."""
@@ -139,8 +139,8 @@ class Skipper:
         if rest is not None:
             yield self._hand_out(rest, ended)
 
-    def _decide(self, batch: Batch) -> Batch:
-        """The kept inputs, weighted."""
+    def _decide(self, batch: Batch) -> tuple[Batch, Tensor | None]:
+        """The batch, and which of its inputs are kept: int64 [K], their weights set, or None for all as they are."""
         size = len(batch)
         self.inputs_seen += size
         if self.batch_size is None and self.policy.skips_inputs:
@@ -148,24 +148,31 @@ class Skipper:
         probability = self.policy.keep_probability(batch) if self.policy.skips_inputs else None
         if probability is None:
             self.inputs_kept += size
-            return batch
-        draws = registry.hash_uniform(batch.index, self.seed ^ _INPUT_STREAM, self.epoch)
-        rows = (draws < probability).nonzero().squeeze(1)
+            return batch, None
+        if probability.shape != (size,):
+            shape = list(probability.shape)
+            raise ConfigError(f"policy {self.policy.name!r} gave probabilities of shape {shape} for {size} inputs")
+        seed, decided = self.seed ^ _INPUT_STREAM, self.inputs_seen - size - self._dropped
+        rows, weights, dropped = registry.keep(
+            batch.index, seed, self.epoch, probability, batch.weights, self.inputs_kept, decided
+        )
         self.inputs_kept += rows.numel()
-        self._dropped += size - int(torch.count_nonzero(probability))
-        kept = batch.select(rows)
-        decided = self.inputs_seen - self._dropped
-        if decided:
-            kept.weights = kept.weights * (self.inputs_kept / decided) / probability.index_select(0, rows)
-        return kept
+        self._dropped += dropped
+        return Batch(batch.inputs, batch.labels, batch.index, weights, batch.time, batch.carried), rows
 
-    def _take(self, batch: Batch) -> Iterator[Batch]:
-        if self.batch_size is None or (len(batch) == self.batch_size and not self._packer.waiting):
-            yield self._hand_out(batch)
-            return
-        self._packer.add(batch)
-        while self._packer.waiting >= self.batch_size:
-            yield self._hand_out(self._packer.take(self.batch_size))
+    def _take(self, batch: Batch, rows: Tensor | None) -> Iterator[Batch]:
+        size = self.batch_size
+        if rows is None and not self._packer.waiting:
+            while size is not None and len(batch) > size:
+                whole, batch = batch.split(size)
+                yield self._hand_out(whole)
+            if size is None or len(batch) == size:
+                yield self._hand_out(batch)
+                return
+        assert size is not None  # of a policy that skips inputs it is known
+        self._packer.add(batch, torch.arange(len(batch)) if rows is None else rows, size)
+        while (full := self._packer.take()) is not None:
+            yield self._hand_out(full)
 
     def _hand_out(self, batch: Batch, epoch: int | None = None) -> Batch:
         time = int(batch.time[-1]) if batch.time is not None and self.policy.skips_rows and len(batch) else None
@@ -281,7 +288,7 @@ class Skipper:
         self._samples, self._dropped = int(state["samples"]), int(state["dropped"])
         steps, samples = state.get("earlier", (0, 0))
         self._earlier = (int(steps), int(samples))
-        self._packer.load_state_dict(state["waiting"])
+        self._packer.load_state_dict(state["waiting"], self.batch_size)
         # The tables' own counters may or may not have been restored: set the zero point so that the share goes on
         # from the state's.
         self._before = {name: (table.lookups, table.skipped) for name, table in self.tables.items()}

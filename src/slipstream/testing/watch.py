@@ -43,7 +43,7 @@ class Watched(Policy):
         self.name = policy.name  # pyright: ignore[reportIncompatibleVariableOverride, reportAttributeAccessIssue]
         self.skips_inputs, self.skips_rows = policy.skips_inputs, policy.skips_rows
         self.plans_order, self.plans_runs = policy.plans_order, policy.plans_runs
-        self.wants_losses = policy.wants_losses
+        self.wants_losses, self.decides_alone = policy.wants_losses, policy.decides_alone
         self._tables: Mapping[str, Gated] = {}
 
     def warm_up(self) -> None:

@@ -10,6 +10,7 @@ from slipstream.data.store import Store
 from slipstream.data.transfer import checked_device
 from slipstream.models import build_model
 from slipstream.policies import Skipper, build_policy
+from slipstream.policies.packing import Packer
 from slipstream.training.config import TrainConfig
 from slipstream.training.optimizers import build_optimizers
 from slipstream.training.predicting import autocast
@@ -46,6 +47,7 @@ def warm_up(config: TrainConfig, store: Store) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+    Packer().add(batch, torch.arange(2), 2)  # whether a policy keeps one of the two or not
     # The twin never trains long enough for a decision.
     skipper.policy.warm_up()
     with torch.inference_mode():
