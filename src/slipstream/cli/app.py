@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from slipstream._version import __version__
-from slipstream.cli import bench, compare, doctor, evaluate, inspect, predict, prepare, profile, train
+from slipstream.cli import bench, compare, doctor, evaluate, inspect, predict, prepare, profile, report, train, watch
 
 app = typer.Typer(
     name="slipstream",
@@ -41,6 +41,8 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("compare")(compare.compare)
+app.command("report")(report.report)
+app.command("watch")(watch.watch)
 app.command("inspect")(inspect.inspect)
 app.command("profile")(profile.profile)
 app.command("doctor")(doctor.doctor)
