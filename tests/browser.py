@@ -1,4 +1,4 @@
-"""Headless Chromium, spoken to over a pipe (the DevTools protocol), so that tests can size, look at and wait for a page."""
+"""Headless Chromium, spoken to over a pipe (DevTools protocol): tests can size a page, look at it and wait for it."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _cards(run: Run) -> str:
         f'<p class="soft">{escape(note)}</p></section>'
         for name, value, note in key_figures(run)
     )
-    return f'<div class="cards">{"".join(cards)}</div>'
+    return f'<div class="cards figures">{"".join(cards)}</div>'
 
 
 def _moves(run: Run) -> list[str]:

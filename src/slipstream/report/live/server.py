@@ -91,8 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         if host not in _HOSTS:
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, "this server is reached as 127.0.0.1 or localhost alone\n")
             return
-        prefix, _, rest = self.path.removeprefix("/").partition("/")
-        if not secrets.compare_digest(prefix.encode("utf-8", "replace"), self.server.token.encode()):
+        prefix, slash, rest = self.path.removeprefix("/").partition("/")
+        if not slash or not secrets.compare_digest(prefix.encode("utf-8", "replace"), self.server.token.encode()):
             self._answer(HTTPStatus.NOT_FOUND, "no such page; use the whole address that slipstream watch printed\n")
         elif rest == "":
             self._page()
