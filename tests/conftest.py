@@ -10,26 +10,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from tests.interpreter import ON_GPU  # before anything imports triton
 
 # isort: split
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-# Nothing a page could not do without: no network of the browser's own, a profile that is new and empty.
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-)
+from tests import browser as chromium
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,14 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def open_in_browser(tmp_path: Path) -> Callable[[Path], tuple[str, list[str]]]:
     """Opens a page in headless Chromium: the DOM it makes of it, and the lines of its console."""
-    program = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
+    program = chromium.program()
     if program is None:
         pytest.skip("no Chromium on PATH")
 
     def visit(page: Path) -> tuple[str, list[str]]:
         profile = tmp_path / "profile"
         done = subprocess.run(
-            [program, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.resolve().as_uri()],
+            [program, *chromium.FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.resolve().as_uri()],
             capture_output=True,
             text=True,
             timeout=120,

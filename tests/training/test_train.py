@@ -11,6 +11,7 @@ from slipstream.evaluation import auc
 from slipstream.staleness.compiled import tally
 from slipstream.training import (
     EpochDone,
+    HeldOutScored,
     Progress,
     RunDone,
     RunStarted,
@@ -79,7 +80,8 @@ def test_the_run_folder_holds_everything_and_the_model_scores_the_same_again(mak
     assert json.loads((out / "result.json").read_text())["auc"] == result.auc
     assert load_config(out / "config.yaml").schedule.dense == "linear"
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["event"] for line in lines[:2]] == ["start", "step"]
+    events = [line["event"] for line in lines]
+    assert events[0] == "start" and "step" in events and events.count("score") == 10
     assert lines[-1]["event"] == "epoch" or lines[-1]["samples"] == 5400
     again = evaluate(out, store.path, start=5400)
     assert again.scores.auc == pytest.approx(result.auc, abs=1e-9)
@@ -119,7 +121,9 @@ def test_rates_warm_up_and_only_the_dense_one_decays(make_store):
 def test_events_come_in_order(make_store):
     events = []
     train(config(epochs=2), store=make_store(1000), listeners=[events.append])
-    kinds = [type(event) for event in events if not isinstance(event, StepDone)]
+    scored = [event for event in events if isinstance(event, HeldOutScored)]
+    assert len(scored) == 10 and {event.scores.samples for event in scored} == {100}
+    kinds = [type(event) for event in events if not isinstance(event, StepDone | HeldOutScored)]
     assert kinds == [RunStarted, EpochDone, EpochDone, RunDone]
     assert events[0].total_samples == 1800
 

@@ -7,12 +7,17 @@ from typing import Annotated
 import typer
 
 from slipstream._version import __version__
-from slipstream.cli import bench, compare, doctor, evaluate, inspect, predict, prepare, profile, train
+from slipstream.cli import bench, compare, doctor, evaluate, inspect, predict, prepare, profile, report, train, watch
+
+EPILOG = (
+    "Exit status: 0 done; 1 a check of doctor failed; 2 bad input, a wrong command line or a refusal of the system, said "
+    "in one line; 130 interrupted (Ctrl-C); 143 ended by SIGTERM, the training saved."
+)
 
 app = typer.Typer(
     name="slipstream",
     no_args_is_help=True,
-    add_completion=False,
+    epilog=EPILOG,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -36,12 +41,14 @@ def root(
     """Train recommender models faster by skipping what no longer teaches the model anything."""
 
 
-app.command("prepare")(prepare.prepare)
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("compare")(compare.compare)
-app.command("inspect")(inspect.inspect)
-app.command("profile")(profile.profile)
-app.command("doctor")(doctor.doctor)
-app.command("bench")(bench.bench)
+app.command("prepare", epilog=EPILOG)(prepare.prepare)
+app.command("train", epilog=EPILOG)(train.train)
+app.command("evaluate", epilog=EPILOG)(evaluate.evaluate)
+app.command("predict", epilog=EPILOG)(predict.predict)
+app.command("compare", epilog=EPILOG)(compare.compare)
+app.command("report", epilog=EPILOG)(report.report)
+app.command("watch", epilog=EPILOG)(watch.watch)
+app.command("inspect", epilog=EPILOG)(inspect.inspect)
+app.command("profile", epilog=EPILOG)(profile.profile)
+app.command("doctor", epilog=EPILOG)(doctor.doctor)
+app.command("bench", epilog=EPILOG)(bench.bench)

@@ -55,7 +55,8 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status: 0 done, 1 a check of ``doctor`` failed, 2 bad input or a refusal of the system (no permission,
-        no space), 130 interrupted, 143 ended by SIGTERM, its training saved.
+        no space), 130 interrupted, 143 ended by SIGTERM, its training saved. ``docs/reference/exit_status.md`` is for
+        users.
     """
     import typer
 

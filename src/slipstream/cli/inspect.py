@@ -48,10 +48,10 @@ def inspect(
     store = Store.open(data)
     describe(store)
     profile = popularity_profile(store, slices=slices)
-    output.console.print(profile_table(profile))
+    output.console.print(profile_table(profile, wide=output.console.width >= 110))
     output.say(
-        f"top rows kept: of a slice's {profile.top_fraction:.0%} most popular rows, the share that were so in the slice"
-        f" before, mean over {len(profile.slice_starts)} slices; first to last: the last slice's against the first's"
+        "top 1 %: share of the accesses that the most popular 1 % of the rows take; top rows kept: of a slice's "
+        f"{profile.top_fraction:.0%} most popular rows, the share that were so in the slice before, mean over {len(profile.slice_starts)} slices; first to last: the last slice's against the first's"
     )
     written = profile.model_dump(mode="json")
     if learning_curve:
@@ -99,20 +99,25 @@ def cost_table(found: Redundancy) -> Table:
     return table
 
 
-def profile_table(profile: PopularityProfile) -> Table:
-    """One line per feature, all together first."""
+def profile_table(profile: PopularityProfile, *, wide: bool = True) -> Table:
+    """One line per feature, all together first; ``wide`` ones have how many rows are seen and Zipf's exponent too."""
     table = Table()
     shares = list(profile.overall.top_shares)
-    titles = ["feature", "rows", "seen", *(f"top {share:.1%} take" for share in shares), "Gini", "Zipf"]
+    titles = ["feature", "rows", "seen", *(f"top {share * 100:g} %" for share in shares), "Gini", "Zipf"]
     titles += ["top rows kept", "first to last", "new accesses"]
+    left_out = () if wide else ("seen", "Zipf")
     for number, title in enumerate(titles):
-        table.add_column(title, justify="right" if number else "left", overflow="fold")
+        if title not in left_out:
+            longest = max(map(len, title.split()))
+            table.add_column(
+                title, justify="right" if number else "left", overflow="fold", min_width=longest if number else 12
+            )
     for row in (profile.overall, *profile.features):
         cells = [row.name, f"{row.num_rows:,}", f"{row.rows_seen / row.num_rows:.0%}"]
         cells += [f"{row.top_shares[share]:.1%}" for share in shares]
         cells += [f"{row.gini:.3f}", "–" if row.zipf_exponent is None else f"{row.zipf_exponent:.2f}"]
         cells += [_mean(row.overlap), f"{row.overlap_first_last:.0%}", _mean(row.new_accesses)]
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(cell) for title, cell in zip(titles, cells, strict=True) if title not in left_out))
     return table
 
 

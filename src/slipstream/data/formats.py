@@ -170,7 +170,8 @@ def detect(path: Path) -> FormatName:
     commas = ",".join(first).split(",")
     if tuple(commas) == _AVAZU_COLUMNS:
         return "avazu"
-    if len(commas) > 1 and all(re.fullmatch(r"[A-Za-z_][\w .-]*", name) for name in commas):
+    named = path.suffix == ".csv" or path.suffixes[-2:] == [".csv", ".gz"]
+    if len(commas) > 1 and (named or all(re.fullmatch(r"[A-Za-z_][\w .-]*", name) for name in commas)):
         return "pairs" if only_pairs(commas) else "csv"
     raise ConfigError(f"cannot tell the format of {path}", remedy=f"pass one of {', '.join(FORMATS)}")
 

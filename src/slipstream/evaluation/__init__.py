@@ -8,6 +8,7 @@ from slipstream.evaluation.popularity import BUCKETS, access_counts, popularity_
 from slipstream.evaluation.popularity_profile import popularity_profile
 from slipstream.evaluation.prequential import CurvePoint, learning_curve
 from slipstream.evaluation.ranking import RankingScores, coverage, gini, ndcg_at_k, rank_items, recall_at_k, score_lists
+from slipstream.evaluation.reliability import ReliabilityBin, reliability
 
 __all__ = [
     "BUCKETS",
@@ -15,6 +16,7 @@ __all__ = [
     "Diversity",
     "ItemSets",
     "RankingScores",
+    "ReliabilityBin",
     "Scores",
     "access_counts",
     "auc",
@@ -30,6 +32,7 @@ __all__ = [
     "popularity_profile",
     "rank_items",
     "recall_at_k",
+    "reliability",
     "score",
     "score_by_popularity",
     "score_lists",

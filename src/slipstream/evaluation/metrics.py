@@ -33,7 +33,12 @@ class Scores(BaseModel):
     """Mean of the predicted probabilities ÷ mean of the labels."""
 
 
-def _checked(labels: Floats, logits: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def checked(labels: Floats, logits: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Both in float64.
+
+    Raises:
+        DataError: The lengths differ, or a logit is NaN.
+    """
     labels, logits = np.asarray(labels, dtype=np.float64), np.asarray(logits, dtype=np.float64)
     if labels.shape != logits.shape or labels.ndim != 1:
         raise DataError(f"labels {labels.shape} and logits {logits.shape} must be vectors of one length")
@@ -52,7 +57,7 @@ def auc(labels: Floats, logits: Floats) -> float | None:
     Returns:
         The area, None unless both classes occur.
     """
-    labels, logits = _checked(labels, logits)
+    labels, logits = checked(labels, logits)
     positive = labels > 0.5
     positives = int(positive.sum())
     negatives = positive.size - positives
@@ -75,7 +80,7 @@ def log_loss(labels: Floats, logits: Floats) -> float | None:
         labels: ``[N]`` in [0, 1].
         logits: ``[N]``.
     """
-    labels, logits = _checked(labels, logits)
+    labels, logits = checked(labels, logits)
     if not labels.size:
         return None
     return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
@@ -88,7 +93,7 @@ def calibration(labels: Floats, logits: Floats) -> float | None:
         labels: ``[N]`` in [0, 1].
         logits: ``[N]``.
     """
-    labels, logits = _checked(labels, logits)
+    labels, logits = checked(labels, logits)
     base = labels.mean() if labels.size else 0.0
     # σ(x) = exp(−ln(1 + exp(−x))) overflows nowhere.
     return float(np.exp(-np.logaddexp(0.0, -logits)).mean() / base) if base > 0 else None

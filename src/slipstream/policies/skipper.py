@@ -210,10 +210,11 @@ class Skipper:
     @property
     def share_of_row_updates_skipped(self) -> float:
         """Row lookups of trained inputs whose update a gate skipped ÷ all of them, since the Skipper came."""
-        lookups, skipped = self._row_updates()
+        lookups, skipped = self.row_updates()
         return skipped / lookups if lookups else 0.0
 
-    def _row_updates(self) -> tuple[int, int]:
+    def row_updates(self) -> tuple[int, int]:
+        """Row lookups of trained inputs since the Skipper came, and those of them whose update a gate skipped."""
         lookups = sum(table.lookups - self._before[name][0] for name, table in self.tables.items())
         skipped = sum(table.skipped - self._before[name][1] for name, table in self.tables.items())
         return lookups, skipped
@@ -232,7 +233,7 @@ class Skipper:
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, inputs that wait for a full batch, and the policy's state: tensors, numbers, dicts and lists."""
-        lookups, skipped = self._row_updates()
+        lookups, skipped = self.row_updates()
         return {
             "policy": self.policy.name,
             "seed": self.seed,

@@ -21,7 +21,7 @@ from slipstream.report.frontier import (
     summary,
     time_saved,
 )
-from slipstream.report.html import figure, page, table
+from slipstream.report.page import figure, page, table
 from slipstream.report.record import Record
 
 Series = dict[str, list[tuple[float, float, float]]]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from html import escape
-from importlib import resources
-from typing import Any
 
 from slipstream.report import plots
+from slipstream.report.figures import figures, outcome
+from slipstream.report.page import environment, page, table, unreadable
 from slipstream.report.runs import Measure, Run, baseline, differing_settings, measure
 from slipstream.report.table import columns, comparison
 
@@ -27,11 +25,11 @@ def compare_page(runs: Sequence[Run], *, title: str = "Slipstream: runs compared
     base = baseline(runs)
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{escape(_origin(base))}</p>',
+        f'<p class="soft">{escape(origin(base))}</p>',
         _cards(runs),
         '<p class="soft">One run of each: differences of the size of run-to-run spread mean nothing; repeat with other '
         "seeds.</p>",
-        f'<div class="plots">{"".join(_figures(runs))}</div>',
+        f'<div class="plots">{outcome(runs)}{"".join(figures(runs))}</div>',
         "<h2>Figures</h2>",
         f'<p class="soft">Speed-up and differences (Δ) are against {escape(base.name)}.</p>',
         table(
@@ -40,30 +38,10 @@ def compare_page(runs: Sequence[Run], *, title: str = "Slipstream: runs compared
         "<h2>In words</h2>" if findings(runs) else "",
         f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in findings(runs))}</ul>",
         *_settings(runs),
-        *_environment(runs),
+        *environment(runs),
+        unreadable(runs),
     ]
     return page(title, parts)
-
-
-def page(title: str, parts: Sequence[str]) -> str:
-    """A complete HTML document in the project's style.
-
-    Args:
-        title: Its title, plain text.
-        parts: The body, as HTML.
-    """
-    style = "\n" + resources.files("slipstream.report").joinpath("page.css").read_text(encoding="utf-8")
-    digest = b64encode(sha256(style.encode()).digest()).decode()
-    # Nothing may be loaded or run, whatever a run's name or a setting holds: this style and an empty icon are all.
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="referrer" content="no-referrer">
-<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{style}</style></head>
-<body>
-{chr(10).join(parts)}
-</body></html>
-"""
 
 
 def _cards(runs: Sequence[Run]) -> str:
@@ -129,77 +107,6 @@ def _difference(run: Run, other: Run, by: Measure) -> str:
     return "unknown" if ours is None or theirs is None else f"{ours - theirs:+.4f}"
 
 
-def _figures(runs: Sequence[Run]) -> list[str]:
-    figures = []
-    by = measure(runs)
-    numbers = [(run.name, run.number("seconds"), run.number(by.key)) for run in runs]
-    points = [
-        (name, seconds, quality) for name, seconds, quality in numbers if seconds is not None and quality is not None
-    ]
-    if points:
-        name = f"{by.title} against training time"
-        figures.append(figure(name, plots.scatter(points, x="training time (s)", y=by.title, name=name)))
-    recalls = {run.name: (run.result.get("ranking") or {}).get("recall_by_popularity") or {} for run in runs}
-    if any(recalls.values()):
-        groups = list(dict.fromkeys(group for values in recalls.values() for group in values))
-        series = {name: [values.get(group) for group in groups] for name, values in recalls.items()}
-        drawn = plots.dots(
-            groups, series, x="popularity of the held-out items", y="recall", name="recall by popularity"
-        )
-        figures.append(figure("Recall by popularity", drawn))
-    curves = {run.name: curve for run in runs if (curve := learning_curve(run.result))}
-    if curves:
-        drawn = plots.lines(curves, x="samples seen", y="AUC of the chunk", name="learning curve")
-        figures.append(figure("Learning curve", drawn))
-    buckets = {run.name: by_bucket(run.result) for run in runs}
-    groups = list(dict.fromkeys(group for values in buckets.values() for group in values))
-    if groups:
-        series = {name: [values.get(group) for group in groups] for name, values in buckets.items()}
-        drawn = plots.dots(groups, series, x="popularity of the rows touched", y="AUC", name="AUC by popularity")
-        figures.append(figure("AUC by popularity", drawn))
-    return figures
-
-
-def learning_curve(result: Mapping[str, Any]) -> tuple[list[float], list[float]] | None:
-    """Samples seen and AUC of each scored chunk, None without at least two."""
-    points = [
-        (float(point["samples"]), float(point["auc"]))
-        for point in result.get("learning_curve") or ()
-        if point.get("auc") is not None
-    ]
-    return ([samples for samples, _ in points], [auc for _, auc in points]) if len(points) > 1 else None
-
-
-def by_bucket(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """AUC by popularity bucket."""
-    return {str(name): figures.get("auc") for name, figures in (result.get("by_popularity") or {}).items()}
-
-
-def figure(caption: str, svg: str) -> str:
-    """A drawing with its caption."""
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>"
-
-
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
-    """A table that scrolls sideways where it is too wide; ``numeric`` columns are set flush right."""
-
-    def cell(text: str, number: bool, *, head: bool = False) -> str:
-        tag = "th" if head else "td"
-        shape = ' class="number"' if number else ' class="wrap"' if len(text) > 40 else ""
-        return f"<{tag}{shape}>{escape(text)}</{tag}>"
-
-    heads = "".join(cell(text, number, head=True) for text, number in zip(titles, numeric, strict=True))
-    body = "".join(
-        "<tr>"
-        + "".join(
-            cell(text, number, head=place == 0) for place, (text, number) in enumerate(zip(row, numeric, strict=True))
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def _settings(runs: Sequence[Run]) -> list[str]:
     differing = differing_settings(runs)
     if not differing:
@@ -209,26 +116,8 @@ def _settings(runs: Sequence[Run]) -> list[str]:
     return ["<h2>Settings that differ</h2>", table(titles, rows, [False] * len(titles))]
 
 
-def _environment(runs: Sequence[Run]) -> list[str]:
-    rows = [
-        [
-            run.name,
-            _words(run.result.get("machine")),
-            _words(run.result.get("versions")),
-            str(run.result.get("commit") or "–"),
-        ]
-        for run in runs
-    ]
-    return ["<h2>Measured on</h2>", table(["run", "machine", "versions", "commit"], rows, [False] * 4)]
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
-    return "–" if value is None else str(value)
-
-
-def _origin(run: Run) -> str:
+def origin(run: Run) -> str:
+    """What data a run was trained on."""
     data = run.config.get("data") if isinstance(run.config, Mapping) else None
     fingerprint = run.result.get("dataset")
     said = [

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.style import context
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, ScalarFormatter
 
 SERIES = 6
 """Number of distinct series colours; a seventh series starts over with another dash pattern."""
@@ -155,15 +155,56 @@ def dots(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], *,
     return _svg(draw, x=x, y=y, name=name, legend=len(series))
 
 
+def reliability(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, name: str) -> str:
+    """One line per series beside the diagonal on which predictions are right; arguments as in :func:`lines`."""
+
+    def draw(axes: Axes) -> None:
+        ends = [
+            max(max(horizontal, default=0.0), max(vertical, default=0.0)) for horizontal, vertical in series.values()
+        ]
+        end = max(ends, default=1.0)
+        axes.plot([0, end], [0, end], color=_INK, linewidth=0.8, linestyle=":")
+        for number, (label, (horizontal, vertical)) in enumerate(series.items()):
+            colour, dashes = _STAND_IN[number % SERIES], _DASHES[number // SERIES % len(_DASHES)]
+            axes.plot(
+                horizontal, vertical, color=colour, linestyle=dashes, marker="o", markersize=3.5, label=_short(label)
+            )
+
+    return _svg(draw, x=x, y=y, name=name, legend=len(series))
+
+
+def stacked(labels: Sequence[str], series: Mapping[str, Sequence[float]], *, x: str, name: str) -> str:
+    """One horizontal bar for each label, of parts that add up.
+
+    Args:
+        labels: Of the bars, from the top.
+        series: Of each part its size in every bar.
+        x: Label of the horizontal axis.
+        name: Unique on the page.
+    """
+
+    def draw(axes: Axes) -> None:
+        places = [-place for place in range(len(labels))]
+        left = [0.0] * len(labels)
+        for number, (part, sizes) in enumerate(series.items()):
+            axes.barh(places, sizes, left=left, height=0.6, color=_STAND_IN[number % SERIES], label=_short(part))
+            left = [before + size for before, size in zip(left, sizes, strict=True)]
+        axes.set_yticks(places, [_short(label) for label in labels])
+        axes.set_ylim(-len(labels) + 0.4, 0.6)
+        axes.grid(visible=False, axis="y")
+
+    return _svg(draw, x=x, y="", name=name, legend=len(series), height=1.6 + 0.3 * len(labels))
+
+
 def _short(label: str) -> str:
     """A label that leaves room for the plot; the tables have it whole."""
     return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
 
 
-def _svg(draw: Callable[[Axes], None], *, x: str, y: str, name: str, legend: int) -> str:
+def _svg(draw: Callable[[Axes], None], *, x: str, y: str, name: str, legend: int, height: float = 2.9) -> str:
     with context({**_STYLE, **_PLAIN_TEXT}):
         rows = -(-legend // 2)
-        figure = Figure(figsize=(4.6, 2.9 + 0.2 * rows), layout="constrained")
+        figure = Figure(figsize=(4.6, height + 0.2 * rows), layout="constrained")
         figure.patch.set_alpha(0)
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
@@ -171,7 +212,8 @@ def _svg(draw: Callable[[Axes], None], *, x: str, y: str, name: str, legend: int
         draw(axes)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        axes.ticklabel_format(axis="y", useOffset=False)
+        if isinstance(axes.yaxis.get_major_formatter(), ScalarFormatter):
+            axes.ticklabel_format(axis="y", useOffset=False)
         if legend > 1:
             figure.legend(loc="outside upper left", ncols=2, fontsize=9)
         buffer = io.StringIO()

@@ -1,4 +1,4 @@
-"""Runs read back for comparison: ``result.json`` and ``config.yaml`` of run folders."""
+"""Runs read back: ``result.json``, ``config.yaml`` and ``metrics.jsonl`` of run folders."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slipstream import documents
 from slipstream.errors import DataError
+from slipstream.report.log import RunLog, read_log
 
 REQUIRED = ("policy", "auc", "log_loss", "seconds", "samples_per_second")
+RESULT, CONFIG, METRICS = "result.json", "config.yaml", "metrics.jsonl"
 Figure = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -24,6 +26,12 @@ class _Shape(BaseModel):
 class _Point(_Shape):
     samples: Figure
     auc: Share | None = None
+
+
+class _Bin(_Shape):
+    samples: int
+    predicted: Share
+    observed: Share
 
 
 class _Bucket(_Shape):
@@ -47,6 +55,8 @@ class _Result(_Shape):
     share_of_row_updates_skipped: Figure | None = None
     learning_curve: list[_Point] | None = None
     by_popularity: dict[str, _Bucket] | None = None
+    reliability: list[_Bin] | None = None
+    phase_seconds: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
     machine: dict[str, Any] | None = None
     versions: dict[str, Any] | None = None
     commit: str | None = None
@@ -55,19 +65,26 @@ class _Result(_Shape):
 
 @dataclass(frozen=True)
 class Run:
-    """One finished training."""
+    """One training, finished or not."""
 
     name: str
     """Name of the run folder, made unique by its parents' names."""
     result: Mapping[str, Any]
-    """The contents of ``result.json``."""
+    """The contents of ``result.json``; nothing while the training is not over."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The resolved configuration, nested."""
+    log: RunLog = field(default_factory=RunLog)
+    """What the training noted on its way."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result."""
+        return bool(self.result)
 
     @property
     def policy(self) -> str:
         """Name of the skipping policy."""
-        return policy_name(self.result["policy"])
+        return policy_name((self.result or self.config).get("policy") or "none")
 
     def number(self, key: str) -> float | None:
         """A figure of the result, None where the run has none; dots lead into its parts, as in ``ranking.ndcg``."""
@@ -109,13 +126,36 @@ def load_runs(folders: Sequence[str | Path]) -> list[Run]:
     """
     paths = [Path(folder) for folder in folders]
     names = _distinct_names(paths)
-    return [_load(path, name) for path, name in zip(paths, names, strict=True)]
+    return [_finished(path, name) for path, name in zip(paths, names, strict=True)]
 
 
-def _load(folder: Path, name: str) -> Run:
-    file = folder / "result.json"
+def open_run(folder: str | Path, log: RunLog | None = None) -> Run:
+    """Read a run that need not be over.
+
+    Args:
+        folder: The run folder.
+        log: What its ``metrics.jsonl`` holds, if that was read already.
+
+    Raises:
+        DataError: It is no run folder, or a file in it cannot be read.
+    """
+    folder = Path(folder)
+    (name,) = _distinct_names([folder])
+    if not any((folder / file).exists() for file in (RESULT, CONFIG, METRICS)):
+        what = "no such folder" if not folder.exists() else "is no run folder"
+        raise DataError(what, file=folder, remedy="name a folder given to `slipstream train --out`")
+    result = _result(folder / RESULT) if (folder / RESULT).exists() else {}
+    return Run(name, result, _config(folder / CONFIG), read_log(folder / METRICS) if log is None else log)
+
+
+def _finished(folder: Path, name: str) -> Run:
+    file = folder / RESULT
     if not file.exists():
         raise DataError("no finished run", file=file, remedy="name a folder given to `slipstream train --out`")
+    return Run(name, _result(file), _config(folder / CONFIG), read_log(folder / METRICS))
+
+
+def _result(file: Path) -> dict[str, Any]:
     result = documents.read_json(file)
     try:
         _Result.model_validate(result)
@@ -124,12 +164,15 @@ def _load(folder: Path, name: str) -> Run:
         where = ".".join(str(part) for part in problem["loc"])
         said = f"lacks {where}" if problem["type"] == "missing" else f"is no result ({where}: {problem['msg']})"
         raise DataError(said, file=file, remedy="train the run again") from error
-    config_file = folder / "config.yaml"
-    config = documents.read_yaml(config_file) if config_file.exists() else None
+    return result
+
+
+def _config(file: Path) -> dict[str, Any]:
+    config = documents.read_yaml(file) if file.exists() else None
     if config is not None and not isinstance(config, dict):
-        remedy = "take the file away to compare without settings"
-        raise DataError("holds no settings by name", file=config_file, remedy=remedy)
-    return Run(name=name, result=result, config=config or {})
+        remedy = "take the file away to go on without settings"
+        raise DataError("holds no settings by name", file=file, remedy=remedy)
+    return config or {}
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -149,10 +192,15 @@ def baseline(runs: Sequence[Run]) -> Run:
 
 def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Settings in which runs differ, by dotted name, with one value per run (``–`` where it has none)."""
-    flat = [dict(_flatten(run.config)) for run in runs]
-    keys = sorted({key for settings in flat for key in settings} - {"out"})
-    rows = [(key, [settings.get(key, "–") for settings in flat]) for key in keys]
+    flat = [dict(settings(run)) for run in runs]
+    keys = sorted({key for own in flat for key in own} - {"out"})
+    rows = [(key, [own.get(key, "–") for own in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def settings(run: Run) -> list[tuple[str, str]]:
+    """All settings of a run, by dotted name."""
+    return _flatten(run.config)
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -186,6 +186,9 @@ class TrainConfig(_Section):
     """Seed of initial values, shuffling and the policy's draws."""
     log_every: int = Field(default=100, ge=1, lt=2**63)
     """Steps between two lines of metrics."""
+    report_points: int = Field(default=10, ge=0, le=1000)
+    """How often, evenly over the training, the report's figures are noted: the score of up to 8,192 of the samples
+    held out (holdout; counted as prediction time), and how open the gates are by popularity."""
     out: Path | None = None
     """Run folder; None: nothing is written."""
     continue_from: Path | None = None

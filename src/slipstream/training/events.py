@@ -46,6 +46,42 @@ class StepDone:
     """Learning rate of the tables in this step."""
     seconds: float
     """Training time so far."""
+    inputs_seen: int
+    """Inputs decided on so far."""
+    inputs_kept: int
+    """Those of them that are trained on."""
+    lookups: int
+    """Row lookups of trained inputs so far; 0 where the tables are not ours."""
+    skipped: int
+    """Those of them whose update a gate skipped."""
+    phase_seconds: dict[str, float]
+    """Training time so far by phase (input, policy, forward, backward, update); empty on a GPU, where nobody waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutScored:
+    """Holdout: in mid-epoch, some of the samples held out were scored, always the same."""
+
+    samples: int
+    """Samples of the data that have passed."""
+    scores: Scores
+    """Their figures."""
+    seconds: float
+    """Training time so far; scoring is not part of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatesNoted:
+    """How open the gates of one feature's rows are."""
+
+    samples: int
+    """Samples of the data that have passed."""
+    feature: str
+    """The feature."""
+    open: dict[str, float]
+    """Mean chance of a row's update, in [0, 1], by popularity of the rows: head, torso, tail."""
+    seconds: float
+    """Training time so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +146,17 @@ class CheckpointSaved:
     """Bytes written."""
 
 
-Event = RunStarted | StepDone | PolicyMoved | ChunkScored | EpochDone | CheckpointSaved | RunDone
+Event = (
+    RunStarted
+    | StepDone
+    | HeldOutScored
+    | GatesNoted
+    | PolicyMoved
+    | ChunkScored
+    | EpochDone
+    | CheckpointSaved
+    | RunDone
+)
 Listener = Callable[[Event], None]
 """Called with every event, on the training's thread; the time it takes for a StepDone counts as training time."""
 

@@ -16,8 +16,19 @@ from rich.progress import Progress as Bar
 from slipstream.data.atomic import write_text
 from slipstream.errors import ConfigError, OutputError
 from slipstream.evaluation import Scores
+from slipstream.report.machine import commit, describe_machine
 from slipstream.training.config import save_config
-from slipstream.training.events import ChunkScored, EpochDone, Event, PolicyMoved, RunDone, RunStarted, StepDone
+from slipstream.training.events import (
+    ChunkScored,
+    EpochDone,
+    Event,
+    GatesNoted,
+    HeldOutScored,
+    PolicyMoved,
+    RunDone,
+    RunStarted,
+    StepDone,
+)
 
 
 class Progress:
@@ -48,7 +59,7 @@ class Progress:
                 if self._auc is not None:
                     text += f"  AUC {self._auc:.4f}"
                 self._bar.update(self._task, completed=event.samples, description=text)
-            case ChunkScored() | EpochDone():
+            case ChunkScored() | EpochDone() | HeldOutScored():
                 self._auc = event.scores.auc
             case RunDone():
                 self.close()
@@ -91,7 +102,13 @@ class JsonlMetrics:
                 write_text(self.path, self._before)
                 self._file = self.path.open("a", encoding="utf-8", buffering=1)
                 if event.resumed_at is None:
-                    self._write("start", total_samples=event.total_samples, parameters=event.parameters)
+                    self._write(
+                        "start",
+                        total_samples=event.total_samples,
+                        parameters=event.parameters,
+                        machine=describe_machine().model_dump(mode="json"),
+                        commit=commit(),
+                    )
             case StepDone():
                 self._write(
                     "step",
@@ -101,6 +118,17 @@ class JsonlMetrics:
                     dense_lr=event.dense_lr,
                     embedding_lr=event.embedding_lr,
                     seconds=event.seconds,
+                    inputs_seen=event.inputs_seen,
+                    inputs_kept=event.inputs_kept,
+                    lookups=event.lookups,
+                    skipped=event.skipped,
+                    phase_seconds={name: round(seconds, 6) for name, seconds in event.phase_seconds.items()},
+                )
+            case HeldOutScored():
+                self._write("score", samples=event.samples, seconds=event.seconds, **_figures(event.scores))
+            case GatesNoted():
+                self._write(
+                    "gates", samples=event.samples, seconds=event.seconds, feature=event.feature, open=event.open
                 )
             case PolicyMoved():
                 self._write("policy", policy=event.policy, seconds=event.seconds, **event.move)

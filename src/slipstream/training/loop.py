@@ -27,6 +27,7 @@ from slipstream.training.config import TrainConfig
 from slipstream.training.events import ChunkScored, EpochDone, Listener, PolicyMoved, StepDone, tell
 from slipstream.training.hotline import hotline_step
 from slipstream.training.nonfinite import MOST_IN_A_ROW, gradients_are_finite, nonfinite_error
+from slipstream.training.noting import Notes
 from slipstream.training.optimizers import build_optimizers, state_elements
 from slipstream.training.position import Position, Stopwatch
 from slipstream.training.predicting import autocast, labels_of, predict_range, set_table_dtype
@@ -118,6 +119,7 @@ class Trainer:
         self._losses: list[float | Tensor] = []
         self._following: Batch | None = None  # what the data holds next, of which rows in host memory may be sent for
         self._in_a_row = 0
+        self._notes = Notes(self)
         self._batches: Batches | None = None
         self._at_boundary: Callable[[], None] = lambda: None
 
@@ -130,6 +132,11 @@ class Trainer:
     def finished(self) -> bool:
         """Whether everything was trained on and scored."""
         return self.epoch >= self.config.epochs
+
+    @property
+    def phase_seconds(self) -> dict[str, float]:
+        """Training time by phase; nothing on a GPU, where a phase ends when it is sent and not when it is done."""
+        return dict(self.training.laps) if self.sender.device.type == "cpu" and not self.config.hotline else {}
 
     @property
     def savable(self) -> bool:
@@ -248,11 +255,16 @@ class Trainer:
             self.store.check_unchanged()
             # The rates go by the data that passed before this batch, however many steps become of it.
             self._following = following
+            self.training.lap("input")
             for kept in self.skipper.push(batch):
+                self.training.lap("policy")
                 self._step(kept)
+            self.training.lap("policy")
             self.samples += len(batch)
+            self._notes.take(self.samples - len(batch))
             if self.samples < end:
                 self._at_boundary()
+            self.training.lap()
 
     def _finish(self, batches: Iterator[Batch]) -> None:
         for batch in batches:
@@ -268,6 +280,7 @@ class Trainer:
         self._losses.append(loss)
         if self.steps % self.config.log_every == 0:
             self._report_loss()
+        self.training.lap()
 
     def _back(self, batch: Batch) -> float | Tensor | None:
         """Forward, backward and the optimizers' step on a batch in host memory.
@@ -295,17 +308,21 @@ class Trainer:
                 loss = self.model.loss(sent)
         # A GPU is not waited for in every step: its losses are looked at when they are reported.
         value = float(loss.detach()) if self.savable else loss.detach()
+        self.training.lap("forward")
         if isinstance(value, float) and not math.isfinite(value):
             return self._leave_out(batch, f"the loss is {value}")
         if losses is not None:
             self.skipper.observe(batch, losses)
             self._report_moves()
+            self.training.lap("policy")
         loss.backward()
         if self.savable and not gradients_are_finite(self.model):
             return self._leave_out(batch, "a gradient is not finite")
+        self.training.lap("backward")
         self._clip()
         for optimizer in self.optimizers:
             optimizer.step()
+        self.training.lap("update")
         return value
 
     def _clip(self) -> None:
@@ -337,7 +354,10 @@ class Trainer:
         mean = sum(values) / len(values)
         self._losses.clear()
         rates = self.schedule.dense_lr, self.schedule.embedding_lr
-        tell(self.listeners, StepDone(self.steps, self.samples, mean, *rates, self.training.seconds))
+        skipper = self.skipper
+        counts = skipper.inputs_seen, skipper.inputs_kept, *skipper.row_updates()
+        seconds = self.training.seconds
+        tell(self.listeners, StepDone(self.steps, self.samples, mean, *rates, seconds, *counts, self.phase_seconds))
 
     def _report_moves(self) -> None:
         for move in self.skipper.policy.take_moves():
@@ -362,6 +382,7 @@ class Trainer:
         return {
             **asdict(self.position),
             "training_seconds": self.training.seconds,
+            "phase_seconds": dict(self.training.laps),
             "prediction_seconds": self.predicting.seconds,
             "rates": [self.schedule.dense_lr, self.schedule.embedding_lr],
             "losses": [float(loss) for loss in self._losses],
@@ -390,8 +411,8 @@ class Trainer:
         self.skipper.load_state_dict(state["skipper"])
         self.samples, self.steps, self.epoch = (int(state[key]) for key in ("samples", "steps", "epoch"))
         self._predicted, self._scoring = int(state["predicted"]), bool(state["scoring"])
-        self.training.set(float(state["training_seconds"]))
-        self.predicting.set(float(state["prediction_seconds"]))
+        self.training.set(float(state["training_seconds"]), state.get("phase_seconds", {}))
+        self.predicting.set(float(state["prediction_seconds"]), {})
         self.schedule.dense_lr, self.schedule.embedding_lr = state["rates"]
         self._losses = list(state["losses"])
         if self.config.mode == "prequential":

@@ -1,8 +1,9 @@
-"""How long a training has taken, and where it stands."""
+"""How long a training has taken, what for, and where it stands."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -10,8 +11,10 @@ class Stopwatch:
     """Adds up the time between :meth:`start` and :meth:`stop`."""
 
     def __init__(self) -> None:
-        self._before = 0.0
+        self._before = self._lap = 0.0
         self._started: float | None = None
+        self.laps: dict[str, float] = {}
+        """Seconds by phase (input, policy, forward, backward, update); the rest lies between steps."""
 
     @property
     def seconds(self) -> float:
@@ -20,15 +23,22 @@ class Stopwatch:
 
     def start(self) -> None:
         """Goes on."""
-        self._started = time.perf_counter()
+        self._started = self._lap = time.perf_counter()
+
+    def lap(self, phase: str | None = None) -> None:
+        """The time since the last lap, or since the start, went into a phase; None: into none of them."""
+        now = time.perf_counter()
+        if phase is not None:
+            self.laps[phase] = self.laps.get(phase, 0.0) + now - self._lap
+        self._lap = now
 
     def stop(self) -> None:
         """Pauses."""
         self._before, self._started = self.seconds, None
 
-    def set(self, seconds: float) -> None:
-        """Pauses at a time measured before."""
-        self._before, self._started = seconds, None
+    def set(self, seconds: float, laps: Mapping[str, float]) -> None:
+        """Pauses at times measured before."""
+        self._before, self._started, self.laps = seconds, None, dict(laps)
 
 
 @dataclass(frozen=True, slots=True)

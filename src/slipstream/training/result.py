@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slipstream.data.atomic import write_text
 from slipstream.errors import ConfigError, DataError
-from slipstream.evaluation import CurvePoint, Diversity, RankingScores, Scores
+from slipstream.evaluation import CurvePoint, Diversity, RankingScores, ReliabilityBin, Scores
 from slipstream.report.machine import Machine
 
 
@@ -75,6 +75,11 @@ class Result(BaseModel):
     """Versions of Python and packages."""
     commit: str | None
     """Commit of the source tree it ran from."""
+    reliability: tuple[ReliabilityBin, ...] = ()
+    """Predicted probability against share of positives, of the scored samples in tenths by prediction."""
+    phase_seconds: dict[str, float] = {}
+    """``seconds`` by phase: input, policy, forward, backward, update; the rest is what lies between the steps. What a
+    policy notes of lookups is part of forward. Empty on a GPU, where a phase ends when it is sent and not when done."""
     nonfinite_batches: int = 0
     """Batches left out because their loss or a gradient was not finite."""
 

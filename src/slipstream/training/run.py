@@ -24,6 +24,7 @@ from slipstream.evaluation import (
     diversity_of_highest,
     first_seen,
     learning_curve,
+    reliability,
     score,
     score_by_popularity,
     score_new_items,
@@ -216,6 +217,8 @@ def _result(
         machine=describe_machine(),
         versions=versions(),
         commit=commit(),
+        reliability=tuple(reliability(labels, logits)),
+        phase_seconds=trainer.phase_seconds,
         nonfinite_batches=trainer.nonfinite_batches,
     )
 

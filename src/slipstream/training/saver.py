@@ -17,7 +17,7 @@ from slipstream.training.loop import Trainer
 from slipstream.training.state import tensors_of_rows
 from slipstream.training.termination import Termination
 
-MAY_DIFFER = ("data", "cache", "out", "threads", "checkpoint", "on_nonfinite", "max_memory")
+MAY_DIFFER = ("data", "cache", "out", "threads", "checkpoint", "on_nonfinite", "max_memory", "report_points")
 """Settings that do not change what a training computes; the data is compared by its fingerprint."""
 
 

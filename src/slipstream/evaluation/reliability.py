@@ -1,0 +1,45 @@
+"""The reliability diagram: predicted probabilities against how often the positive label came."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from slipstream.evaluation.metrics import Floats, checked
+
+
+class ReliabilityBin(BaseModel):
+    """Samples of like predicted probability."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int
+    """How many."""
+    predicted: float
+    """Mean of their predicted probabilities."""
+    observed: float
+    """Mean of their labels."""
+
+
+def reliability(labels: Floats, logits: Floats, *, bins: int = 10) -> list[ReliabilityBin]:
+    """Means of samples in order of their prediction, in bins of equal size (the first ones larger by one).
+
+    Bins of equal size, not of equal width: where positives are rare, most predictions lie in one tenth of [0, 1].
+
+    Args:
+        labels: ``[N]`` in [0, 1].
+        logits: ``[N]``.
+        bins: Bins; fewer when there are fewer samples.
+
+    Raises:
+        DataError: The lengths differ, or a logit is NaN.
+    """
+    labels, logits = checked(labels, logits)
+    order = np.argsort(logits, kind="stable")
+    probabilities = np.exp(-np.logaddexp(0.0, -logits[order]))  # the sigmoid, which overflows nowhere
+    pairs = zip(np.array_split(probabilities, bins), np.array_split(labels[order], bins), strict=True)
+    return [
+        ReliabilityBin(samples=len(own), predicted=float(predicted.mean()), observed=float(own.mean()))
+        for predicted, own in pairs
+        if len(own)
+    ]
