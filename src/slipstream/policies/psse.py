@@ -232,9 +232,13 @@ class PSSE(Policy):
         if self._clock is not None and now > self._clock:
             self._popular.advance(now - self._clock)
         self._clock = now if self._clock is None else max(now, self._clock)
-        since = progress.step - max(self.config.warmup_steps, 1)
-        if since >= 0 and since % self.config.every == 0:
+        if self.decides(progress):
             self._decide()
+
+    def decides(self, progress: Progress) -> bool:
+        """Every ``every`` steps after the warm-up."""
+        since = progress.step - max(self.config.warmup_steps, 1)
+        return since >= 0 and since % self.config.every == 0
 
     def _now(self, progress: Progress) -> int:
         unit = self.config.half_life_unit

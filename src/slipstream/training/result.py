@@ -77,6 +77,10 @@ class Result(BaseModel):
     """Commit of the source tree it ran from."""
     nonfinite_batches: int = 0
     """Batches left out because their loss or a gradient was not finite."""
+    ranks: int = 1
+    """Processes that shared the training."""
+    bytes_exchanged: int = 0
+    """Bytes that the first of them handed to the collectives of its steps, since it was started."""
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
