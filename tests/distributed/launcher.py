@@ -1,7 +1,8 @@
 """Forks ranks of a process that has imported and compiled everything, round by round.
 
 ``python launcher.py ROUNDS.json``. A round: {"world": W, "jobs": [configurations, trained one after the other],
-"kill": [rank, file whose appearance is waited for] or null, "said": folder for what the ranks write to standard error}.
+"kill": [rank, file whose appearance is waited for] or null, "signal": what it gets (SIGKILL), "silence": seconds,
+"said": folder for what the ranks write to standard error}.
 Answers with the exit statuses of each round's ranks and the seconds from the kill to the last one's end, as JSON.
 """
 
@@ -37,7 +38,7 @@ def work(rank: int, port: int, entry: dict[str, Any]) -> int:
     os.dup2(said, 2)
     try:
         for job in entry["jobs"]:
-            with Ranks() as ranks:
+            with Ranks(silence=entry.get("silence", 30.0)) as ranks:
                 train(TrainConfig.model_validate(job), resume=job.get("out") is not None, ranks=ranks)
     except SlipstreamError as error:
         if not error.said_elsewhere:
@@ -69,10 +70,18 @@ def play(entry: dict[str, Any]) -> dict[str, Any]:
         rank, pattern = entry["kill"]
         while not glob.glob(pattern) and time.monotonic() < began + 60:
             time.sleep(0.005)
-        os.kill(children[rank], signal.SIGKILL)
+        os.kill(children[rank], entry.get("signal", signal.SIGKILL))
         began = time.monotonic()
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    return {"statuses": statuses, "seconds": time.monotonic() - began}
+    hangs = entry.get("signal") == signal.SIGSTOP
+    others = [child for child in children if not (hangs and child == children[rank])]
+    ended = {child: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in others}
+    seconds = time.monotonic() - began
+    for child in children:
+        if child not in ended:
+            os.kill(child, signal.SIGKILL)
+            ended[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    statuses = [ended[child] for child in children]
+    return {"statuses": statuses, "seconds": seconds}
 
 
 def main() -> None:

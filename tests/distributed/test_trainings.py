@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from safetensors.torch import load_file
 from tests.training.conftest import write_store
 
 from slipstream.training import Result, TrainConfig, train
+from slipstream.training.config import save_config
 
 BASE: dict[str, Any] = {
     "model": {"name": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8], "first_order": True},
@@ -56,6 +61,12 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 LONG = {"epochs": 3, "shuffle": True, "policy": {"name": "psse", "budget": 0.7, "warmup_steps": 10, "every": 7}}
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def outcome(folder: Path) -> Any:
     """Weights, metrics and result, but for times."""
 
@@ -91,6 +102,17 @@ def played(folder: Path) -> dict[str, Any]:
     kill = [2, str(folder / "killed" / "checkpoints" / "step-*")]
     rounds["killed"] = {"world": 4, "jobs": killed, "kill": kill}
     rounds["again"] = {"world": 4, "jobs": killed}
+    hung = {
+        "jobs": [{**long, "epochs": 30, "out": str(folder / "hung")}],
+        "signal": int(signal.SIGSTOP),
+        "silence": 3.0,
+    }
+    rounds["hung"] = {"world": 2, "kill": [1, str(folder / "hung" / "checkpoints" / "step-*")], **hung}
+    rounds["uninterrupted 2"] = {"world": 2, "jobs": [{**long, "out": str(folder / "whole2")}]}
+    asked = {"world": 2, "jobs": [{**long, "out": str(folder / "asked")}]}
+    kill = [1, str(folder / "asked" / "checkpoints" / "step-*")]
+    rounds["asked"] = {**asked, "kill": kill, "signal": int(signal.SIGTERM)}
+    rounds["asked again"] = asked.copy()
     rounds["wrong"] = {"world": 2, "jobs": [{**base, "engine": "torch"}]}
     for name, entry in rounds.items():
         entry["said"] = str(folder / "said" / name)
@@ -131,6 +153,47 @@ def test_a_killed_rank_ends_the_others_and_all_go_on_to_the_same_bits(played: di
         assert "rank 2 of 4 is gone; start all ranks again with --resume" in line
     assert played["again"]["statuses"] == [0, 0, 0, 0], said(folder, "again")
     assert outcome(folder / "killed") == outcome(folder / "whole")
+
+
+def test_ranks_of_which_one_is_asked_to_end_save_and_end(played: dict[str, Any], folder: Path) -> None:
+    assert played["asked"]["statuses"] == [2, 2] and played["asked again"]["statuses"] == [0, 0]
+    first, second = said(folder, "asked")
+    assert "asked to end (SIGTERM); saved; go on with --resume" in first and second == ""
+    assert outcome(folder / "asked") == outcome(folder / "whole2")
+
+
+def test_a_rank_that_hangs_ends_the_others(played: dict[str, Any], folder: Path) -> None:
+    assert played["hung"]["statuses"] == [2, -9] and played["hung"]["seconds"] < 60
+    assert "rank 1 of 2 gave no sign of life for 3 s" in said(folder, "hung")[0]
+
+
+def rank_of(launcher: int, rank: int) -> int | None:
+    """The process of a rank that torchrun (process ``launcher``) has started, None while there is none."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for child in children:
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    return None
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks' processes in /proc")
+def test_torchrun_starts_the_ranks_again_and_nothing_is_lost(played: dict[str, Any], folder: Path) -> None:
+    config = TrainConfig.model_validate({**BASE, **LONG, "data": folder / "data"})
+    save_config(config, folder / "long.yaml")
+    out = folder / "restarted"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
+    command += [f"--master-port={free_port()}", "-m", "slipstream", "train", "--quiet", "--distributed"]
+    command += ["--config", str(folder / "long.yaml"), "--out", str(out)]
+    with (folder / "torchrun.txt").open("w") as log:
+        launcher = subprocess.Popen(command, stdout=log, stderr=log)
+        while not list(out.glob("checkpoints/step-*")) and launcher.poll() is None:
+            time.sleep(0.005)
+        victim = rank_of(launcher.pid, 1)
+        assert victim is not None, (folder / "torchrun.txt").read_text()
+        os.kill(victim, signal.SIGKILL)
+        assert launcher.wait(timeout=120) == 0, (folder / "torchrun.txt").read_text()
+    assert outcome(out) == outcome(folder / "whole2")
+    assert "rank 1 of 2 is gone; start all ranks again" in (folder / "torchrun.txt").read_text()
 
 
 def test_what_all_ranks_run_into_is_said_once(played: dict[str, Any], folder: Path) -> None:

@@ -45,11 +45,14 @@ class Ranks:
         wishes: Whether this rank wants to stop, and whether it wants to save; asked once a step.
         tell: Called with each table and the rows, int64 [U], that a step is going to update.
 
+    Args:
+        silence: Seconds without a sign of life after which a rank is lost.
+
     Raises:
         ConfigError: torchrun's variables are not set.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, silence: float = 30.0) -> None:
         missing = [name for name in _VARIABLES if not os.environ.get(name)]
         if missing:
             raise ConfigError(
@@ -60,6 +63,7 @@ class Ranks:
         self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         """Whether torchrun has started all processes anew."""
         self.bytes = 0
+        self._silence = silence
         self.wishes: Callable[[], tuple[bool, bool]] = lambda: (False, False)
         self.tell: Callable[[Table, Tensor], None] | None = None
         self.ledger = Ledger()
@@ -72,11 +76,18 @@ class Ranks:
         return self.rank == 0
 
     def __enter__(self) -> Ranks:
-        if not dist.is_initialized():
-            # Who is gone is the watch's to find; a rank that waits for another to write or to prepare is no failure.
-            dist.init_process_group("gloo", timeout=timedelta(days=1))
         again = "start all ranks again with --resume (torchrun --max-restarts does), and look for its own message"
-        self._watch = Watch(self.rank, self.world, again=again).__enter__()
+        try:
+            if not dist.is_initialized():
+                # Who is gone is the watch's to find; to wait for a rank that writes or prepares is no failure.
+                dist.init_process_group("gloo", timeout=timedelta(days=1))
+            self._watch = Watch(self.rank, self.world, silence=self._silence, again=again).__enter__()
+        except dist.DistError as error:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise ConfigError(
+                f"rank {self.rank} cannot meet the others at {where} ({str(error).splitlines()[0]})",
+                remedy="see that the machine can be reached and the port is free",
+            ) from error
         return self
 
     def __exit__(
