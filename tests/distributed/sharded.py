@@ -52,6 +52,13 @@ class Net(torch.nn.Module):
         return self.top(self.tables(features).values()).squeeze(1)
 
 
+class Sharder(EmbeddingBagCollectionSharder):
+    """Cuts tables by rows on CPUs too."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return ["table_wise", "row_wise"]
+
+
 def build(pooling: PoolingType = PoolingType.SUM) -> Any:
     torch.manual_seed(0)
     net = Net(pooling)
@@ -59,7 +66,7 @@ def build(pooling: PoolingType = PoolingType.SUM) -> Any:
     kinds = {"user": "row_wise", "item": "table_wise"}
     constraints = {name: ParameterConstraints(sharding_types=[kind]) for name, kind in kinds.items()}
     topology = Topology(world_size=dist.get_world_size(), compute_device="cpu")
-    sharders: Any = [EmbeddingBagCollectionSharder()]
+    sharders: Any = [Sharder()]
     plan = EmbeddingShardingPlanner(topology=topology, constraints=constraints).collective_plan(
         net, sharders, dist.GroupMember.WORLD
     )

@@ -80,7 +80,7 @@ def run(options: BenchOptions) -> Record:
             "user space",
             "bytes": f"sent by both ranks, from the devices' counters ({DEVICE}: tx_bytes), headers included",
             "a batch of data": f"{settings['batch_size']} samples that passed, kept or not",
-            "tables": "TorchRec: the largest row_wise, the others table_wise; FBGEMM's Adagrad; dim 16",
+            "tables": "TorchRec, table_wise; FBGEMM's Adagrad; dim 16",
             "rounds": settings["rounds"],
             "batches a round": settings["batches"],
             "not counted": f"the first {settings['warm']} batches of each training",

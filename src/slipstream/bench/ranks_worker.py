@@ -42,7 +42,7 @@ DENSE = 13
 
 
 def build(rows: tuple[int, ...], dim: int) -> Any:
-    """A DLRM whose tables TorchRec shards: each on one rank, the largest cut by rows."""
+    """A DLRM whose tables TorchRec places on the ranks, each whole: on CPUs its planner cuts none by rows."""
     names = [f"c{number}" for number in range(len(rows))]
     collection = EmbeddingBagCollection(
         [
@@ -55,9 +55,7 @@ def build(rows: tuple[int, ...], dim: int) -> Any:
     torch.manual_seed(0)
     model = DLRM(collection, DENSE, [64, dim], [64, 32, 1])
     apply_optimizer_in_backward(torch.optim.Adagrad, collection.parameters(), {"lr": 0.02})
-    largest = rows.index(max(rows))
-    kinds = ["row_wise" if place == largest else "table_wise" for place in range(len(rows))]
-    constraints = {name: ParameterConstraints(sharding_types=[kind]) for name, kind in zip(names, kinds, strict=True)}
+    constraints = {name: ParameterConstraints(sharding_types=["table_wise"]) for name in names}
     sharders: Any = [EmbeddingBagCollectionSharder()]
     topology = Topology(world_size=dist.get_world_size(), compute_device="cpu")
     plan = EmbeddingShardingPlanner(topology=topology, constraints=constraints).collective_plan(

@@ -256,7 +256,7 @@ class PSSE(Policy):
         shares: list[float] = []
         opened = protected = 0
         for group in [names] if self.config.scope == "model" else [[name] for name in names]:
-            kept = self._popular.keep(group, self._rule)
+            kept = self._popular.keep(group, self._rule) if group else None
             if kept is None:
                 continue  # nothing was looked up yet, so nothing is known: the gates stay
             shares.append(kept.share)

@@ -86,7 +86,7 @@ class Skipper:
         self.policy = policy
         found: Mapping[str, Gated] = {**tables_of(model), **cached_tables(model)}
         self.tables: Mapping[str, Gated] = found if tables is None else tables
-        if policy.skips_rows and not self.tables:
+        if policy.skips_rows and not self.tables and tables is None:  # a rank may hold none of the shards
             raise ConfigError(
                 f"policy {policy.name!r} skips row updates, and the model has no tables that can",
                 remedy="swap its embeddings with slipstream.convert(model)",
