@@ -58,10 +58,9 @@ def build(rows: tuple[int, ...], dim: int) -> Any:
     constraints = {name: ParameterConstraints(sharding_types=["table_wise"]) for name in names}
     sharders: Any = [EmbeddingBagCollectionSharder()]
     topology = Topology(world_size=dist.get_world_size(), compute_device="cpu")
-    plan = EmbeddingShardingPlanner(topology=topology, constraints=constraints).collective_plan(
-        model, sharders, dist.GroupMember.WORLD
-    )
-    env = ShardingEnv.from_process_group(dist.GroupMember.WORLD)
+    world: Any = dist.GroupMember.WORLD
+    plan = EmbeddingShardingPlanner(topology=topology, constraints=constraints).collective_plan(model, sharders, world)
+    env = ShardingEnv.from_process_group(world)
     return DistributedModelParallel(model, env=env, plan=plan, sharders=sharders, device=torch.device("cpu"))
 
 

@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from slipstream.data.atomic import replace_folder
 from slipstream.errors import CheckpointError, NotInstalled, OutputError
@@ -57,10 +60,10 @@ def save_checkpoint(path: str | Path, model: nn.Module, extra: Mapping[str, Any]
     token = torch.tensor([secrets.randbits(32)])
     dist.broadcast(token, src=0)
     partial = path.with_name(f".{path.name}.partial-{int(token):x}")
-    steps = torch.tensor([max((int(fbgemm.iter) for fbgemm in _fbgemm(model)), default=0)])
+    steps = torch.tensor([max((int(fbgemm.iter_cpu) for fbgemm in _fbgemm(model)), default=0)])
     dist.all_reduce(steps, dist.ReduceOp.MAX)  # a rank may hold no table
     try:
-        dcp.save({**_sharded(model), **_flat(extra), _STEPS: steps}, checkpoint_id=partial)
+        save({**_sharded(model), **_flat(extra), _STEPS: steps}, checkpoint_id=partial)
         if dist.get_rank() == 0:
             replace_folder(partial, path)
     except OSError as error:
@@ -86,7 +89,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> Any:
     path = Path(path)
     if not (path / ".metadata").is_file():
         raise CheckpointError(f"{path}: holds no checkpoint", remedy="name a folder that save_checkpoint has written")
-    stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
     sharded = _sharded(model)
     missing = sorted(sharded.keys() - stored.keys())
     if missing or _TREE not in stored:
@@ -99,8 +102,8 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> Any:
     steps = torch.zeros(1, dtype=torch.int64)
     state = {**sharded, **extra, _STEPS: steps}
     try:
-        dcp.load(state, checkpoint_id=path)
-    except dcp.CheckpointException as error:
+        load(state, checkpoint_id=path)
+    except CheckpointException as error:
         reason = str(next(iter(error.failures.values()), (error,))[0])
         raise CheckpointError(f"{path}: cannot be loaded ({reason.splitlines()[0]})") from error
     model.load_state_dict(
