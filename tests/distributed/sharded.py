@@ -172,7 +172,8 @@ def gated(folder: Path) -> dict[str, Any]:
     logits = [training.model(features(data()[0])).detach() for training in (free, shut)]
     shut.train(0, 1)
     free.train(0, 1)
-    listening = Training(PSSE(0.8, warmup_steps=2, every=2), gates=True)
+    together = RowGates.together(PSSE(0.8, warmup_steps=2, every=2))
+    listening = Training(together, gates=True)
     listening.train(0, 8)
     half = Training(Random(0.5, level="rows"), gates=True)
     half.train(0, 8)
@@ -192,6 +193,7 @@ def gated(folder: Path) -> dict[str, Any]:
         "shut": shut.whole(),
         "logits": logits,
         "psse": listening.skipper.policy.report(),
+        "gates": {name: shard.gate for name, shard in listening.gates.shards.items()},
         "half": (sum(s.skipped for s in shards), sum(s.lookups for s in shards)),
         "refused": refused,
         "missing": missing,

@@ -10,8 +10,27 @@ from typing import Any
 import pytest
 import torch
 
+from slipstream.embedding.table import Table
+from slipstream.policies import PSSE
+from slipstream.policies.base import Progress
+
 pytest.importorskip("torchrec", reason="make env-bench installs TorchRec and FBGEMM")
 pytest.importorskip("fbgemm_gpu", reason="make env-bench installs TorchRec and FBGEMM")
+
+
+def alone() -> PSSE:
+    """The policy after the same eight batches in one process."""
+    random = torch.Generator().manual_seed(3)
+    rows = {"user": 50, "item": 90}
+    ids = {name: (torch.rand(640, 2, generator=random) ** 3 * count).long() for name, count in rows.items()}
+    tables = {name: Table(torch.nn.Parameter(torch.empty(count, 8)), name) for name, count in rows.items()}
+    policy = PSSE(0.8, warmup_steps=2, every=2)
+    policy.attach(tables, seed=0)
+    for step in range(8):
+        policy.update_gates(Progress(step, 40 * step, None))
+        for name, table in tables.items():
+            policy.observe_lookups(table, ids[name][40 * step : 40 * (step + 1)])
+    return policy
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +82,11 @@ def test_lookups_of_frozen_rows_have_a_forward_pass_alone(folder: Path) -> None:
 
 def test_row_policies_gate_the_shards(folder: Path) -> None:
     found = of(folder, "gated")
-    assert found["psse"]["decisions"] > 0 and 0.05 < found["psse"]["share_of_rows_updated"] < 0.95
+    assert found["psse"] == pytest.approx(alone().report()), "the cut falls among the rows of both ranks"
+    gates = [gate for rank in (0, 1) for gate in of(folder, "gated", rank)["gates"].values()]
+    opened = sum(int((gate == 255).sum()) for gate in gates)
+    rows = sum(len(gate) for gate in gates)
+    assert opened / rows == pytest.approx(found["psse"]["share_of_rows_updated"])
     skipped, lookups = found["half"]
     assert 0.4 < skipped / lookups < 0.6
 

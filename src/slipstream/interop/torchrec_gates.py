@@ -11,12 +11,15 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
 from slipstream.errors import NotInstalled, UnsupportedOption
 from slipstream.kernels import registry
+from slipstream.policies import PSSE
 from slipstream.policies.base import OPEN, Gated
 
 try:
@@ -86,7 +89,7 @@ class RowGates:
     ::
 
         gates = RowGates(model)     # model = DistributedModelParallel(...)
-        skipper = sl.Skipper(model, PSSE(0.9), batch_size=1024, tables=gates.tables)
+        skipper = sl.Skipper(model, gates.together(PSSE(0.9)), batch_size=1024, tables=gates.tables)
 
     A row policy decides on each rank about the rows that lie there; it sees all lookups of them, whichever rank's
     sample they came from. Input policies decide alike everywhere and do not need this.
@@ -103,38 +106,34 @@ class RowGates:
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         self.seed = seed
         self.shards: dict[str, GatedShard] = {}
-        for module in model.modules():
-            if isinstance(module, BaseBatchedEmbedding):
-                raise UnsupportedOption(
-                    f"table {module.config.embedding_tables[0].name!r} is not pooled, and gates need sums",
-                    remedy="use an EmbeddingBagCollection with PoolingType.SUM, or skip inputs instead of rows",
-                )
-            if isinstance(module, BaseBatchedEmbeddingBag):
-                self._take_over(module)
+        kernels = [m for m in model.modules() if isinstance(m, BaseBatchedEmbeddingBag | BaseBatchedEmbedding)]
+        _refuse_alike(next((why for kernel in kernels if (why := _problem(kernel)) is not None), ""))
+        for kernel in kernels:
+            self._take_over(kernel)
 
     @property
     def tables(self) -> Mapping[str, Gated]:
         """The shards by table, or by table and first row where a table is cut."""
         return self.shards
 
+    @staticmethod
+    def together(policy: PSSE) -> PSSE:
+        """Has the cut fall among the rows of all ranks: histograms of scores are added up at each decision (1.5 MB).
+
+        Without it each rank keeps the share of its own rows' accesses.
+
+        Raises:
+            ConfigError: A setting of the policy needs all rows on one rank.
+        """
+
+        def reduce(array: npt.NDArray[Any]) -> None:
+            dist.all_reduce(torch.from_numpy(array))
+
+        policy.decide_over(reduce)
+        return policy
+
     def _take_over(self, module: Any) -> None:
-        fbgemm = module.emb_module
-        configs = module.config.embedding_tables
-        why = None
-        if not isinstance(fbgemm, SplitTableBatchedEmbeddingBagsCodegen):
-            why = f"is looked up by {type(fbgemm).__name__}, whose rows are not updated inside FBGEMM's backward"
-        elif fbgemm.pooling_mode != PoolingMode.SUM:
-            why = "is pooled by mean, which lookups taken out would change"
-        elif fbgemm.weights_precision != SparseType.FP32:
-            why = f"holds {fbgemm.weights_precision.name} numbers, and the path without backward reads float32"
-        elif any(config.local_cols != config.embedding_dim for config in configs):
-            why = "is cut by columns, so a row's gate would have to be the same on several ranks"
-        if why is not None:
-            raise UnsupportedOption(
-                f"table {configs[0].name!r} {why}; it cannot have row gates",
-                remedy="use PoolingType.SUM, float32, the fused kernel and table_wise or row_wise sharding, or skip "
-                "inputs instead of rows",
-            )
+        fbgemm, configs = module.emb_module, module.config.embedding_tables
         shards: list[GatedShard] = []
         for config, weight in zip(configs, fbgemm.split_embedding_weights(), strict=True):
             metadata = config.local_metadata
@@ -144,6 +143,37 @@ class RowGates:
             self.shards[f"{config.name}[{first}]" if cut else config.name] = shard
             shards.append(shard)
         fbgemm.forward = _Split(fbgemm.forward, [shards[t] for t in fbgemm.feature_table_map], self.seed)  # type: ignore[method-assign]
+
+
+def _problem(module: Any) -> str | None:
+    """Why the tables of one of TorchRec's kernels cannot have gates, if so."""
+    fbgemm, configs = module.emb_module, module.config.embedding_tables
+    why = None
+    if isinstance(module, BaseBatchedEmbedding):
+        why = "is not pooled, and gates need sums"
+    elif not isinstance(fbgemm, SplitTableBatchedEmbeddingBagsCodegen):
+        why = f"is looked up by {type(fbgemm).__name__}, whose rows are not updated inside FBGEMM's backward"
+    elif fbgemm.pooling_mode != PoolingMode.SUM:
+        why = "is pooled by mean, which lookups taken out would change"
+    elif fbgemm.weights_precision != SparseType.FP32:
+        why = f"holds {fbgemm.weights_precision.name} numbers, and the path without backward reads float32"
+    elif any(config.local_cols != config.embedding_dim for config in configs):
+        why = "is cut by columns, so a row's gate would have to be the same on several ranks"
+    return None if why is None else f"table {configs[0].name!r} {why}"
+
+
+def _refuse_alike(problem: str) -> None:
+    """Raise UnsupportedOption on all ranks if one of them has a problem with a table of its own."""
+    mine = torch.frombuffer(bytearray(problem.encode()[:512].ljust(512)), dtype=torch.uint8)
+    of_all = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(of_all, mine)
+    for letters in of_all:
+        if found := letters.numpy().tobytes().decode(errors="replace").strip():
+            raise UnsupportedOption(
+                f"{found}; it cannot have row gates",
+                remedy="use PoolingType.SUM, float32, the fused kernel and table_wise or row_wise sharding, or skip "
+                "inputs instead of rows",
+            )
 
 
 class _Lookups(NamedTuple):
