@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 PEERS := .venv/.peers-installed
 DEMO := runs/demo
 TRAIN := $(BIN)/slipstream train $(DEMO)/data --config examples/movietweetings/train.yaml
-BENCHES := kernels step gates shared checks loader prepare globo drift row-share guard gpu synthetic-fit
+BENCHES := kernels step gates shared checks loader prepare globo drift row-share guard gpu ranks synthetic-fit
 # Where a record's name is not that of its benchmark.
 RECORD_globo := globo_prequential
 # Extra flags of `slipstream bench`, for example: make bench-step BENCH_FLAGS=--quick
@@ -120,7 +120,7 @@ format: env
 types: env
 	$(BIN)/pyright
 
-bench-kernels: env-bench
+bench-kernels bench-ranks: env-bench
 
 # Quality against time, for example: make bench-frontier DATA=globo BENCH_FLAGS="--policies psse --seeds 3"
 DATA ?= movietweetings

@@ -74,5 +74,6 @@ def run(name: str, data: Clicks, test: Clicks | None, folder: Path, untouched: s
 def _batches(part: Clicks) -> Iterator[dict[str, Tensor]]:
     named = {name: torch.from_numpy(part.columns[name]) for name in [*NAMES, "label"]}
     named["dense"] = torch.from_numpy(part.columns["year"]).unsqueeze(1)
+    named["number"] = torch.arange(len(part))
     for first in range(0, len(part), BATCH):
         yield {name: column[first : first + BATCH] for name, column in named.items()}

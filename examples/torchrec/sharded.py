@@ -1,13 +1,17 @@
 """TorchRec's sharded tables with an input policy in front, on two processes.
 
-    torchrun --nproc-per-node 2 -m examples.torchrec.sharded
+    torchrun --nproc-per-node 2 -m examples.torchrec.sharded [CHECKPOINTS]
 
-Tables are sharded by TorchRec and updated by FBGEMM inside backward, so rows cannot be gated; skipping inputs makes all
-of it less: lookups, all-to-all, update.
+Tables are sharded by TorchRec and updated by FBGEMM inside backward; skipping inputs makes all of it less: lookups,
+all-to-all, update. With a folder the training is saved there every few batches, and goes on from there, on this or
+another number of processes.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +30,12 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 import slipstream as sl
 from slipstream import distributed
-from slipstream.data import Columns
+from slipstream.data import Batch, Columns
+from slipstream.interop.torchrec import load_checkpoint, save_checkpoint
 from slipstream.policies import Random
+
+EVERY = 5
+"""Batches of the data between two checkpoints."""
 
 
 def build(rows: dict[str, int]) -> Any:
@@ -52,14 +60,34 @@ def build(rows: dict[str, int]) -> Any:
     return DistributedModelParallel(model, env=env, plan=plan, sharders=sharders, device=torch.device("cpu"))
 
 
-def train(data: Clicks, budget: float) -> dict[str, Any]:
+def kept(skipper: sl.Skipper, data: Clicks, done: int) -> Iterator[tuple[int, Batch | None]]:
+    """What to train on after ``done`` batches of the data, with how many have passed; None: nothing is left of one."""
+    for number, loaded in enumerate(_batches(data), start=1):
+        if number > done:
+            yield from ((number, batch) for batch in skipper.push(loaded))
+            yield number, None
+    yield from ((-1, batch) for batch in skipper.flush())
+
+
+def train(data: Clicks, budget: float, checkpoint: Path | None = None) -> dict[str, Any]:
     """One epoch on this rank's part of each batch of kept inputs."""
     model = build(data.rows)
     dense = [p for name, p in model.named_parameters() if "embedding_bags" not in name]
     optimizer = torch.optim.Adagrad(dense, lr=0.02)
-    skipper = sl.Skipper(torch.nn.Identity(), Random(budget), batch_size=1024, to_batch=Columns(NAMES, "label"))
-    order = []
-    for batch in skipper(_batches(data)):  # the same on every rank: decisions hash the sample's number
+    to_batch = Columns(NAMES, "label", index="number")
+    skipper = sl.Skipper(torch.nn.Identity(), Random(budget), batch_size=1024, to_batch=to_batch)
+    order, losses, done = [torch.empty(0, dtype=torch.int64)], torch.zeros(1), 0
+    if checkpoint is not None and checkpoint.exists():
+        extra = load_checkpoint(checkpoint, model)
+        optimizer.load_state_dict(extra["optimizer"])
+        skipper.load_state_dict(extra["skipper"])
+        done = extra["batches"]
+    for passed, batch in kept(skipper, data, done):  # the same on every rank: decisions hash the sample's number
+        if batch is None:
+            if checkpoint is not None and passed % EVERY == 0:
+                extra = {"optimizer": optimizer.state_dict(), "skipper": skipper.state_dict(), "batches": passed}
+                save_checkpoint(checkpoint, model, extra)
+            continue
         own = distributed.part(batch)
         order.append(batch.index)
         logits = model(own.carried["dense"], features(NAMES, own.carried)).squeeze(1)
@@ -78,12 +106,15 @@ def train(data: Clicks, budget: float) -> dict[str, Any]:
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     for share in (1.0, 0.5):
-        outcome = train(movietweetings().part(0, 20_000), share)
+        where = None if folder is None else folder / f"budget-{share}"
+        outcome = train(movietweetings().part(0, 20_000), share, where)
         same = distributed.same_everywhere({"order": outcome["order"]}) == []
         if not same:
             raise SystemExit("the ranks decided differently")
         if dist.get_rank() == 0:
             print(f"tables: {sorted(set(outcome['sharding']))}")
             print(f"budget {share}: {outcome['steps']} steps, last loss {outcome['loss']:.3f}, the ranks decided alike")
+    dist.barrier()
     dist.destroy_process_group()

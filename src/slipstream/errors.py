@@ -17,6 +17,9 @@ class SlipstreamError(Exception):
         remedy: What the user can do about it.
     """
 
+    said_elsewhere = False
+    """Whether another process of the same training prints it, so that it appears once."""
+
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
         self.message = message
         self.remedy = remedy

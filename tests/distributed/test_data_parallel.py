@@ -11,8 +11,7 @@ from tests.distributed import workers
 
 from slipstream import distributed
 from slipstream.errors import ConfigError
-from slipstream.policies import PSSE, Guard, Importance, Random
-from slipstream.policies.slipstream import Slipstream
+from slipstream.policies import PSSE
 
 WORLD = 2
 CASES = [
@@ -22,6 +21,8 @@ CASES = [
     ("RowwiseAdagrad", "random", False),
     ("Adam", "rows", False),
     ("SGD", "none", True),
+    ("Adam", "psse", False),
+    ("SGD", "guard", False),
 ]
 
 
@@ -48,7 +49,7 @@ def test_a_rank_sends_each_touched_row_once(outcome: Path) -> None:
     for rank in range(WORLD):
         sent = torch.load(outcome / f"exchanged-{rank}.pt")
         assert sent["rows"] == 10 + rank
-        assert sent["bytes"] == 11 * (8 + 8 * 4), "padded to the larger of the two"
+        assert sent["bytes"] == 24 + 11 * (8 + 8 * 4), "padded to the larger of the two, and three numbers a table"
 
 
 def test_a_rank_without_lookups_gets_the_others_rows(outcome: Path) -> None:
@@ -58,15 +59,22 @@ def test_a_rank_without_lookups_gets_the_others_rows(outcome: Path) -> None:
         torch.testing.assert_close(torch.load(outcome / f"lone-{rank}.pt"), expected)
 
 
-def test_policies_that_would_decide_differently_are_refused() -> None:
-    for fine in (Random(0.5), Random(0.5, level="rows"), Importance(0.5), Slipstream()):
-        distributed.check_policy(fine)
-    with pytest.raises(ConfigError, match="'psse' decides by the lookups"):
-        distributed.check_policy(PSSE(budget=0.9))
-    with pytest.raises(ConfigError, match="'guard' decides by the losses"):
-        distributed.check_policy(Guard())
+def test_frozen_rows_are_not_sent(outcome: Path) -> None:
+    for rank in range(WORLD):
+        assert torch.load(outcome / f"open-{rank}.pt")["rows"] == 1
+        assert torch.load(outcome / f"all-{rank}.pt")["rows"] == 10
+
+
+def test_samples_lost_or_trained_on_twice_are_found(outcome: Path) -> None:
+    for rank in range(WORLD):
+        twice, also, others, lost = torch.load(outcome / f"ledger-{rank}.pt")
+        assert "of 4 samples some were trained on twice and others never" in twice
+        assert "some were trained on twice" in also and "some were trained on twice" in others
+        assert "5 were to be handed out, 4 were" in lost
 
 
 def test_without_a_process_group_the_remedy_is_named() -> None:
     with pytest.raises(ConfigError, match="init_process_group"):
         distributed.exchange(torch.nn.Linear(1, 1))
+    with pytest.raises(ConfigError, match="init_process_group"):
+        distributed.over_ranks(PSSE())

@@ -17,7 +17,9 @@ from torch.nn import functional
 import slipstream as sl
 from slipstream import distributed
 from slipstream.data import Batch, Inputs
-from slipstream.policies import Importance, NoSkipping, Policy, Random
+from slipstream.embedding import tables
+from slipstream.errors import SlipstreamError
+from slipstream.policies import PSSE, Guard, Importance, NoSkipping, Policy, Random
 
 ROWS, SAMPLES, BATCH = 60, 330, 64
 POLICIES: dict[str, Callable[[], Policy]] = {
@@ -25,7 +27,12 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "random": lambda: Random(0.5),
     "importance": lambda: Importance(0.5, warmup_samples=100, bits=10),
     "rows": lambda: Random(0.5, level="rows"),
+    "psse": lambda: PSSE(0.7, warmup_steps=1, every=2),
+    "guard": lambda: Guard(first_copy=64, measure_every=1),
 }
+
+FAULTS = [([0, 1], 4), ([0, 0], 4), ([1, 2], 4), ([], 5)]
+"""What each of two ranks trains on of samples 0 to 3 (none: its part), and how many the policy kept."""
 
 
 class Model(nn.Module):
@@ -44,6 +51,10 @@ class Model(nn.Module):
         return score + (self.rows[0].weight.mean(0) * parts[0]).sum(1) if self.tied else score
 
 
+def cross_entropies(model: nn.Module, batch: Batch) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(model(batch.inputs.ids), batch.labels, reduction="none")
+
+
 def batches() -> Iterator[Batch]:
     random = torch.Generator().manual_seed(5)
     ids = (torch.rand(SAMPLES, 2, generator=random) ** 3 * ROWS).int()
@@ -58,15 +69,17 @@ def trained(optimizer: str, policy: str, tied: bool, world: int) -> dict[str, Te
     torch.manual_seed(dist.get_rank() if world > 1 and dist.get_rank() else 0)  # rank 0's start is everyone's
     model: Any = sl.convert(Model(tied))
     chosen = POLICIES[policy]()
-    distributed.check_policy(chosen)
-    skipper = sl.Skipper(model, chosen, batch_size=BATCH)
+    if world > 1:
+        chosen = distributed.over_ranks(chosen)
+    skipper = sl.Skipper(model, chosen, batch_size=BATCH, losses=cross_entropies)
     net = distributed.data_parallel(model) if world > 1 else model
     step = getattr(sl.optim, optimizer)(model.parameters(), lr=0.1)
     order = []
     for batch in skipper(batches()):
         own = distributed.part(batch) if world > 1 else batch
         order.append(batch.index)
-        losses = functional.binary_cross_entropy_with_logits(net(own.inputs.ids), own.labels, reduction="none")
+        losses = cross_entropies(net, own)
+        skipper.observe(batch, losses)
         losses = losses * own.weights
         step.zero_grad()
         (distributed.mean_loss(losses, batch) if world > 1 else losses.mean()).backward()
@@ -75,7 +88,20 @@ def trained(optimizer: str, policy: str, tied: bool, world: int) -> dict[str, Te
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             step.step()
-    return model.state_dict() | {"order": torch.cat(order)}
+    gates = {f"gate {name}": table.gate for name, table in skipper.tables.items() if table.gate is not None}
+    return model.state_dict() | {"order": torch.cat(order)} | gates
+
+
+def said_of(own: list[int], kept: int) -> str:
+    """What is wrong, if the ranks train on these."""
+    ledger = distributed.Ledger()
+    whole = torch.arange(4)
+    ledger.add(whole, torch.tensor(own) if own else whole[slice(*distributed.bounds(4))])
+    try:
+        ledger.finish(kept, None, 1)
+    except SlipstreamError as error:
+        return str(error)
+    return ""
 
 
 def train_and_save(rank: int, world: int, folder: str, cases: list[tuple[str, str, bool]]) -> None:
@@ -90,12 +116,23 @@ def train_and_save(rank: int, world: int, folder: str, cases: list[tuple[str, st
     big: Any = sl.convert(nn.ModuleDict({"rows": nn.Embedding(100_000, 8)}))
     big["rows"](torch.arange(10 + rank).repeat(3)).sum().backward()
     torch.save(distributed.exchange(big)._asdict(), Path(folder) / f"exchanged-{rank}.pt")
+    # Frozen rows stay at home, but for one; unless they count in the gradient's norm.
+    table = tables(big)["rows.weight"]
+    table.open_gate()[:9] = 0
+    for name, options in (("open", {}), ("all", {"send_frozen": True})):
+        big.zero_grad()
+        big["rows"](torch.arange(10)).sum().backward()
+        torch.save(distributed.exchange(big, **options)._asdict(), Path(folder) / f"{name}-{rank}.pt")
     # A rank without a single lookup takes part all the same.
     lone: Any = sl.convert(nn.ModuleDict({"rows": nn.Embedding(9, 2)}))
     if rank == 0:
         lone["rows"](torch.tensor([3, 3])).sum().backward()
     distributed.exchange(lone)
     torch.save(lone["rows"].weight.grad.to_dense(), Path(folder) / f"lone-{rank}.pt")
+    ledger = distributed.Ledger()
+    ledger.add(torch.arange(10), torch.arange(10)[slice(*distributed.bounds(10))])
+    ledger.finish(10, range(10), 1)
+    torch.save([said_of(own, kept) for own, kept in FAULTS], Path(folder) / f"ledger-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
     # Everything is saved. torch 2.13 now and then aborts ("terminate called without an active exception") while the

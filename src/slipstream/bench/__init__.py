@@ -37,6 +37,7 @@ BENCHES: dict[str, str] = {
     "row_share": "where skipping row updates can pay: their share of a step, and the time saturation and psse save",
     "guard": "the guard's promise: guarded training against full training of the same seed, on six data sets",
     "fidelity": "published Slipstream and FAE beside order alone and as many inputs dropped at random",
+    "ranks": "two ranks over 1 Gbit/s and 20 ms: bytes and time of TorchRec's tables, with and without skipping",
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }
 """Name of each benchmark (and of its module in this package), with what it measures."""

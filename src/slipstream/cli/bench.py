@@ -26,7 +26,7 @@ def bench(
         str,
         typer.Argument(
             help="kernels, step, gates, shared, checks, loader, prepare, globo, gpu, frontier, drift, row-share, "
-            "guard, fidelity or synthetic-fit."
+            "guard, fidelity, ranks or synthetic-fit."
         ),
     ],
     quick: Annotated[bool, typer.Option(help="Smaller and fewer measurements, under 40 s once compiled.")] = False,

@@ -79,7 +79,8 @@ def run(arguments: Sequence[str]) -> int:
     except SlipstreamError as error:
         if debug:
             raise
-        _complain(str(error))
+        if not error.said_elsewhere:
+            _complain(str(error))
         return TERMINATED if isinstance(error, Interrupted) else 2
     except BrokenPipeError:
         # Who read our output wants no more of it (`slipstream compare … | head`). Python flushes once more at its end.
@@ -127,4 +128,21 @@ def main() -> None:
         # A file name need not be text.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    if "slipstream.training.ranks" in sys.modules:
+        _leave_at_once(status)
+    sys.exit(status)
+
+
+def _leave_at_once(status: int) -> None:
+    """Ends a process that trained with others: what it had to write is written.
+
+    torch now and then aborts ("terminate called without an active exception") while the interpreter takes down the
+    threads of its collectives, and waits for ranks that are gone.
+    """
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from slipstream.errors import ConfigError
 if TYPE_CHECKING:
     from slipstream import training
     from slipstream.evaluation import RankingScores
+    from slipstream.training.ranks import Ranks
 
 
 def train(
@@ -91,6 +93,14 @@ def train(
     max_memory: Annotated[
         str | None, typer.Option(help="Refuse a training that is estimated to need more, such as 8GB.")
     ] = None,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="One of several processes that torchrun started, which share the training: torchrun --nproc-per-node "
+            "2 -m slipstream train … --distributed.",
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Train a model, with or without skipping, and score it on samples it has not seen."""
@@ -118,27 +128,34 @@ def train(
     }
     from slipstream import training
 
-    if resume is not None:
-        if continue_from is not None or (out is not None and out != resume):
-            raise ConfigError("--resume names the run folder, and goes without --out and --continue")
-        flags["out"] = str(resume)
-        config = config or _config_of(resume)
-        if config is None and data is None:
-            raise ConfigError(f"{resume} holds no run to go on with", remedy="name the data to begin one")
-    if continue_from is not None:
-        if data is None or out is None:
-            raise ConfigError("--continue needs the next data and --out, a run folder of its own")
-        flags["continue_from"] = str(continue_from)
-        config = config or _config_of(continue_from)
-    settings = resolve(training.TrainConfig, config, flags, assign or ())
-    if system is not None:
-        from slipstream import systems
+    with ExitStack() as stack:
+        ranks = stack.enter_context(_ranks()) if distributed else None
+        if resume is not None:
+            if continue_from is not None or (out is not None and out != resume):
+                raise ConfigError("--resume names the run folder, and goes without --out and --continue")
+            flags["out"] = str(resume)
+            config = config or _config_of(resume)
+            if config is None and data is None:
+                raise ConfigError(f"{resume} holds no run to go on with", remedy="name the data to begin one")
+        if continue_from is not None:
+            if data is None or out is None:
+                raise ConfigError("--continue needs the next data and --out, a run folder of its own")
+            flags["continue_from"] = str(continue_from)
+            config = config or _config_of(continue_from)
+        settings = resolve(training.TrainConfig, config, flags, assign or ())
+        if system is not None:
+            from slipstream import systems
 
-        settings = systems.configure(system, settings)
-    listeners: list[training.Listener] = [] if quiet else [_announce, training.Progress()]
-    if logger:
-        listeners += _loggers(logger, settings.out)
-    result = training.train(settings, listeners=listeners, resume=resume is not None)
+            settings = systems.configure(system, settings)
+        first = ranks is None or ranks.first
+        listeners: list[training.Listener] = [] if quiet or not first else [_announce, training.Progress()]
+        if logger and first:
+            listeners += _loggers(logger, settings.out)
+        # Processes that torchrun started anew go on where the others were.
+        again = resume is not None or (ranks is not None and ranks.restarted and settings.out is not None)
+        result = training.train(settings, listeners=listeners, resume=again, ranks=ranks)
+    if not first:
+        return
     output.facts(
         {
             "policy": result.policy,
@@ -150,9 +167,16 @@ def train(
             "inputs trained": f"{result.share_of_inputs_trained:.1%}",
             "row updates skipped": f"{result.share_of_row_updates_skipped:.1%}",
             "batches left out": result.nonfinite_batches or None,
+            "ranks": f"{result.ranks}, {result.bytes_exchanged / 1e6:,.1f} MB sent by each" if distributed else None,
             "run": settings.out,
         }
     )
+
+
+def _ranks() -> Ranks:
+    from slipstream.training.ranks import Ranks
+
+    return Ranks()
 
 
 def _loggers(names: list[str], out: Path | None) -> list[Any]:

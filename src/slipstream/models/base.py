@@ -159,6 +159,15 @@ class Recommender(nn.Module):
         logits = self(batch.inputs).float()
         return functional.binary_cross_entropy_with_logits(logits, batch.labels, batch.weights)
 
+    @property
+    def separable(self) -> bool:
+        """Whether :meth:`loss` is a mean of terms of single samples, so that a batch can be shared out."""
+        return True
+
+    def terms(self, batch: Batch) -> int:
+        """Terms of which :meth:`loss` is the mean, where it is separable."""
+        return len(batch)
+
     def vectors(self) -> Vectors | None:
         """The vectors of all users and all items, of a model whose score is their product; else None."""
         return None

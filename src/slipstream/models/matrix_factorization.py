@@ -104,6 +104,10 @@ class MatrixFactorization(Recommender):
             raise ConfigError("BPR has no loss of single samples", remedy="use objective=logistic, or another policy")
         return super().losses(batch)
 
+    def terms(self, batch: Batch) -> int:
+        """The samples, or BPR's positives."""
+        return len(batch) if self.objective == "logistic" else int((batch.labels > 0).sum())
+
     def loss(self, batch: Batch) -> Tensor:
         """Weighted cross-entropy, or BPR's −log σ(score of the positive − score of the drawn item)."""
         if self.objective == "logistic":

@@ -113,6 +113,11 @@ class TwoTower(Recommender):
         losses = functional.cross_entropy(logits, torch.arange(ids.numel()), reduction="none")
         return (losses * positive.weights).sum() / max(ids.numel(), 1)
 
+    @property
+    def separable(self) -> bool:
+        """Not with the softmax."""
+        return self.objective == "logistic"
+
     def losses(self, batch: Batch) -> Tensor:
         """See the base class.
 

@@ -251,6 +251,14 @@ class Policy:
     def update_gates(self, progress: Progress) -> None:
         """Called before each batch is handed out; the place to re-decide gates."""
 
+    def decides(self, progress: Progress) -> bool:
+        """Whether :meth:`update_gates` may set gates at this step, or what it knows must be complete.
+
+        On several ranks lookups are exchanged before such a step; a policy that says so of few steps makes the ranks
+        exchange seldom. By default every step, for policies that hear lookups.
+        """
+        return type(self).observe_lookups is not Policy.observe_lookups
+
     def observe_losses(self, batch: Batch, losses: Tensor) -> None:
         """Called with the model's loss on each batch that was handed out, before its step, if ``wants_losses``.
 

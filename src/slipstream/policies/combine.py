@@ -111,6 +111,10 @@ class Combine(Policy):
         for part in self.parts:
             part.update_gates(progress)
 
+    def decides(self, progress: Progress) -> bool:
+        """Whether one of them does."""
+        return any(part.decides(progress) for part in self.parts)
+
     def observe_losses(self, batch: Batch, losses: Tensor) -> None:
         """Tells those that want losses."""
         for part in self.parts:

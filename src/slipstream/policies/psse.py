@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
@@ -26,7 +27,7 @@ from slipstream.policies.base import (
     share_in_range,
     validated,
 )
-from slipstream.staleness import CountedRows, CutName, PopularRows, Rule, SketchedRows, TailCounts
+from slipstream.staleness import CountedRows, CutName, PopularRows, Reduce, Rule, SketchedRows, TailCounts
 from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.sketch import MAX_DEPTH, WAYS
 
@@ -164,6 +165,7 @@ class PSSE(Policy):
         )
         self._tables: dict[str, Gated] = {}
         self._name_of: dict[int, str] = {}
+        self._reduce: Reduce | None = None
         self._popular: PopularRows = self._scores_of({}, 0)
         self._tail: dict[str, TailCounts] = {}
         self._clock: int | None = None
@@ -175,7 +177,7 @@ class PSSE(Policy):
     ) -> PopularRows:
         config = self.config
         if config.scores == "rows":
-            return CountedRows(num_rows, config.half_life, devices)
+            return CountedRows(num_rows, config.half_life, devices, self._reduce)
         width, depth, heavy = config.sketch_width, config.sketch_depth, config.sketch_heavy
         return SketchedRows(num_rows, config.half_life, width=width, depth=depth, heavy=heavy, seed=seed)
 
@@ -200,6 +202,23 @@ class PSSE(Policy):
         if self.config.cut != "share":
             raise ConfigError(f"policy 'psse' has no budget with cut={self.config.cut}", remedy="set cut=share")
         self.config = validated(PsseConfig, self.config.model_dump() | {"budget": budget})
+
+    def decide_over(self, reduce: Reduce) -> None:
+        """Has the cut fall among the rows of several ranks, each of which holds others; before :meth:`attach`.
+
+        Args:
+            reduce: Adds an array up over the ranks, in place.
+
+        Raises:
+            ConfigError: The rows are cut table by table, by number, or known by a sketch.
+        """
+        config = self.config
+        if config.scope == "table" or config.scores == "sketch" or config.cut == "top_k":
+            raise ConfigError(
+                "policy 'psse': rows on several ranks need scope=model, scores=rows, and cut=share or cut=min_count",
+                remedy="leave these settings as they are by default",
+            )
+        self._reduce = reduce
 
     def attach(self, tables: Mapping[str, Gated], *, seed: int) -> None:
         """Starts counting for each table."""
@@ -232,9 +251,13 @@ class PSSE(Policy):
         if self._clock is not None and now > self._clock:
             self._popular.advance(now - self._clock)
         self._clock = now if self._clock is None else max(now, self._clock)
-        since = progress.step - max(self.config.warmup_steps, 1)
-        if since >= 0 and since % self.config.every == 0:
+        if self.decides(progress):
             self._decide()
+
+    def decides(self, progress: Progress) -> bool:
+        """Every ``every`` steps after the warm-up."""
+        since = progress.step - max(self.config.warmup_steps, 1)
+        return since >= 0 and since % self.config.every == 0
 
     def _now(self, progress: Progress) -> int:
         unit = self.config.half_life_unit
@@ -252,7 +275,7 @@ class PSSE(Policy):
         shares: list[float] = []
         opened = protected = 0
         for group in [names] if self.config.scope == "model" else [[name] for name in names]:
-            kept = self._popular.keep(group, self._rule)
+            kept = self._popular.keep(group, self._rule) if group or self._reduce else None
             if kept is None:
                 continue  # nothing was looked up yet, so nothing is known: the gates stay
             shares.append(kept.share)
@@ -264,6 +287,10 @@ class PSSE(Policy):
                 if self._tail:
                     protected += self._tail[name].protect(gate, kept.marks[name])
         rows = sum(table.num_rows for table in self._tables.values())
+        if self._reduce is not None:
+            numbers = np.array([rows, protected])
+            self._reduce(numbers)
+            rows, protected = numbers.tolist()
         self._last = {}
         if shares:
             self._last = {"share_of_rows_updated": (opened + protected) / rows, "share_of_accesses_kept": min(shares)}

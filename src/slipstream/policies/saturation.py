@@ -181,9 +181,17 @@ class Saturation(Policy):
             self._step = progress.step
         if self._in_refresh(progress):
             return
-        since = progress.step - max(self.config.warmup_steps, 1)
-        if since >= 0 and since % self.config.every == 0:
+        if self._due(progress):
             self._decide()
+
+    def _due(self, progress: Progress) -> bool:
+        since = progress.step - max(self.config.warmup_steps, 1)
+        return since >= 0 and since % self.config.every == 0
+
+    def decides(self, progress: Progress) -> bool:
+        """Every ``every`` steps after the warm-up, and where the refresh begins."""
+        begins = progress.share is None or progress.share >= 1.0 - self.config.refresh
+        return self._due(progress) or (self.config.refresh > 0.0 and not self._refreshing and begins)
 
     def _in_refresh(self, progress: Progress) -> bool:
         if not self.config.refresh:

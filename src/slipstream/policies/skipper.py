@@ -63,6 +63,7 @@ class Skipper:
             need it.
         losses: The loss of each sample of a batch under a model (float32 [B], not weighted), for policies that set the
             model against an earlier copy of itself; by default the cross-entropy of ``model(batch.inputs)``.
+        tables: Tables by name that the policy sees, where they are not of ours (TorchRec's shards); None: the model's.
 
     Raises:
         ConfigError: ``batch_size`` is below 1, or the policy skips rows and the model has no table of ours.
@@ -78,12 +79,14 @@ class Skipper:
         to_batch: Callable[[Any], Batch] | None = None,
         total_samples: int | None = None,
         losses: Losses = cross_entropies,
+        tables: Mapping[str, Gated] | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
         self.policy = policy
-        self.tables: Mapping[str, Gated] = {**tables_of(model), **cached_tables(model)}
-        if policy.skips_rows and not self.tables:
+        found: Mapping[str, Gated] = {**tables_of(model), **cached_tables(model)}
+        self.tables: Mapping[str, Gated] = found if tables is None else tables
+        if policy.skips_rows and not self.tables and tables is None:  # a rank may hold none of the shards
             raise ConfigError(
                 f"policy {policy.name!r} skips row updates, and the model has no tables that can",
                 remedy="swap its embeddings with slipstream.convert(model)",

@@ -4,7 +4,7 @@ from slipstream.staleness.popular_rows import CountedRows, CutName, Kept, Popula
 from slipstream.staleness.popularity import DecayedCounts, ExactCounts, PopularityCounts, make_counts
 from slipstream.staleness.sketch import PopularitySketch
 from slipstream.staleness.tail import TailCounts, TailInputs
-from slipstream.staleness.threshold import Cut, share_cut
+from slipstream.staleness.threshold import Cut, Reduce, share_cut
 
 __all__ = [
     "CountedRows",
@@ -16,6 +16,7 @@ __all__ = [
     "PopularRows",
     "PopularityCounts",
     "PopularitySketch",
+    "Reduce",
     "Rule",
     "SketchedRows",
     "TailCounts",

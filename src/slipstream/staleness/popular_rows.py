@@ -18,7 +18,7 @@ from slipstream.errors import ConfigError
 from slipstream.staleness.hot_rows import top_rows
 from slipstream.staleness.popularity import DecayedCounts, make_counts
 from slipstream.staleness.sketch import PopularitySketch
-from slipstream.staleness.threshold import share_cut
+from slipstream.staleness.threshold import Reduce, share_cut
 
 CutName = Literal["share", "top_k", "min_count"]
 
@@ -75,12 +75,19 @@ class CountedRows:
         num_rows: R of each table.
         half_life: Units after which an access counts half; None: exact counts.
         devices: Where each table's lookups are, and are counted; the CPU where nothing is said.
+        reduce: These are some of the rows, and other ranks have the others: the cut is among all of them.
     """
 
     def __init__(
-        self, num_rows: Mapping[str, int], half_life: float | None, devices: Mapping[str, torch.device] | None = None
+        self,
+        num_rows: Mapping[str, int],
+        half_life: float | None,
+        devices: Mapping[str, torch.device] | None = None,
+        reduce: Reduce | None = None,
     ) -> None:
         where = devices or {}
+        self._reduce = reduce
+        self._kind = torch.int32 if half_life is None else torch.float32
         self._counts = {name: make_counts(rows, half_life, where.get(name)) for name, rows in num_rows.items()}
 
     def add(self, table: str, ids: Tensor) -> None:
@@ -97,15 +104,17 @@ class CountedRows:
         counts = [self._counts[name] for name in tables]
         scores = [count.scores.cpu() for count in counts]
         if rule.cut == "share":
-            cut = share_cut(scores, rule.value)
+            cut = share_cut(scores or [torch.empty(0, dtype=self._kind)], rule.value, self._reduce)
             if math.isinf(cut.threshold):
                 return None
             marks = [score >= cut.threshold for score in scores]
             return Kept(dict(zip(tables, marks, strict=True)), cut.kept_rows, cut.kept_share)
-        total = _mass(scores)
+        (total,) = self._of_all(_mass(scores))
         if total == 0.0:
             return None
         if rule.cut == "top_k":
+            if self._reduce is not None:
+                raise ConfigError("cut=top_k needs all rows on one rank", remedy="use cut=share or cut=min_count")
             marks = [
                 mark.bool() & (score > 0) for mark, score in zip(top_rows(scores, int(rule.value)), scores, strict=True)
             ]
@@ -116,7 +125,15 @@ class CountedRows:
             marks = [mark & (score > 0) for mark, score in zip(marks, scores, strict=True)]
         rows = sum(int(torch.count_nonzero(mark)) for mark in marks)
         held = _mass([score * mark for score, mark in zip(scores, marks, strict=True)])
-        return Kept(dict(zip(tables, marks, strict=True)), rows, min(held / total, 1.0))
+        rows, held = self._of_all(rows, held)
+        return Kept(dict(zip(tables, marks, strict=True)), int(rows), min(held / total, 1.0))
+
+    def _of_all(self, *numbers: float) -> tuple[float, ...]:
+        """Their sums over the ranks."""
+        together = np.array(numbers, dtype=np.float64)
+        if self._reduce is not None:
+            self._reduce(together)
+        return tuple(together.tolist())
 
     def state_dict(self) -> dict[str, Any]:
         """Each table's counts."""

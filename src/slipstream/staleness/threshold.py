@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,10 @@ from slipstream.staleness.compiled import tally
 
 _LOW_BITS = 16
 _BINS = 1 << 15  # sign bit aside, the high half of 31 bits
+
+
+Reduce = Callable[[npt.NDArray[Any]], None]
+"""Adds an array up over ranks, in place: for rows that lie on several."""
 
 
 class Cut(NamedTuple):
@@ -29,7 +33,7 @@ class Cut(NamedTuple):
     """Rows kept."""
 
 
-def share_cut(scores: Sequence[Tensor], share: float) -> Cut:
+def share_cut(scores: Sequence[Tensor], share: float, reduce: Reduce | None = None) -> Cut:
     """Finds the highest threshold such that the rows at or above it hold at least ``share`` of all scores.
 
     Rows with equal scores are kept or dropped together. [ours]
@@ -41,9 +45,10 @@ def share_cut(scores: Sequence[Tensor], share: float) -> Cut:
     Args:
         scores: One tensor [R_t] a table, non-negative and finite; float32 or int32, the same for all.
         share: Share of the mass to keep, in (0, 1].
+        reduce: The rows are those of several ranks, each of which calls this with its own.
 
     Returns:
-        The cut.
+        The cut, the same on all ranks.
 
     Raises:
         ConfigError: ``share`` is outside (0, 1], or the dtypes are not as said.
@@ -54,14 +59,14 @@ def share_cut(scores: Sequence[Tensor], share: float) -> Cut:
     if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.int32}:
         raise ConfigError(f"scores must all be float32 or all int32, got {sorted(str(dtype) for dtype in dtypes)}")
     dtype = dtypes.pop()
-    mass, rows = _histogram(scores, None)
+    mass, rows = _histogram(scores, None, reduce)
     total = float(mass.sum())
     if total == 0.0:
         return Cut(threshold=float("inf"), kept_share=0.0, kept_rows=0)
     # Sums in another order differ in the last bits; a share of 1 must still reach the rarest row.
     wanted = total * share * (1.0 - 1e-12)
     high, above_mass, above_rows = _select(mass, rows, wanted, 0.0, 0)
-    mass, rows = _histogram(scores, high)
+    mass, rows = _histogram(scores, high, reduce)
     low, above_mass, above_rows = _select(mass, rows, wanted, above_mass, above_rows)
     bits = torch.tensor([(high << _LOW_BITS) | low], dtype=torch.int32)
     return Cut(
@@ -83,7 +88,9 @@ def _select(
     return chosen, above_mass + float(mass[chosen + 1 :].sum()), above_rows + int(rows[chosen + 1 :].sum())
 
 
-def _histogram(scores: Sequence[Tensor], high: int | None) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _histogram(
+    scores: Sequence[Tensor], high: int | None, reduce: Reduce | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Mass and rows by the high bits of the score, or, among rows with these high bits, by the low bits.
 
     Rows of score 0 are left out.
@@ -94,4 +101,7 @@ def _histogram(scores: Sequence[Tensor], high: int | None) -> tuple[npt.NDArray[
     for tensor in scores:
         values = tensor.numpy()
         tally(values.view(np.int32), values, -1 if high is None else high, _LOW_BITS, mass, rows)
+    if reduce is not None:
+        reduce(mass)
+        reduce(rows)
     return mass, rows

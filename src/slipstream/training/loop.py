@@ -16,26 +16,26 @@ from slipstream.data.batch import Batch
 from slipstream.data.batches import Batches
 from slipstream.data.store import Store
 from slipstream.data.transfer import Sender, checked_device
+from slipstream.distributed import over_ranks
 from slipstream.embedding import CachedEmbeddingCollection
 from slipstream.errors import NonFiniteError
 from slipstream.evaluation import RankingScores, score
 from slipstream.kernels import registry
 from slipstream.models import Recommender, RowCacheOptions, build_model
-from slipstream.optim import clip_grad_norm_
 from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import TrainConfig
 from slipstream.training.events import ChunkScored, EpochDone, Listener, PolicyMoved, StepDone, tell
-from slipstream.training.hotline import hotline_step
-from slipstream.training.nonfinite import MOST_IN_A_ROW, gradients_are_finite, nonfinite_error
 from slipstream.training.noting import Notes
 from slipstream.training.optimizers import build_optimizers, state_elements
 from slipstream.training.position import Position, Stopwatch
 from slipstream.training.predicting import autocast, labels_of, predict_range, set_table_dtype
 from slipstream.training.ranges import check_labels, ranges
 from slipstream.training.ranked import Ranker
+from slipstream.training.ranks import Ranks
 from slipstream.training.samples import StoredSamples
 from slipstream.training.schedule import Schedule
 from slipstream.training.state import load_tables, tables_state
+from slipstream.training.step import Step
 
 DECIDED = 2048
 """Samples on which an input policy decides at a time, as near as whole batches come to it.
@@ -61,7 +61,6 @@ class Trainer:
         steps: Optimizer steps so far.
         epoch: Epochs finished.
         ranking: Figures of the last epoch's ranked lists, for data of pairs.
-        nonfinite_batches: Batches left out because their loss or a gradient was not finite.
         training: Time spent training.
         predicting: Time spent predicting and ranking, not part of it.
 
@@ -69,14 +68,18 @@ class Trainer:
         config: The resolved configuration.
         store: The data.
         listeners: Called with every event.
+        ranks: The processes that share the training; None: this one alone.
 
     Raises:
-        ConfigError: There is nothing to train on or to score, or the policy does not fit the model.
+        ConfigError: There is nothing to train on or to score, the policy does not fit the model, or the training cannot
+            be shared.
         DataError: The scored samples are of one class only, or (with ranked lists) hold no pair to rank.
     """
 
-    def __init__(self, config: TrainConfig, store: Store, listeners: Sequence[Listener] = ()) -> None:
-        self.config, self.store, self.listeners = config, store, tuple(listeners)
+    def __init__(
+        self, config: TrainConfig, store: Store, listeners: Sequence[Listener] = (), ranks: Ranks | None = None
+    ) -> None:
+        self.config, self.store, self.listeners, self.ranks = config, store, tuple(listeners), ranks
         end = min(store.num_samples, config.max_samples or store.num_samples)
         self.train_range, self.score_range = ranges(config, store, end)
         self.epoch_samples = self.train_range[1] - self.train_range[0]
@@ -103,22 +106,29 @@ class Trainer:
             self.model.compile()
         self.optimizers = build_optimizers(self.model, config.optimizer, config.engine, seed=config.seed)
         self.schedule = Schedule(self.optimizers, config.schedule, self.total_samples)
+        policy = build_policy(config.policy)
+        if ranks is not None:
+            ranks.check(config, self.model)
+            ranks.broadcast_model(self.model)
+            policy = over_ranks(policy)
         self.skipper = Skipper(
             self.model,
-            build_policy(config.policy),
+            policy,
             batch_size=config.batch_size,
             seed=config.seed,
             total_samples=self.total_samples,
             losses=lambda model, batch: cast(Recommender, model).losses(batch),
         )
         self.skipper.policy.check_length(-(-self.total_samples // config.batch_size))
-        self.samples = self.steps = self.epoch = self.nonfinite_batches = 0
         self.training, self.predicting = Stopwatch(), Stopwatch()
+        self.step = Step(
+            config, self.model, self.optimizers, self.skipper, self.sender, self.training, self._report_moves, ranks
+        )
+        self.samples = self.steps = self.epoch = 0
         self._predicted, self._scoring = 0, False
         self._logits = np.empty(self.epoch_samples if config.mode == "prequential" else 0, dtype=np.float32)
         self._losses: list[float | Tensor] = []
         self._following: Batch | None = None  # what the data holds next, of which rows in host memory may be sent for
-        self._in_a_row = 0
         self._notes = Notes(self)
         self._batches: Batches | None = None
         self._at_boundary: Callable[[], None] = lambda: None
@@ -161,6 +171,8 @@ class Trainer:
         outcome = self._prequential() if self.config.mode == "prequential" else self._holdout()
         if self._losses:
             self._report_loss()
+        if self.ranks is not None:
+            self.ranks.ledger.finish(self.skipper.inputs_kept, self._all_samples(), self.config.epochs)
         return outcome
 
     @property
@@ -169,6 +181,12 @@ class Trainer:
         size, policy = self.config.batch_size, self.skipper.policy
         several = policy.skips_inputs and policy.decides_alone and not policy.plans_runs and self.cached is None
         return size * max(1, min(DECIDED, self.total_samples // 100) // size) if several else size
+
+    def _all_samples(self) -> range | None:
+        """The samples of an epoch, where all of them were trained on."""
+        skipper = self.skipper
+        whole = skipper.inputs_kept == skipper.inputs_seen and not skipper.policy.plans_runs
+        return range(*self.train_range) if whole else None
 
     def _samples(self) -> StoredSamples:
         return StoredSamples(self.store, *self.train_range, self.config.batch_size)
@@ -201,14 +219,17 @@ class Trainer:
             self._logits = self.predict(*self.score_range)
             self.epoch, self._scoring = self.epoch + 1, False
             self._rank()
-            scores = score(labels, self._logits)
-            event = EpochDone(self.epoch, self.samples, scores, self.training.seconds, self.ranking)
-            tell(self.listeners, event)
+            if self.listeners:
+                scores = score(labels, self._logits)
+                event = EpochDone(self.epoch, self.samples, scores, self.training.seconds, self.ranking)
+                tell(self.listeners, event)
         return labels, self._logits
 
     def _rank(self) -> None:
         """Ranks the catalogue, in the epochs that do."""
         every, self.ranking = self.config.ranking.every, None
+        if self.ranks is not None and not self.ranks.first:
+            return
         if self.ranker is not None and (self.epoch == self.config.epochs or (every and self.epoch % every == 0)):
             self.predicting.start()
             self.ranking = self.ranker(self.model)
@@ -223,8 +244,9 @@ class Trainer:
             if self._predicted < last:
                 self._logits[first:last] = self.predict(first, last)
                 self._predicted = last
-                scores = score(labels[first:last], self._logits[first:last])
-                tell(self.listeners, ChunkScored(self.samples, scores, self.training.seconds))
+                if self.listeners:
+                    scores = score(labels[first:last], self._logits[first:last])
+                    tell(self.listeners, ChunkScored(self.samples, scores, self.training.seconds))
             self.training.start()
             self._train(self.store.batches(self._read_size, start=self.samples, stop=last), last)
             self.training.stop()
@@ -272,75 +294,14 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         self.schedule.set(self.steps, self.samples)
-        loss = self._back(batch)
+        loss = self.step(batch, self.steps, None if self._following is None else self._following.inputs)
         if loss is None:
             return
         self.steps += 1
-        self._in_a_row = 0
         self._losses.append(loss)
         if self.steps % self.config.log_every == 0:
             self._report_loss()
         self.training.lap()
-
-    def _back(self, batch: Batch) -> float | Tensor | None:
-        """Forward, backward and the optimizers' step on a batch in host memory.
-
-        Returns:
-            The loss, on a GPU as a tensor that nobody waits for; None if the batch was left out.
-        """
-        ahead = None if self._following is None else self._following.inputs
-        if self.cached is not None and self.config.hotline:
-            with autocast(self.config.bf16, self.config.device):
-                return hotline_step(
-                    self.model, self.cached, self.optimizers, batch, following=ahead, before_step=self._clip
-                ).loss.detach()
-        if self.cached is not None and ahead is not None:
-            self.cached.look_ahead(ahead.ids, ahead.bags)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        sent = self.sender.send(batch)
-        losses: Tensor | None = None
-        with autocast(self.config.bf16, self.config.device):
-            if self.skipper.policy.wants_losses:
-                losses = self.model.losses(sent)
-                loss = (losses * sent.weights).mean()
-            else:
-                loss = self.model.loss(sent)
-        # A GPU is not waited for in every step: its losses are looked at when they are reported.
-        value = float(loss.detach()) if self.savable else loss.detach()
-        self.training.lap("forward")
-        if isinstance(value, float) and not math.isfinite(value):
-            return self._leave_out(batch, f"the loss is {value}")
-        if losses is not None:
-            self.skipper.observe(batch, losses)
-            self._report_moves()
-            self.training.lap("policy")
-        loss.backward()
-        if self.savable and not gradients_are_finite(self.model):
-            return self._leave_out(batch, "a gradient is not finite")
-        self.training.lap("backward")
-        self._clip()
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.training.lap("update")
-        return value
-
-    def _clip(self) -> None:
-        if self.config.optimizer.clip is not None:
-            clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
-
-    def _leave_out(self, batch: Batch, what: str) -> None:
-        """Stops at a batch that is not finite, or passes over it.
-
-        Raises:
-            NonFiniteError: So the configuration wants it, or too many came one after the other.
-        """
-        self._in_a_row += 1
-        self.nonfinite_batches += 1
-        if self.config.on_nonfinite == "stop" or self._in_a_row >= MOST_IN_A_ROW:
-            raise nonfinite_error(self.model, batch, what, self.steps)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
 
     def _report_loss(self) -> None:
         values = [float(loss) for loss in self._losses]
@@ -366,18 +327,27 @@ class Trainer:
     def predict(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Logits of samples ``start`` to ``stop``, by the model as it is now; counted as prediction time."""
         self.predicting.start()
+        first, last = (start, stop) if self.ranks is None else self.ranks.share(start, stop)
         logits = predict_range(
-            self.model, self.store, start, stop, bf16=self.config.bf16, between=self._between_predictions
+            self.model, self.store, first, last, bf16=self.config.bf16, between=self._between_predictions
         )
+        if self.ranks is not None:
+            logits = self.ranks.gather(logits, stop - start)
         self.predicting.stop()
         return logits
 
     def _between_predictions(self) -> None:
         self.store.check_unchanged()
-        self._at_boundary()
+        if self.ranks is None:  # ranks have not the same number of batches to predict
+            self._at_boundary()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on from here: tensors, numbers, and dicts and lists of them."""
+        """Everything needed to go on from here: tensors, numbers, and dicts and lists of them.
+
+        Where the training is shared, every rank must call it, and gets the same.
+        """
+        if self.ranks is not None:
+            self.ranks.ledger.check()
         done = self._predicted if self.config.mode == "prequential" else len(self._logits)
         return {
             **asdict(self.position),
@@ -387,13 +357,13 @@ class Trainer:
             "rates": [self.schedule.dense_lr, self.schedule.embedding_lr],
             "losses": [float(loss) for loss in self._losses],
             "logits": torch.from_numpy(self._logits[:done]),
-            "nonfinite_batches": self.nonfinite_batches,
-            "nonfinite_in_a_row": self._in_a_row,
+            **self.step.state_dict(),
             "random": torch.get_rng_state(),
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "tables": tables_state(self.model),
             "skipper": self.skipper.state_dict(),
+            **({} if self.ranks is None else {"ledger": self.ranks.ledger.state()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -419,7 +389,9 @@ class Trainer:
             self._logits[: self._predicted] = state["logits"].numpy()
         else:
             self._logits = state["logits"].numpy()
-        self.nonfinite_batches, self._in_a_row = int(state["nonfinite_batches"]), int(state["nonfinite_in_a_row"])
+        self.step.load_state_dict(state)
+        if self.ranks is not None:
+            self.ranks.ledger.load(state.get("ledger"))
         torch.set_rng_state(state["random"])
 
 

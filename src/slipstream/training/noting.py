@@ -23,7 +23,7 @@ HELD_OUT = 8192
 class Notes:
     """Scores some held-out samples and looks at the gates, ``report_points`` times evenly over the samples that pass.
 
-    Nothing here changes what is computed. Held-out samples are scored in mode holdout, where the data has no ranked
+    Nothing here changes what is computed, and nothing is noted where nobody listens. Held-out samples are scored in mode holdout, where the data has no ranked
     lists and the tables are in one memory; gates are looked at where the policy sets them.
 
     Args:
@@ -36,9 +36,10 @@ class Notes:
         self._buckets: torch.Tensor | None = None
         config = trainer.config
         self._points = config.report_points
-        self._scores = config.mode == "holdout" and trainer.ranker is None and trainer.cached is None
+        heard = bool(trainer.listeners) and trainer.cached is None
+        self._scores = heard and config.mode == "holdout" and trainer.ranker is None
         self._feature = bucket_feature(trainer.store, config.popularity_feature)
-        self._watches = trainer.skipper.policy.skips_rows and self._feature is not None and trainer.cached is None
+        self._watches = heard and trainer.skipper.policy.skips_rows and self._feature is not None
 
     def take(self, before: int) -> None:
         """Notes the figures if the training has come past the next point.

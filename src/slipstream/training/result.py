@@ -82,6 +82,10 @@ class Result(BaseModel):
     policy notes of lookups is part of forward. Empty on a GPU, where a phase ends when it is sent and not when done."""
     nonfinite_batches: int = 0
     """Batches left out because their loss or a gradient was not finite."""
+    ranks: int = 1
+    """Processes that shared the training."""
+    bytes_exchanged: int = 0
+    """Bytes that the first of them handed to the collectives of its steps, since it was started."""
 
     @classmethod
     def load(cls, path: str | Path) -> Result:

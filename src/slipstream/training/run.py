@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ from slipstream.training.events import EpochDone, Event, Listener, RunDone, RunS
 from slipstream.training.listeners import JsonlMetrics, ResultWriter
 from slipstream.training.loop import Outcome, Trainer
 from slipstream.training.memory import check_memory
+from slipstream.training.ranks import Ranks
 from slipstream.training.result import Result
 from slipstream.training.run_folder import METRICS, MODEL, RESULT, RunFolder
 from slipstream.training.saved import save_model
@@ -47,7 +48,12 @@ from slipstream.training.warm_up import warm_up
 
 
 def train(
-    config: TrainConfig, *, listeners: Sequence[Listener] = (), store: Store | None = None, resume: bool = False
+    config: TrainConfig,
+    *,
+    listeners: Sequence[Listener] = (),
+    store: Store | None = None,
+    resume: bool = False,
+    ranks: Ranks | None = None,
 ) -> Result:
     """Trains a model as configured.
 
@@ -61,9 +67,11 @@ def train(
         resume: Go on from the newest sound checkpoint in the run folder, to the same bits as without interruption;
             begin where there is none, and return the result where the training is over. Computes with as many threads
             as before unless ``config.threads`` says otherwise.
+        ranks: The processes that share the training (each calls this); None: this one alone. The first one has the
+            listeners and writes the run folder; each needs the data.
 
     Returns:
-        The outcome.
+        The outcome, the same on all ranks.
 
     Raises:
         ConfigError: Settings and data do not fit together, the run folder is in use or holds an unfinished training,
@@ -75,22 +83,39 @@ def train(
         Interrupted: SIGTERM came, and the training was saved.
     """
     config = config.resolved()
+    first = ranks is None or ranks.first
     if resume and config.out is None:
         raise ConfigError("resume needs the run folder", remedy="set out")
     with ExitStack() as stack:
         termination = stack.enter_context(Termination())
         folder: RunFolder | None = None
         loaded: Loaded | None = None
-        if config.out is not None:
+        result: Result | None = None
+        if config.out is not None and first:
             folder = stack.enter_context(RunFolder(config.out, config.checkpoint.keep))
             loaded = folder.checkpoints.newest() if resume else None
             if loaded is not None and loaded.manifest.finished and folder.has_result:
                 check_same(loaded.manifest.config, config)
-                return Result.load(folder.path / RESULT)
+                result = Result.load(folder.path / RESULT)
+        if ranks is not None:
+            result = _broadcast(ranks, result)
+            loaded = loaded if result is not None else ranks.broadcast_loaded(loaded)
+        if result is not None:
+            return result
         threads = config.threads or (None if loaded is None else loaded.manifest.threads)
         stack.enter_context(thread_count(threads))
         stack.enter_context(torch.random.fork_rng(devices=()))
-        return _train(config, listeners, store, folder, loaded, termination)
+        result = _train(config, listeners if first else (), store, folder, loaded, termination, ranks)
+        if ranks is not None:
+            result = _broadcast(ranks, result)
+        assert result is not None  # the first rank has one
+        return result
+
+
+def _broadcast(ranks: Ranks, result: Result | None) -> Result | None:
+    """The first rank's, on all."""
+    text = ranks.broadcast(None if result is None else result.model_dump_json())
+    return result if text is None or ranks.first else Result.model_validate_json(text)
 
 
 def _train(
@@ -100,19 +125,24 @@ def _train(
     folder: RunFolder | None,
     loaded: Loaded | None,
     termination: Termination,
-) -> Result:
+    ranks: Ranks | None,
+) -> Result | None:
     began = time.perf_counter()
     curve = _EpochCurve()
-    everyone: list[Listener] = [curve, *listeners]
+    first = ranks is None or ranks.first
+    everyone: list[Listener] = [curve, *listeners] if first else []
     if folder is not None:
         everyone += [JsonlMetrics(folder.path / METRICS), ResultWriter(folder.path)]
     with _closing(everyone):
         if store is None:
-            store = open_data(config)
+            with nullcontext() if ranks is None else ranks.one_after_another():
+                store = open_data(config)
+        if ranks is not None:
+            ranks.check_same("data", store.fingerprint)
         bucket_feature(store, config.popularity_feature)
         memory = check_memory(config, store)
         warm_up(config, store)
-        trainer = Trainer(config, store, everyone)
+        trainer = Trainer(config, store, everyone, ranks)
         if loaded is not None and not trainer.savable:
             raise ConfigError("trainings on a GPU or with a row cache cannot be resumed", remedy="choose another out")
         if loaded is not None:
@@ -127,6 +157,8 @@ def _train(
         resumed_at = None if loaded is None else trainer.samples
         tell(everyone, RunStarted(config, trainer.total_samples, parameters, memory, resumed_at))
         labels, logits = _run(trainer, folder, termination)
+        if not first:
+            return None
         result = _result(trainer, labels, logits, setup_seconds, curve.points)
         if folder is not None:
             save_model(trainer.model, config.model, store, folder.path / MODEL)
@@ -219,7 +251,9 @@ def _result(
         commit=commit(),
         reliability=tuple(reliability(labels, logits)),
         phase_seconds=trainer.phase_seconds,
-        nonfinite_batches=trainer.nonfinite_batches,
+        nonfinite_batches=trainer.step.left_out,
+        ranks=1 if trainer.ranks is None else trainer.ranks.world,
+        bytes_exchanged=0 if trainer.ranks is None else trainer.ranks.bytes,
     )
 
 

@@ -28,14 +28,24 @@ class Saver:
 
     Args:
         trainer: The training.
-        checkpoints: Where to; None: nowhere, it only looks whether the training is asked to end.
+        checkpoints: Where to; None: nowhere, it only looks whether the training is asked to end, or (where several
+            ranks train) takes its part in what the first one saves.
         termination: Says so.
     """
 
     def __init__(self, trainer: Trainer, checkpoints: CheckpointFolder | None, termination: Termination) -> None:
         self._trainer, self._checkpoints, self._termination = trainer, checkpoints, termination
         self._settings = trainer.config.checkpoint
-        self._touched = None if checkpoints is None or not _lazy(trainer.config) else Touched(tables(trainer.model))
+        self._saves = checkpoints is not None
+        ranks = self._ranks = trainer.ranks
+        self._touched = None
+        if checkpoints is not None and _lazy(trainer.config):
+            self._touched = Touched(tables(trainer.model), listen=ranks is None)
+        if ranks is not None:
+            self._saves = trainer.config.out is not None
+            ranks.tell = None if self._touched is None else self._touched.mark
+            # Clocks differ: the first rank's counts.
+            ranks.wishes = lambda: (termination.requested, self._saves and ranks.first and self._time_is_up())
         self._last_time, self._last_step = time.monotonic(), trainer.steps
 
     def at_boundary(self) -> None:
@@ -45,24 +55,30 @@ class Saver:
             Interrupted: The training was asked to end, and is saved.
             OutputError: It cannot be saved.
         """
-        if self._termination.requested:
-            saved = self._checkpoints is not None
-            if saved:
-                self.save()
-            remedy = f"saved; go on with --resume {self._trainer.config.out}" if saved else "nothing of it was saved"
+        if self._ranks is None:
+            stop, late = self._termination.requested, self._saves and self._time_is_up()
+        else:
+            stop, late = self._ranks.agreed()
+        if stop:
+            self.save()
+            out = self._trainer.config.out
+            remedy = f"saved; go on with --resume {out}" if self._saves else "nothing of it was saved"
             raise Interrupted("asked to end (SIGTERM)", remedy=remedy)
-        if self._checkpoints is not None and self._due():
+        steps = self._settings.steps
+        if late or (steps is not None and self._trainer.steps - self._last_step >= steps):
             self.save()
 
-    def _due(self) -> bool:
-        steps, minutes = self._settings.steps, self._settings.minutes
-        if steps is not None and self._trainer.steps - self._last_step >= steps:
-            return True
+    def _time_is_up(self) -> bool:
+        minutes = self._settings.minutes
         return minutes is not None and time.monotonic() - self._last_time >= 60 * minutes
 
     def save(self, *, finished: bool = False) -> None:
         """Saves now."""
-        if self._checkpoints is None:
+        if not self._saves:
+            return
+        if self._checkpoints is None:  # what the first rank is going to write is the state of all
+            self._trainer.state_dict()
+            self._last_step = self._trainer.steps
             return
         began = time.perf_counter()
         trainer = self._trainer

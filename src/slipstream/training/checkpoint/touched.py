@@ -18,17 +18,21 @@ class Touched:
 
     Args:
         tables: By name.
+        listen: Whether to hear of them by itself; else whoever knows calls :meth:`mark`.
     """
 
-    def __init__(self, tables: Mapping[str, Table]) -> None:
+    def __init__(self, tables: Mapping[str, Table], *, listen: bool = True) -> None:
         self._tables = dict(tables)
         self.marks = {name: torch.zeros(table.num_rows, dtype=torch.uint8) for name, table in tables.items()}
         """uint8 [R] by table: 1 for touched rows."""
         self._marks_of = {id(table): self.marks[name] for name, table in tables.items()}
         self._names: dict[int, str] = {}
-        self.attach()
+        self._listens = False
+        if listen:
+            self.attach()
 
-    def _mark(self, table: Table, ids: Tensor) -> None:
+    def mark(self, table: Table, ids: Tensor) -> None:
+        """Rows (int32 or int64, any shape) of a table are touched."""
         count_up_to(self._marks_of[id(table)].numpy(), ids.reshape(-1).contiguous().numpy(), 1)
 
     def follow(self, tensors: Mapping[str, Iterable[Tensor]]) -> None:
@@ -51,10 +55,13 @@ class Touched:
 
     def attach(self) -> None:
         """Watches."""
+        self._listens = True
         for table in self._tables.values():
-            table.listeners.append(self._mark)
+            table.listeners.append(self.mark)
 
     def detach(self) -> None:
         """Stops watching."""
-        for table in self._tables.values():
-            table.listeners.remove(self._mark)
+        if self._listens:
+            for table in self._tables.values():
+                table.listeners.remove(self.mark)
+            self._listens = False

@@ -1,12 +1,12 @@
 """Data-parallel training: tables replicated on every rank, their gradients exchanged as (ids, rows).
 
-A first cut for tables that fit on each rank. What ``DistributedDataParallel`` does for the dense part, :func:`exchange`
-does for the tables, without a dense gradient or a COO tensor: a rank sends each distinct row that it touched once.
+For tables that fit on each rank. What ``DistributedDataParallel`` does for the dense part, :func:`exchange` does for
+the tables, without a dense gradient or a COO tensor: a rank sends each distinct row that it touched once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,11 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from slipstream.data.batch import Batch
+from slipstream.distributed.parts import gather_uneven, need_group
 from slipstream.embedding import RowGradient, Table, tables
 from slipstream.errors import ConfigError
 from slipstream.kernels.types import Lookups, RowGradients
-from slipstream.policies import Policy
 
 
 class Exchanged(NamedTuple):
@@ -27,7 +26,7 @@ class Exchanged(NamedTuple):
     rows: int
     """Distinct rows that this rank sent, all tables together."""
     bytes: int
-    """Bytes of ids and rows that this rank handed to the collectives, padding included."""
+    """Bytes that this rank handed to the collectives: ids, rows, padding, and three numbers a table."""
 
 
 def data_parallel(model: nn.Module, **kwargs: object) -> DistributedDataParallel:
@@ -40,7 +39,7 @@ def data_parallel(model: nn.Module, **kwargs: object) -> DistributedDataParallel
     Raises:
         ConfigError: There is no process group, or nothing in the model is dense.
     """
-    _need_group()
+    need_group()
     found = tables(model)
     if not [p for name, p in model.named_parameters() if name not in found and p.requires_grad]:
         raise ConfigError("the model has nothing but tables", remedy="call exchange(model), without data_parallel")
@@ -50,45 +49,13 @@ def data_parallel(model: nn.Module, **kwargs: object) -> DistributedDataParallel
     return DistributedDataParallel(model, **kwargs)  # type: ignore[arg-type]
 
 
-def part(batch: Batch) -> Batch:
-    """This rank's samples of a batch of all ranks: every W-th, beginning with the rank's own number.
-
-    A Skipper on every rank reads the same samples and decides alike, as decisions hash the sample's number; each batch
-    that it hands out is then shared out. Copies.
-    """
-    _need_group()
-    return batch.select(torch.arange(dist.get_rank(), len(batch), dist.get_world_size()))
-
-
-def mean_loss(losses: Tensor, batch: Batch) -> Tensor:
-    """This rank's share of the mean loss of a batch of all ranks, times W, as ``DistributedDataParallel`` divides by W.
-
-    Right for parts of unequal size, the last batch's.
-
-    Args:
-        losses: Weighted loss of each of this rank's samples, float32 [B_rank].
-        batch: The batch of all ranks.
-    """
-    return losses.sum() * (dist.get_world_size() / len(batch))
-
-
-def check_policy(policy: Policy) -> None:
-    """Refuses policies whose gates would differ between ranks.
-
-    Raises:
-        ConfigError: The policy decides by the lookups or by the model's losses; a rank sees only its own.
-    """
-    listens = type(policy).observe_lookups is not Policy.observe_lookups
-    if listens or policy.wants_losses:
-        seen = "lookups" if listens else "losses"
-        raise ConfigError(
-            f"policy {policy.name!r} decides by the {seen} that a rank sees, and ranks would decide differently",
-            remedy="use an input policy (random, importance, slipstream) or random rows",
-        )
-
-
 @torch.no_grad()
-def exchange(model: nn.Module | DistributedDataParallel) -> Exchanged:
+def exchange(
+    model: nn.Module | DistributedDataParallel,
+    *,
+    send_frozen: bool = False,
+    tell: Callable[[Table, Tensor], None] | None = None,
+) -> Exchanged:
     """Puts the mean of all ranks' table gradients in the place of each rank's own; between backward and the step.
 
     Every rank must call it, with the same tables. All ranks then hold the same gradients in the same order, so the same
@@ -102,44 +69,88 @@ def exchange(model: nn.Module | DistributedDataParallel) -> Exchanged:
 
     Args:
         model: The model, or what :func:`data_parallel` made of it.
+        send_frozen: Send rows whose gate is 0 too. No step updates them, but they are part of the gradient's norm: for
+            those who clip it.
+        tell: Called for each table with the rows, int64 [U], that the step is going to update.
 
     Raises:
         ConfigError: There is no process group.
     """
-    _need_group()
+    need_group()
     found = list(tables(model.module if isinstance(model, DistributedDataParallel) else model).values())
     trained = [table for table in found if table.weight.requires_grad]
     if not trained:
         return Exchanged(0, 0)
     world, device = dist.get_world_size(), trained[0].weight.device
-    own = [_distinct(table) for table in trained]
-    facts = torch.tensor([[len(ids), dense] for ids, _, dense in own], device=device)
+    own = [_distinct(table, send_frozen) for table in trained]
+    facts = torch.tensor([[len(part.ids), part.dense, part.left_out] for part in own], device=device)
     facts_of = [torch.empty_like(facts) for _ in range(world)]
     dist.all_gather(facts_of, facts)
+    sent = facts.numel() * facts.element_size()
     counts = [facts[:, 0].tolist() for facts in facts_of]
     has_dense = torch.stack(facts_of)[:, :, 1].any(0).tolist()
 
-    ids_of, sent = _gather(torch.cat([ids for ids, _, _ in own]), [sum(count) for count in counts])
+    ids_of, more = gather_uneven(torch.cat([part.ids for part in own]), [sum(count) for count in counts])
+    sent += more
     rows_of: dict[int, list[Tensor]] = {}
     widths = sorted({table.weight.shape[1] for table in trained})
     for width in widths:
         at = [i for i, table in enumerate(trained) if table.weight.shape[1] == width]
-        rows = torch.cat([own[i][1] for i in at])
-        gathered, more = _gather(rows, [sum(count[i] for i in at) for count in counts])
+        rows = torch.cat([own[i].rows for i in at])
+        gathered, more = gather_uneven(rows, [sum(count[i] for i in at) for count in counts])
         sent += more
         pieces = [piece.split([count[i] for i in at]) for piece, count in zip(gathered, counts, strict=True)]
         rows_of |= {i: [of_rank[k] for of_rank in pieces] for k, i in enumerate(at)}
     ids_by_rank = [ids.split(count) for ids, count in zip(ids_of, counts, strict=True)]
+    left_out = torch.stack(facts_of)[:, :, 2].sum(0).tolist()
     for i, table in enumerate(trained):
         ids = torch.cat([of_rank[i] for of_rank in ids_by_rank])
         dense = _mean_dense(table, world) if has_dense[i] else None
+        sent += 0 if dense is None else dense.numel() * dense.element_size()
         _place(table, ids, torch.cat(rows_of[i]).div_(world), dense)
-    return Exchanged(sum(len(ids) for ids, _, _ in own), sent)
+        table.count(left_out[i], left_out[i])
+        if tell is not None:
+            tell(table, ids)
+    return Exchanged(sum(len(part.ids) for part in own), sent)
+
+
+@torch.no_grad()
+def mean_dense(model: nn.Module, extra: Tensor | None = None) -> tuple[Tensor, int]:
+    """Puts the mean of all ranks' gradients of the dense parameters in the place of each rank's own.
+
+    One all-reduce in the order of the parameters: unlike the buckets of ``DistributedDataParallel``, which are laid
+    out anew after its first step, it gives a resumed training the same bits. Every rank must call it.
+
+    Args:
+        model: The model; its tables are left to :func:`exchange`.
+        extra: Numbers [E] to add up over the ranks on the way, such as the loss.
+
+    Returns:
+        The sums of ``extra``, and the bytes handed to the collective.
+
+    Raises:
+        ConfigError: There is no process group.
+    """
+    need_group()
+    found = tables(model)
+    dense = [p for name, p in model.named_parameters() if name not in found and p.requires_grad]
+    extra = torch.empty(0) if extra is None else extra
+    # Whether anyone has a gradient: where nobody has, the optimizer is to leave the parameter alone.
+    have = torch.tensor([float(parameter.grad is not None) for parameter in dense])
+    zeros = (torch.zeros_like(p) if p.grad is None else p.grad for p in dense)
+    flat = torch.cat([*(gradient.reshape(-1) for gradient in zeros), have, extra])
+    dist.all_reduce(flat)
+    sums = flat.split([*(parameter.numel() for parameter in dense), len(dense), len(extra)])
+    world = dist.get_world_size()
+    for parameter, total, there in zip(dense, sums, sums[-2].tolist(), strict=False):
+        if there:
+            parameter.grad = (total / world).view_as(parameter).to(parameter.dtype)
+    return sums[-1], flat.numel() * flat.element_size()
 
 
 def same_everywhere(values: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that are not the same, to the bit, on all ranks: replicas that drifted apart."""
-    _need_group()
+    need_group()
     different: list[str] = []
     for name, value in values.items():
         first = value.detach().clone()
@@ -151,16 +162,34 @@ def same_everywhere(values: Mapping[str, Tensor]) -> list[str]:
     return different
 
 
-def _distinct(table: Table) -> tuple[Tensor, Tensor, bool]:
-    """The distinct rows of this rank's gradient, int64 [U] and float32 [U, D], and whether there is a dense one."""
+class _Part(NamedTuple):
+    """A rank's gradient of a table."""
+
+    ids: Tensor
+    """int64 [U], distinct."""
+    rows: Tensor
+    """[U, D]."""
+    dense: bool
+    """Whether there is a dense gradient beside."""
+    left_out: int
+    """Rows left out because they are frozen."""
+
+
+def _distinct(table: Table, send_frozen: bool) -> _Part:
+    """The distinct rows of this rank's gradient that have to be sent."""
     weight, grad = table.weight, table.weight.grad
-    width = weight.shape[1]
-    if grad is None:
-        return weight.new_empty(0, dtype=torch.int64), weight.new_empty(0, width), False
     if not isinstance(grad, RowGradient):
-        return weight.new_empty(0, dtype=torch.int64), weight.new_empty(0, width), True
+        nothing = weight.new_empty(0, dtype=torch.int64), weight.new_empty(0, weight.shape[1])
+        return _Part(*nothing, grad is not None, 0)
     ids, rows = grad.to_rows()
-    return ids, rows, grad.dense is not None
+    left_out = 0
+    if not send_frozen and table.gate is not None and len(ids):
+        open_ = table.gate[ids] != 0
+        if not bool(open_.any()):  # one at least: a step of nothing but frozen rows is a step of the table
+            open_[0] = True
+        left_out = int((~open_).sum())
+        ids, rows = (ids[open_], rows[open_]) if left_out else (ids, rows)
+    return _Part(ids, rows, grad.dense is not None, left_out)
 
 
 def _mean_dense(table: Table, world: int) -> Tensor:
@@ -181,21 +210,3 @@ def _place(table: Table, ids: Tensor, rows: Tensor, dense: Tensor | None) -> Non
     lookups = Lookups(ids.unsqueeze(1), None, 1)
     gradient.start(RowGradients(lookups, rows.unsqueeze(1), (), lookups.version()), (0,), dense)
     table.weight.grad = gradient
-
-
-def _gather(own: Tensor, sizes: list[int]) -> tuple[list[Tensor], int]:
-    """Each rank's tensor [U_r, ...], and the bytes sent; padded to the largest, as collectives want equal shapes."""
-    most = max(sizes)
-    padded = own.new_zeros(most, *own.shape[1:])
-    padded[: len(own)] = own
-    everyone = [torch.empty_like(padded) for _ in sizes]
-    if most:
-        dist.all_gather(everyone, padded)
-    return [piece[:size] for piece, size in zip(everyone, sizes, strict=True)], padded.numel() * padded.element_size()
-
-
-def _need_group() -> None:
-    if not (dist.is_available() and dist.is_initialized()):
-        raise ConfigError(
-            "there is no process group", remedy="call torch.distributed.init_process_group, under torchrun"
-        )

@@ -1,0 +1,137 @@
+"""Checkpoints of TorchRec's sharded models, with the policy's state, that any number of ranks can go on from.
+
+Tables and their fused optimizer's state are written by every rank, each its shards, with torch's distributed
+checkpoints (DCP), which cut them anew where another number of ranks, or another plan, reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from slipstream.data.atomic import replace_folder
+from slipstream.errors import CheckpointError, NotInstalled, OutputError
+from slipstream.training.checkpoint.tree import join_tree, split_tree
+
+try:
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (  # pyright: ignore[reportMissingImports]
+        SplitTableBatchedEmbeddingBagsCodegen,
+    )
+except ImportError as error:
+    raise NotInstalled("slipstream.interop.torchrec", "slipstream-rec[torchrec]") from error
+
+_TREE = "extra_tree"
+_TENSOR = "extra_tensor"
+_STEPS = "fbgemm_steps"
+
+
+def save_checkpoint(path: str | Path, model: nn.Module, extra: Mapping[str, Any]) -> None:
+    """Writes a checkpoint; every rank must call it, and see the folder.
+
+    ::
+
+        save_checkpoint("runs/step-100", model, {
+            "optimizer": optimizer.state_dict(), "skipper": skipper.state_dict(), "batches": batches_done})
+
+    It is written under another name and renamed, so a folder of this name holds a whole checkpoint.
+
+    Args:
+        path: The folder; replaced if it is there.
+        model: What ``DistributedModelParallel`` made.
+        extra: What is the same on all ranks: the dense part's optimizer, the skipper's state, the place in the data.
+            Nested dicts, lists and tuples of tensors, numbers, texts and None.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    path = Path(path)
+    token = torch.tensor([secrets.randbits(32)])
+    dist.broadcast(token, src=0)
+    partial = path.with_name(f".{path.name}.partial-{int(token):x}")
+    steps = torch.tensor([max((int(fbgemm.iter_cpu) for fbgemm in _fbgemm(model)), default=0)])
+    dist.all_reduce(steps, dist.ReduceOp.MAX)  # a rank may hold no table
+    try:
+        save({**_sharded(model), **_flat(extra), _STEPS: steps}, checkpoint_id=partial)
+        if dist.get_rank() == 0:
+            replace_folder(partial, path)
+    except OSError as error:
+        raise OutputError(path, error) from error
+    dist.barrier()
+
+
+def load_checkpoint(path: str | Path, model: nn.Module) -> Any:
+    """Reads a checkpoint into a model of the same tables, on any number of ranks; every rank must call it.
+
+    The folder is one that torch's DCP reads: load only what you trust.
+
+    Args:
+        path: The folder.
+        model: What ``DistributedModelParallel`` made; its fused optimizer's state is read too.
+
+    Returns:
+        What was given as ``extra``.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is of another model.
+    """
+    path = Path(path)
+    if not (path / ".metadata").is_file():
+        raise CheckpointError(f"{path}: holds no checkpoint", remedy="name a folder that save_checkpoint has written")
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    sharded = _sharded(model)
+    missing = sorted(sharded.keys() - stored.keys())
+    if missing or _TREE not in stored:
+        lacks = missing[0] if missing else _TREE
+        raise CheckpointError(f"{path}: has no {lacks}", remedy="load it into the model that was saved")
+    extra: dict[str, Tensor] = {}
+    for name, entry in stored.items():
+        if name.startswith((_TREE, _TENSOR)) and isinstance(entry, TensorStorageMetadata):
+            extra[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    steps = torch.zeros(1, dtype=torch.int64)
+    state = {**sharded, **extra, _STEPS: steps}
+    try:
+        load(state, checkpoint_id=path)
+    except CheckpointException as error:
+        reason = str(next(iter(error.failures.values()), (error,))[0])
+        raise CheckpointError(f"{path}: cannot be loaded ({reason.splitlines()[0]})") from error
+    model.load_state_dict(
+        {name.removeprefix("model/"): value for name, value in state.items() if name.startswith("model/")}
+    )
+    for fbgemm in _fbgemm(model):
+        fbgemm.set_optimizer_step(int(steps))
+        fbgemm.iter_cpu.copy_(steps)
+    tree = json.loads(extra[_TREE].numpy().tobytes())
+    named = {name.removeprefix(f"{_TENSOR}/"): value for name, value in extra.items() if name != _TREE}
+    return join_tree(tree, named)
+
+
+def _sharded(model: Any) -> dict[str, Any]:
+    """The model's parameters, and the fused optimizers' states, by name: shards that DCP reads into in place."""
+    found = {f"model/{name}": value for name, value in model.state_dict().items()}
+    for key, states in model.fused_optimizer.state_dict()["state"].items():
+        found |= {f"fused/{key}/{name}": value for name, value in states.items()}
+    return found
+
+
+def _fbgemm(model: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
+    """FBGEMM's modules, which count the optimizer's steps (Adam's corrections need them) outside of its state."""
+    return [module for module in model.modules() if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)]
+
+
+def _flat(extra: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tree as JSON in bytes, and its tensors by name: DCP pickles whatever is no tensor."""
+    tree, tensors = split_tree(extra)
+    text = torch.frombuffer(bytearray(json.dumps(tree).encode()), dtype=torch.uint8).clone()
+    return {_TREE: text, **{f"{_TENSOR}/{name}": value for name, value in tensors.items()}}
