@@ -13,7 +13,9 @@ from slipstream.data.encoder import Encoder
 from slipstream.data.prepare import prepare
 from slipstream.data.store import Store
 from slipstream.errors import CheckpointError, ConfigError, DataError
-from slipstream.training import TrainConfig, evaluate, train
+from slipstream.training import TrainConfig, Trainer, evaluate, train
+from slipstream.training.checkpoint.folder import CheckpointFolder
+from slipstream.training.continuing import continue_from
 
 SMALL = {
     "model": {"name": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8]},
@@ -100,3 +102,62 @@ def test_what_cannot_be_continued_is_refused(days, tmp_path):
     unrelated = prepare(write_slice(tmp_path, 1), tmp_path / "unrelated")
     with pytest.raises(DataError, match="--extend-vocabulary"):
         train(TrainConfig.model_validate(again), store=unrelated)
+
+
+def same(ours: object, saved: object, path: str = "") -> None:
+    """Equal trees; a table that has grown begins with what it held."""
+    if isinstance(saved, dict):
+        assert isinstance(ours, dict) and ours.keys() == saved.keys(), path
+        for name, value in saved.items():
+            same(ours[name], value, f"{path}/{name}")
+    elif isinstance(saved, list | tuple):
+        assert isinstance(ours, list | tuple) and len(ours) == len(saved), path
+        for i, value in enumerate(saved):
+            same(ours[i], value, f"{path}/{i}")
+    elif isinstance(saved, torch.Tensor):
+        assert isinstance(ours, torch.Tensor), path
+        assert torch.equal(ours[: len(saved)] if saved.dim() else ours, saved), path
+    else:
+        assert ours == saved, path
+
+
+IMPORTANCE = {"name": "importance", "warmup_samples": 200, "bits": 10}
+OPTIMIZERS = [
+    {"name": "adam", "lr": 0.01, "on_skip": "catch_up"},
+    {"name": "rowwise_adagrad", "dense_name": "adam", "lr": 0.01},
+    {"name": "sgd", "lr": 0.01, "momentum": 0.9},
+]
+
+
+@pytest.mark.parametrize("grown", [False, True])
+@pytest.mark.parametrize("policy", [*POLICIES.values(), IMPORTANCE, "random"], ids=[*POLICIES, "importance", "random"])
+def test_before_the_first_new_sample_all_is_as_it_was_saved(days, tmp_path, policy, grown):
+    check_carried(days, tmp_path, policy, OPTIMIZERS[0], grown=grown)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS[1:], ids=lambda optimizer: optimizer["name"])
+def test_state_of_other_optimizers_is_carried_on(days, tmp_path, optimizer):
+    check_carried(days, tmp_path, "none", optimizer, grown=True)
+
+
+def check_carried(days: list[Store], tmp_path: Path, policy: object, optimizer: object, *, grown: bool) -> None:
+    run = tmp_path / "run"
+    tree = {"data": "x", **SMALL, "policy": policy, "optimizer": optimizer}
+    train(TrainConfig.model_validate({**tree, "out": run}), store=days[0])
+    loaded = CheckpointFolder(run).newest()
+    assert loaded is not None
+    saved = loaded.state["trainer"]
+    trainer = Trainer(TrainConfig.model_validate({**tree, "seed": 5}).resolved(), days[1 if grown else 0])
+    continue_from(trainer, run)
+    ours = trainer.state_dict()
+    same(ours["model"], saved["model"])
+    for one, other in zip(ours["optimizers"], saved["optimizers"], strict=True):
+        same(one["state"], other["state"])
+    same(ours["tables"], saved["tables"])
+    told, before = ours["skipper"]["policy_state"], saved["skipper"]["policy_state"]
+    if ours["skipper"]["policy"] == "guard":
+        told, before = told["inner"], before["inner"]  # its evidence begins anew
+    same(told, before)
+    assert ours["skipper"]["epoch"] == saved["skipper"]["epoch"]
+    assert ours["skipper"]["earlier"] == [saved["skipper"]["steps"], saved["skipper"]["samples"]]
+    assert (ours["samples"], ours["steps"], ours["skipper"]["inputs_seen"]) == (0, 0, 0)

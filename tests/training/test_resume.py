@@ -50,6 +50,7 @@ CASES = {
     "saturation": {"policy": SATURATION, "epochs": 2},
     "saturation adam": {"policy": SATURATION, "optimizer": ADAM},
     "importance": {"policy": IMPORTANCE, **PREQUENTIAL},
+    "small batches": {"policy": IMPORTANCE, "batch_size": 16, "epochs": 2, "shuffle": True},
     "guard": {"policy": {**GUARD, "policy": "importance"}, "epochs": 2},
     "combine": {"policy": {"name": "combine", "inputs": IMPORTANCE, "rows": PSSE, "budget": 0.5}, **PREQUENTIAL},
     "bf16": {"bf16": True, "optimizer": {"name": "rowwise_adagrad", "dense_name": "adam", "clip": 1.0}},

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slipstream.bench.continue_options import ContinueOptions
 from slipstream.bench.drift_options import DriftOptions
 from slipstream.bench.frontier_options import FrontierOptions
 from slipstream.bench.guard_options import GuardOptions
@@ -20,7 +21,7 @@ from slipstream.errors import ConfigError
 if TYPE_CHECKING:
     from slipstream.report.record import Record
 
-__all__ = ["BENCHES", "BenchOptions", "DriftOptions", "FrontierOptions", "GuardOptions", "run"]
+__all__ = ["BENCHES", "BenchOptions", "ContinueOptions", "DriftOptions", "FrontierOptions", "GuardOptions", "run"]
 
 BENCHES: dict[str, str] = {
     "kernels": "embedding forward + backward + update: FBGEMM, torch sparse Adagrad, SparseAdam",
@@ -34,13 +35,15 @@ BENCHES: dict[str, str] = {
     "gpu": "the GPU's kernels and a DLRM step: torch sparse and dense, FBGEMM, the memory's bandwidth",
     "frontier": "quality against time: policy x budget x seed, with full training and random skipping",
     "drift": "fading scores, thaw and repeated decisions against static ones, while the data drifts",
+    "continue": "going on with each new slice of a log against retraining on everything, and against a stale model",
     "row_share": "where skipping row updates can pay: their share of a step, and the time saturation and psse save",
     "guard": "the guard's promise: guarded training against full training of the same seed, on six data sets",
     "fidelity": "published Slipstream and FAE beside order alone and as many inputs dropped at random",
     "ranks": "two ranks over 1 Gbit/s and 20 ms: bytes and time of TorchRec's tables, with and without skipping",
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }
-"""Name of each benchmark (and of its module in this package), with what it measures."""
+"""Name of each benchmark (and of its module in this package, but for keywords), with what it measures."""
+_MODULES = {"continue": "continuing"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class BenchOptions:
         frontier: What ``frontier`` is to measure; None: its defaults.
         drift: What ``drift`` is to measure; None: its defaults.
         guard: What ``guard`` is to measure; None: its defaults.
+        continuing: What ``continue`` is to measure; None: its defaults.
     """
 
     quick: bool = False
@@ -67,6 +71,7 @@ class BenchOptions:
     frontier: FrontierOptions | None = None
     drift: DriftOptions | None = None
     guard: GuardOptions | None = None
+    continuing: ContinueOptions | None = None
 
 
 def run(name: str, options: BenchOptions | None = None) -> Record:
@@ -91,4 +96,4 @@ def run(name: str, options: BenchOptions | None = None) -> Record:
         import torch
 
         torch.set_num_threads(options.threads)
-    return import_module(f"slipstream.bench.{name}").run(options)
+    return import_module(f"slipstream.bench.{_MODULES.get(name, name)}").run(options)

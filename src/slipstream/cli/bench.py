@@ -12,12 +12,18 @@ from slipstream.cli import output
 from slipstream.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from slipstream.bench import DriftOptions, FrontierOptions, GuardOptions
+    from slipstream.bench import ContinueOptions, DriftOptions, FrontierOptions, GuardOptions
     from slipstream.report.record import Record
 
 _FRONTIER = "Frontier"
 _DRIFT = "Drift (takes --data, --budgets with one budget, --seeds, --samples, --folder and --html too)"
 _OF_DRIFT = ("speeds", "budgets", "seeds", "samples", "folder")
+_CONTINUE = "Continue (takes --policies, --seeds, --folder and --html too)"
+_OF_CONTINUE = ("slices", "hours", "users", "policies", "seeds", "folder")
+_NOT_OF_GUARD = (
+    *("budgets", "mode", "model", "embedding_decays", "tune", "config", "speeds", "slices", "hours", "users"),
+    *("html", "also"),
+)
 _GUARD = "Guard, with --data (names by commas), --seeds, --samples, --policies (one) and --folder"
 
 
@@ -25,8 +31,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="kernels, step, gates, shared, checks, loader, prepare, globo, gpu, frontier, drift, row-share, "
-            "guard, fidelity, ranks or synthetic-fit."
+            help="kernels, step, gates, shared, checks, loader, prepare, globo, gpu, frontier, drift, continue, "
+            "row-share, guard, fidelity, ranks or synthetic-fit."
         ),
     ],
     quick: Annotated[bool, typer.Option(help="Smaller and fewer measurements, under 40 s once compiled.")] = False,
@@ -50,6 +56,12 @@ def bench(
         int | None, typer.Option(help="Use only the first so many samples.", rich_help_panel=_FRONTIER)
     ] = None,
     mode: Annotated[str | None, typer.Option(help="holdout or prequential.", rich_help_panel=_FRONTIER)] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of the data set's own: dlrm-small, dlrm-kaggle, dcnv2 or deepfm.", rich_help_panel=_FRONTIER
+        ),
+    ] = None,
     embedding_decays: Annotated[
         str | None, typer.Option(help="Courses of the tables' rate to try, by commas.", rich_help_panel=_FRONTIER)
     ] = None,
@@ -65,6 +77,9 @@ def bench(
     speeds: Annotated[
         str | None, typer.Option(help="Speeds of synthetic drift, by commas.", rich_help_panel=_DRIFT)
     ] = None,
+    slices: Annotated[int | None, typer.Option(help="Slices of the log.", rich_help_panel=_CONTINUE)] = None,
+    hours: Annotated[float | None, typer.Option(help="Length of a slice.", rich_help_panel=_CONTINUE)] = None,
+    users: Annotated[float | None, typer.Option(help="Share of the users.", rich_help_panel=_CONTINUE)] = None,
     tolerances: Annotated[
         str | None, typer.Option(help="Relative rises of the log-loss, by commas.", rich_help_panel=_GUARD)
     ] = None,
@@ -85,11 +100,15 @@ def bench(
         "seeds": seeds,
         "samples": samples,
         "mode": mode,
+        "model": model,
         "embedding_decays": _split(embedding_decays),
         "tune": tune,
         "config": config,
         "folder": folder,
         "speeds": _numbers("speeds", speeds, "[0, inf)"),
+        "slices": slices,
+        "hours": hours,
+        "users": users,
         "tolerances": _numbers("tolerances", tolerances, "(0, 1)"),
         "auc_tolerances": _numbers("auc tolerances", auc_tolerances, "(0, 0.5)"),
     }
@@ -97,15 +116,18 @@ def bench(
     frontier: FrontierOptions | None = None
     drift: DriftOptions | None = None
     guarded: GuardOptions | None = None
+    continuing: ContinueOptions | None = None
     source: Path | None = None
     if name == "drift":
         drift = _drift(given, data)
         if also:
             raise ConfigError("--also belongs to frontier, not to drift")
+    elif name == "continue":
+        continuing = _continue(given, data, also)
     elif name == "frontier":
         from slipstream.bench import FrontierOptions
 
-        _only("frontier", given, without=("speeds", "tolerances", "auc_tolerances"))
+        _only("frontier", given, without=("speeds", "slices", "hours", "users", "tolerances", "auc_tolerances"))
         if html is not None and also and data is None:
             _page(html, _load(also))
             return
@@ -117,21 +139,30 @@ def bench(
     else:
         if given or html is not None or also:
             wrong = [*given, *(["html"] if html else []), *(["also"] if also else [])][0].replace("_", "-")
-            owner = {"speeds": "drift", "tolerances": "guard", "auc-tolerances": "guard"}.get(wrong, "frontier")
+            owners = {"speeds": "drift", "tolerances": "guard", "auc-tolerances": "guard"}
+            owner = (owners | dict.fromkeys(("slices", "hours", "users"), "continue")).get(wrong, "frontier")
             raise ConfigError(f"--{wrong} belongs to {owner}, not to {name}")
         if data is not None:
             source = Path(data)
             if not source.exists():
                 raise DataError("no such data", file=source)
     options = BenchOptions(
-        quick, threads, data=source, cache=cache, seed=seed, frontier=frontier, drift=drift, guard=guarded
+        quick,
+        threads,
+        data=source,
+        cache=cache,
+        seed=seed,
+        frontier=frontier,
+        drift=drift,
+        guard=guarded,
+        continuing=continuing,
     )
     record = run(name, options)
-    output.record_tables(_brief(record) if frontier or drift else record)
+    output.record_tables(_brief(record) if frontier or drift or continuing else record)
     if json is not None:
         output.say(f"record: {record.save(json)}")
-    if html is not None and drift is not None:
-        _drift_page(html, record)
+    if html is not None and (drift is not None or continuing is not None):
+        _study_page(html, record)
     elif html is not None:
         _page(html, [record, *_load(also or ())])
 
@@ -146,7 +177,8 @@ def _drift(given: dict[str, Any], data: str | None) -> DriftOptions:
 
     wrong = [option for option in given if option not in _OF_DRIFT]
     if wrong:
-        raise ConfigError(f"--{wrong[0].replace('_', '-')} belongs to frontier, not to drift")
+        owner = "continue" if wrong[0] in ("slices", "hours", "users") else "frontier"
+        raise ConfigError(f"--{wrong[0].replace('_', '-')} belongs to {owner}, not to drift")
     budgets = given.pop("budgets", None)
     if budgets is not None and len(budgets) != 1:
         raise ConfigError(f"drift takes one budget, got {len(budgets)}")
@@ -157,11 +189,28 @@ def _drift(given: dict[str, Any], data: str | None) -> DriftOptions:
     return DriftOptions(**given)
 
 
-def _drift_page(html: Path, record: Record) -> None:
+def _continue(given: dict[str, Any], data: str | None, also: list[Path] | None) -> ContinueOptions:
+    """Options of ``continue``.
+
+    Raises:
+        ConfigError: One belongs to another benchmark.
+    """
+    from slipstream.bench import ContinueOptions
+
+    wrong = [option for option in given if option not in _OF_CONTINUE]
+    wrong += [name for name, value in (("data", data), ("also", also)) if value]
+    if wrong:
+        raise ConfigError(f"--{wrong[0].replace('_', '-')} does not belong to continue")
+    return ContinueOptions(**given)
+
+
+def _study_page(html: Path, record: Record) -> None:
+    """The page of a record of ``drift`` or ``continue``."""
     from slipstream.data.atomic import write_text
+    from slipstream.report.continuing import continue_page
     from slipstream.report.drift import drift_page
 
-    write_text(html, drift_page(record))
+    write_text(html, (drift_page if record.name == "drift" else continue_page)(record))
     output.say(f"page: {html}")
 
 
@@ -176,7 +225,11 @@ def _guard(given: dict[str, Any], data: str | None, json: Path | None) -> GuardO
     from slipstream.bench import GuardOptions
 
     policies = given.pop("policies", None) or ("random",)
-    _only("guard", given, without=("budgets", "mode", "embedding_decays", "tune", "config", "speeds", "html", "also"))
+    _only(
+        "guard",
+        given,
+        without=("budgets", "mode", "model", "embedding_decays", "tune", "config", "speeds", "html", "also"),
+    )
     if len(policies) != 1:
         raise ConfigError(f"the guard skips by one policy, random or importance, not {', '.join(policies)}")
     if data is not None:
@@ -185,10 +238,10 @@ def _guard(given: dict[str, Any], data: str | None, json: Path | None) -> GuardO
 
 
 def _brief(record: Record) -> Record:
-    """What fits a terminal of a frontier's or a drift's record; the file and the page hold all."""
+    """What fits a terminal of a study's record; the file and the page hold all."""
     conditions = {key: value for key, value in record.conditions.items() if key not in ("tuning", "variants")}
-    shown = ("policy", "budget", "data", "variant", "AUC", "NDCG", "seconds", "to full", "inputs", "skipped")
-    shown = (*shown, "above random", "same time")
+    shown = ("policy", "way", "budget", "data", "variant", "AUC", "NDCG", "seconds", "to full", "inputs", "skipped")
+    shown = (*shown, "above random", "same time", "to full retrained", "samples a slice", "seconds a slice")
     rows = [{name: row[name] for name in shown if name in row} for row in record.rows]
     return record.model_copy(update={"conditions": conditions, "rows": rows})
 
