@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 from slipstream.bench.drift_options import DriftOptions
 from slipstream.bench.frontier_options import FrontierOptions
 from slipstream.bench.guard_options import GuardOptions
+from slipstream.bench.scale_options import ScaleOptions
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
     from slipstream.report.record import Record
 
-__all__ = ["BENCHES", "BenchOptions", "DriftOptions", "FrontierOptions", "GuardOptions", "run"]
+__all__ = ["BENCHES", "BenchOptions", "DriftOptions", "FrontierOptions", "GuardOptions", "ScaleOptions", "run"]
 
 BENCHES: dict[str, str] = {
     "kernels": "embedding forward + backward + update: FBGEMM, torch sparse Adagrad, SparseAdam",
@@ -36,6 +37,9 @@ BENCHES: dict[str, str] = {
     "row_share": "where skipping row updates can pay: their share of a step, and the time saturation and psse save",
     "guard": "the guard's promise: guarded training against full training of the same seed, on six data sets",
     "fidelity": "published Slipstream and FAE beside order alone and as many inputs dropped at random",
+    "limit": "the row update and a DLRM step: the machine's own memory bandwidth and matrix products",
+    "scale": "cost per sample against rows, samples, features and positives; loader and policies as share of a step",
+    "profile_step": "where the time of a training step goes, by torch's profiler and Python's",
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }
 """Name of each benchmark (and of its module in this package), with what it measures."""
@@ -55,6 +59,7 @@ class BenchOptions:
         frontier: What ``frontier`` is to measure; None: its defaults.
         drift: What ``drift`` is to measure; None: its defaults.
         guard: What ``guard`` is to measure; None: its defaults.
+        scale: What ``scale`` is to measure; None: its defaults.
     """
 
     quick: bool = False
@@ -65,6 +70,7 @@ class BenchOptions:
     frontier: FrontierOptions | None = None
     drift: DriftOptions | None = None
     guard: GuardOptions | None = None
+    scale: ScaleOptions | None = None
 
 
 def run(name: str, options: BenchOptions | None = None) -> Record:

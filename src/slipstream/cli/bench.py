@@ -12,13 +12,16 @@ from slipstream.cli import output
 from slipstream.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from slipstream.bench import DriftOptions, FrontierOptions, GuardOptions
+    from slipstream.bench import DriftOptions, FrontierOptions, GuardOptions, ScaleOptions
     from slipstream.report.record import Record
 
 _FRONTIER = "Frontier"
 _DRIFT = "Drift (takes --data, --budgets with one budget, --seeds, --samples, --folder and --html too)"
 _OF_DRIFT = ("speeds", "budgets", "seeds", "samples", "folder")
+_SCALE = "Scale (with --json, other parts of the record in that file stay)"
 _GUARD = "Guard, with --data (names by commas), --seeds, --samples, --policies (one) and --folder"
+_NOT_GUARD = ("budgets", "mode", "embedding_decays", "tune", "config", "speeds", "html", "also", "parts", "long")
+_OWNERS = {"speeds": "drift", "tolerances": "guard", "auc-tolerances": "guard", "parts": "scale", "long": "scale"}
 
 
 def bench(
@@ -26,7 +29,7 @@ def bench(
         str,
         typer.Argument(
             help="kernels, step, gates, shared, loader, prepare, globo, gpu, frontier, drift, row-share, guard, "
-            "fidelity or synthetic-fit."
+            "fidelity, synthetic-fit, limit, scale or profile-step."
         ),
     ],
     quick: Annotated[bool, typer.Option(help="Smaller and fewer measurements, under 40 s once compiled.")] = False,
@@ -69,6 +72,15 @@ def bench(
         str | None, typer.Option(help="Relative rises of the log-loss, by commas.", rich_help_panel=_GUARD)
     ] = None,
     auc_tolerances: Annotated[str | None, typer.Option(help="Falls of AUC, by commas.", rich_help_panel=_GUARD)] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            help="By commas: rows, samples, features, positives, overhead; all of them.", rich_help_panel=_SCALE
+        ),
+    ] = None,
+    long: Annotated[
+        bool, typer.Option("--long", help="Up to 10^8 samples: minutes more, 4 GB of disk.", rich_help_panel=_SCALE)
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Draw the record on a page.", rich_help_panel=_FRONTIER)] = None,
     also: Annotated[
         list[Path] | None,
@@ -92,11 +104,14 @@ def bench(
         "speeds": _numbers("speeds", speeds, "[0, inf)"),
         "tolerances": _numbers("tolerances", tolerances, "(0, 1)"),
         "auc_tolerances": _numbers("auc tolerances", auc_tolerances, "(0, 0.5)"),
+        "parts": _split(parts),
+        "long": long or None,
     }
     given = {key: value for key, value in given.items() if value is not None}
     frontier: FrontierOptions | None = None
     drift: DriftOptions | None = None
     guarded: GuardOptions | None = None
+    scaled: ScaleOptions | None = None
     source: Path | None = None
     if name == "drift":
         drift = _drift(given, data)
@@ -105,7 +120,7 @@ def bench(
     elif name == "frontier":
         from slipstream.bench import FrontierOptions
 
-        _only("frontier", given, without=("speeds", "tolerances", "auc_tolerances"))
+        _only("frontier", given, without=("speeds", "tolerances", "auc_tolerances", "parts", "long"))
         if html is not None and also and data is None:
             _page(html, _load(also))
             return
@@ -114,17 +129,20 @@ def bench(
     elif name == "guard":
         pages = {key: value for key, value in (("html", html), ("also", also)) if value}
         guarded = _guard(given | pages, data, json)
+    elif name == "scale":
+        others = {key: value for key, value in (("html", html), ("also", also), ("data", data)) if value}
+        scaled = _scale(given | others, json)
     else:
         if given or html is not None or also:
             wrong = [*given, *(["html"] if html else []), *(["also"] if also else [])][0].replace("_", "-")
-            owner = {"speeds": "drift", "tolerances": "guard", "auc-tolerances": "guard"}.get(wrong, "frontier")
+            owner = _OWNERS.get(wrong, "frontier")
             raise ConfigError(f"--{wrong} belongs to {owner}, not to {name}")
         if data is not None:
             source = Path(data)
             if not source.exists():
                 raise DataError("no such data", file=source)
     options = BenchOptions(
-        quick, threads, data=source, cache=cache, seed=seed, frontier=frontier, drift=drift, guard=guarded
+        quick, threads, data=source, cache=cache, seed=seed, frontier=frontier, drift=drift, guard=guarded, scale=scaled
     )
     record = run(name, options)
     output.record_tables(_brief(record) if frontier or drift else record)
@@ -176,12 +194,19 @@ def _guard(given: dict[str, Any], data: str | None, json: Path | None) -> GuardO
     from slipstream.bench import GuardOptions
 
     policies = given.pop("policies", None) or ("random",)
-    _only("guard", given, without=("budgets", "mode", "embedding_decays", "tune", "config", "speeds", "html", "also"))
+    _only("guard", given, without=_NOT_GUARD)
     if len(policies) != 1:
         raise ConfigError(f"the guard skips by one policy, random or importance, not {', '.join(policies)}")
     if data is not None:
         given["data"] = _split(data)
     return GuardOptions(policy=policies[0], partial=json, **given)
+
+
+def _scale(given: dict[str, Any], json: Path | None) -> ScaleOptions:
+    from slipstream.bench import ScaleOptions
+
+    _only("scale", given, without=[option for option in given if option not in ("parts", "long")])
+    return ScaleOptions(**given, keep=json)
 
 
 def _brief(record: Record) -> Record:
