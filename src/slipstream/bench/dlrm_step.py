@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,14 @@ from slipstream.models import DLRM, DLRMConfig
 NUM_DENSE = 13
 LEARNING_RATE = 0.01
 
-MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
 
+def rowwise_adagrad(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the benchmarks' DLRM, for dense part and tables, as a training makes it."""
+    from slipstream.training.config import OptimizerConfig
+    from slipstream.training.optimizers import build_optimizers
 
-def rowwise_adagrad(parameters: Any) -> torch.optim.Optimizer:
-    """The optimizer of the benchmarks' DLRM, for dense part and tables."""
-    from slipstream import optim
-
-    return optim.RowwiseAdagrad(parameters, lr=LEARNING_RATE)
+    (optimizer,) = build_optimizers(model, OptimizerConfig(name="rowwise_adagrad", lr=LEARNING_RATE), "slipstream")
+    return optimizer
 
 
 def features_of(rows: Sequence[int]) -> list[FeatureInfo]:
@@ -38,7 +37,6 @@ class Training:
         rows: Rows of each of F tables.
         batches: int32 [B, F] each, taken in turn.
         config: The model; the default is the Criteo Kaggle configuration.
-        optimizer: Makes the optimizer.
         bf16: Forward and backward pass under bfloat16 autocast and ``torch.compile``.
         num_dense: Dense columns.
         weights: Ready tables by name ``c0`` …, float32 [R, D].
@@ -51,7 +49,6 @@ class Training:
         batches: Sequence[Tensor],
         *,
         config: DLRMConfig | None = None,
-        optimizer: MakeOptimizer = rowwise_adagrad,
         bf16: bool = False,
         num_dense: int = NUM_DENSE,
         weights: dict[str, Tensor] | None = None,
@@ -66,7 +63,7 @@ class Training:
         self.model = DLRM(features_of(rows), num_dense, config, collection)
         self.collection, self.bf16 = collection, bf16
         self.forward: Callable[[Inputs], Tensor] = torch.compile(self.model) if bf16 else self.model
-        self.optimizer = optimizer(self.model.parameters())
+        self.optimizer = rowwise_adagrad(self.model)
         size = len(batches[0])
         self.inputs = [Inputs(torch.randn(size, num_dense), ids, ()) for ids in batches]
         self.labels = [torch.randint(2, (size,)).float() for _ in batches]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ DIMS = (16, 64, 128)
 FEATURES = 26
 GRADIENT_BYTES = 96 << 20
 """Gradients taken in turn, so that none is still in a cache when its turn comes."""
+FROM_MEMORY, AFTER_BACKWARD = "in memory", "just written"
+"""Where a gradient lies when the update begins: the bound is of the first, the second is what a training has."""
 _RULES = {
     "sgd": Rule.SGD,
     "rowwise_adagrad": Rule.ROWWISE_ADAGRAD,
@@ -72,9 +75,10 @@ def run(options: BenchOptions) -> Record:
             then are of caches rather than of memory.
 
     Returns:
-        ``ratios``: measured ÷ bound, 1 being the limit: ``update_<optimizer>_dim16/bound`` … of the kernel's call (each
-        again with ``_one_thread``), ``step_float32/bound`` and ``step_bf16_compile/bound``. ``quality``: the rates, in
-        GB/s and GFLOP/s.
+        ``ratios``: measured ÷ bound, 1 being the limit: ``update_<optimizer>_dim16/bound`` … of the kernel's call, with
+        ``_one_thread``, and with ``_after_backward``: the gradient just written and so partly in a cache, as in a
+        training, where the bound has it read from memory; ``step_float32/bound`` and ``step_bf16_compile/bound``.
+        ``quality``: the rates, in GB/s and GFLOP/s. ``points``: the bytes, and each product with its rate.
     """
     every = torch.get_num_threads()
     counts = tuple(dict.fromkeys((1, every)))
@@ -141,26 +145,40 @@ def _updates(
     grads = [torch.randn(shape, generator=generator) / shape[0] for _ in range(-(-GRADIENT_BYTES // size))]
     for optimizer, rule in _RULES.items():
         call = _update(optimizer, rule, weights, batches, grads)
-        for number in range(len(batches)):  # pages of state are touched, the kernel is compiled
-            call(number)
-        every = counts[-1]
-        names = {f"{threads} threads": threads for threads in counts}
-        seconds = compete(
-            dict.fromkeys(names, call),
-            rounds=6 if options.quick else 40,
-            steps_per_round=2 if options.quick else 4,
-            warm_up=1,
-            threads=names,
-        )
         moved = bounds.update_bytes(optimizer, dim, workload.BATCH_SIZE * FEATURES, unique)
-        for name, threads in names.items():
+        record.points.append({"update": optimizer, "dim": dim, **moved._asdict()})
+        for (where, threads), seconds in _timed(call, grads, len(batches), counts, options).items():
             bound, streamed = rates.bound(moved, dim, threads), rates.stream_bound(moved, threads)
-            measured = float(np.median(seconds[name]))
-            key = f"update_{optimizer}_dim{dim}{'' if threads == every else '_one_thread'}"
-            record.ratios[f"{key}/bound"] = round(measured / bound, 3)
-            shown = {"dim": dim, "threads": threads, "bound": bound, "stream bound": streamed}
-            shown |= {"bytes in order": moved.streamed, "bytes scattered": moved.scattered}
-            record.rows.append(row(f"update {optimizer}", seconds[name], **shown))
+            key = f"update_{optimizer}_dim{dim}{'' if threads == counts[-1] else '_one_thread'}"
+            key = key if where == FROM_MEMORY else f"{key}_after_backward"
+            record.ratios[f"{key}/bound"] = round(float(np.median(seconds)) / bound, 3)
+            shown = {"dim": dim, "threads": threads, "gradient": where, "bound": bound, "stream bound": streamed}
+            record.rows.append(row(f"update {optimizer}", seconds, **shown))
+
+
+def _timed(
+    call: Callable[[int], object],
+    grads: Sequence[Tensor],
+    batches: int,
+    counts: Sequence[int],
+    options: BenchOptions,
+) -> dict[tuple[str, int], list[float]]:
+    """Seconds a call in turns, by where the gradient lies and threads."""
+    for number in range(batches):  # pages of state are touched, the kernel is compiled
+        call(number)
+    seconds: dict[tuple[str, int], list[float]] = {(w, t): [] for t in counts for w in (FROM_MEMORY, AFTER_BACKWARD)}
+    number = 0
+    for _ in range(10 if options.quick else 80):
+        for (where, threads), spent in seconds.items():
+            with probe.threads_of(threads):
+                for _ in range(2):
+                    number += 1
+                    if where == AFTER_BACKWARD:
+                        grads[number % len(grads)].mul_(1.0)  # reads and writes it, as who computes it does
+                    start = perf_counter()
+                    call(number)
+                    spent.append(perf_counter() - start)
+    return seconds
 
 
 def _update(
@@ -172,7 +190,8 @@ def _update(
         for weight in weights
     ]
     tables = TableSet(
-        TableState(weight, *state, seed=number) for number, (weight, state) in enumerate(zip(weights, states, strict=True))
+        TableState(weight, *state, seed=number)
+        for number, (weight, state) in enumerate(zip(weights, states, strict=True))
     )
     every = tuple(range(len(weights)))
     lookups = [Lookups(ids, None, len(weights)) for ids in batches]
@@ -207,6 +226,7 @@ def _steps(
     )
     moved = bounds.step_bytes(_KAGGLE, "rowwise_adagrad", unique)
     memory = rates.bound(moved, _KAGGLE.dim, threads)
+    record.points.append({"step": "float32", "dim": _KAGGLE.dim, **moved._asdict()})
     products = bounds.products(_KAGGLE)
     operations = sum(product.operations for product in products)
     for name, dtype in (("float32", torch.float32), ("bf16_compile", torch.bfloat16)):
@@ -220,10 +240,16 @@ def _steps(
             operations / sum(each) / 1e9, 1
         )
         shown: dict[str, Any] = {"dim": _KAGGLE.dim, "threads": threads, "bound": bound, "bound of products": sum(each)}
-        shown |= {"bytes in order": moved.streamed, "bytes scattered": moved.scattered}
         record.rows.append(row(f"step {name}", seconds[name], **shown))
         record.points += [
-            {"product": p.what, "m": p.m, "k": p.k, "n": p.n, "batch": p.batch, "dtype": str(dtype).removeprefix("torch.")}
+            {
+                "product": p.what,
+                "m": p.m,
+                "k": p.k,
+                "n": p.n,
+                "batch": p.batch,
+                "dtype": str(dtype).removeprefix("torch."),
+            }
             | {"seconds": spent, "GFLOP/s": round(p.operations / spent / 1e9, 1)}
             for p, spent in zip(products, each, strict=True)
         ]

@@ -38,8 +38,8 @@ def run(options: BenchOptions) -> Record:
 
     Returns:
         ``rows``: ``part``, ``series``, ``size`` and seconds a sample (p20, p50, p80). ``ratios``: growth of the cost
-        per sample between two sizes (1: none), ``<series>/<from>_to_<to>``. ``quality``: slopes of the fitted lines, and
-        overheads as a share of a step.
+        per sample between two sizes (1: none), ``<series>/<from>_to_<to>_<part>``. ``quality``: slopes of the fitted
+        lines, and overheads as a share of a step.
     """
     wanted = options.scale or ScaleOptions()
     rows: Rows = []

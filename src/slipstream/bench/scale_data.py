@@ -32,9 +32,7 @@ _CHUNK = 500_000
 _TENTHS = 10
 
 
-def samples(
-    options: BenchOptions, wanted: ScaleOptions, folder: Path
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def samples(options: BenchOptions, wanted: ScaleOptions, folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Whole shuffled passes over stores of 10^5 to 10^7 (10^8) samples by a small DLRM (8 features, MLP of 32).
 
     The model is small so that the data weighs: its cost per sample is some 1/20 of the Kaggle DLRM's. Ids are drawn
@@ -46,7 +44,9 @@ def samples(
     for size in sizes:
         begin = perf_counter()
         store = _store(folder / f"samples-{size}", size, options.seed)
-        figures[f"samples: million samples a second written, {size:.0e}"] = round(size / (perf_counter() - begin) / 1e6, 2)
+        figures[f"samples: million samples a second written, {size:.0e}"] = round(
+            size / (perf_counter() - begin) / 1e6, 2
+        )
         model, optimizer = _small_model(store)
         passes = min(PASSES.get(size, 1), 2) if options.quick else PASSES.get(size, 1)
         batches = store.batches(LONG_BATCH, shuffle_seed=options.seed)
@@ -76,7 +76,7 @@ def _store(path: Path, size: int, seed: int) -> Store:
 def _small_model(store: Store) -> tuple[DLRM, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = DLRM(store.features, store.num_dense, DLRMConfig(bottom=(), top=(32,)))
-    return model, dlrm_step.rowwise_adagrad(model.parameters())
+    return model, dlrm_step.rowwise_adagrad(model)
 
 
 def _pieces(batches: Any, model: nn.Module, optimizer: torch.optim.Optimizer, size: int) -> Iterator[float]:
@@ -126,7 +126,7 @@ def positives(
         for policy, series in (("none", "all"), ("random", "random half"), ("importance", "importance half")):
             torch.manual_seed(options.seed)
             model = DLRM(dlrm_step.features_of([r + 1 for r in config.rows]), config.num_dense, DLRMConfig())
-            optimizer = dlrm_step.rowwise_adagrad(model.parameters())
+            optimizer = dlrm_step.rowwise_adagrad(model)
             chosen = build_policy(policy if policy == "none" else {"name": policy, "budget": 0.5})
             chosen.warm_up()
             skipper = Skipper(model, chosen, batch_size=workload.BATCH_SIZE, total_samples=count)

@@ -90,7 +90,7 @@ class _Watch:
 def _trained(store: Store, name: str, settings: dict[str, Any], pushes: int, seed: int) -> _Watch:
     torch.manual_seed(seed)
     model = DLRM(store.features, store.num_dense, DLRMConfig())
-    optimizer = dlrm_step.rowwise_adagrad(model.parameters())
+    optimizer = dlrm_step.rowwise_adagrad(model)
     if name in ("psse", "saturation"):
         settings = settings | {"every": EVERY, "warmup_steps": WARM_UP + 1}
     policy = build_policy({"name": name, **settings} if settings else name)

@@ -73,7 +73,9 @@ def _from_file(total: int, options: BenchOptions, folder: Path) -> list[dict[str
     for file, count in zip(files, counts, strict=True):
         fill_file(file, count * DIM * 4)
         forget(file)
-    weights = {f"c{i}": mapped_table(file, count, DIM) for i, (file, count) in enumerate(zip(files, counts, strict=True))}
+    weights = {
+        f"c{i}": mapped_table(file, count, DIM) for i, (file, count) in enumerate(zip(files, counts, strict=True))
+    }
     training = dlrm_step.Training(counts, batches, weights=weights)
     distinct = workload.shares(batches)["distinct_rows_per_lookup"]
     found = []

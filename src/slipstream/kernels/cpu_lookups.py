@@ -14,7 +14,15 @@ import numba
 import numpy as np
 
 from slipstream.kernels.hashing import KEY_FACTOR, MIX_1, MIX_2
-from slipstream.kernels.intrinsics import load_f32, load_i32, load_i64, load_u8, prefetch_read, prefetch_write
+from slipstream.kernels.intrinsics import (
+    load_f32,
+    load_i32,
+    load_i64,
+    load_u8,
+    prefetch_near,
+    prefetch_read,
+    prefetch_write,
+)
 from slipstream.kernels.row_ops import add_row, copy_row
 
 GATE_AHEAD = 16
@@ -208,7 +216,7 @@ def sum_one_hot(
             if b + GRAD_AHEAD < batch:
                 soon = grad + (b + GRAD_AHEAD) * grad_bytes
                 for line in range(0, row_bytes, 64):
-                    prefetch_read(soon + line)
+                    prefetch_near(soon + line)
             row = _load_id(ids, wide, b * id_stride)
             if row == padding:
                 continue

@@ -35,7 +35,7 @@ from slipstream.kernels.intrinsics import (
     load_u16,
     pointer_f64,
     pointer_i64,
-    prefetch_read,
+    prefetch_near,
     prefetch_write,
     store_f32,
     store_i32,
@@ -162,7 +162,7 @@ def update_worker(rule: int, dim: int) -> Any:
                 for e in range(used):
                     if e + GRAD_AHEAD < used:
                         for line in range(0, row_bytes, 64):
-                            prefetch_read(sources[e + GRAD_AHEAD] + line)
+                            prefetch_near(sources[e + GRAD_AHEAD] + line)
                     add_row(width, (sums_address + owners[e] * row_bytes, sources[e], factors[e]))
             scale = load_f32(scales, t)
             weight, first, second, last_step = table[0], table[2], table[3], table[5]
