@@ -168,7 +168,7 @@ def _timed(
         call(number)
     seconds: dict[tuple[str, int], list[float]] = {(w, t): [] for t in counts for w in (FROM_MEMORY, AFTER_BACKWARD)}
     number = 0
-    for _ in range(10 if options.quick else 80):
+    for _ in range(4 if options.quick else 80):
         for (where, threads), spent in seconds.items():
             with probe.threads_of(threads):
                 for _ in range(2):
@@ -220,7 +220,7 @@ def _steps(
     }
     seconds = compete(
         {name: system.step for name, system in systems.items()},
-        rounds=5 if options.quick else 30,
+        rounds=3 if options.quick else 30,
         steps_per_round=2,
         warm_up=2,
     )

@@ -16,6 +16,7 @@ from slipstream.bench.rounds import row
 from slipstream.bench.scale_options import ScaleOptions
 from slipstream.data.batch import Batch, Inputs
 from slipstream.data.store import Store, StoreWriter
+from slipstream.data.synthetic import Generator, Samples, SyntheticConfig
 from slipstream.models import DLRM, DLRMConfig
 from slipstream.policies import Skipper, build_policy
 
@@ -115,13 +116,11 @@ def positives(
 
     Cost is per sample that passes, skipped ones and decisions included.
     """
-    from slipstream.data.synthetic import Generator, SyntheticConfig
-
-    count = (20 if options.quick else 50) * workload.BATCH_SIZE
+    count = (12 if options.quick else 50) * workload.BATCH_SIZE
     found: list[dict[str, Any]] = []
     figures: dict[str, float] = {}
     for rate in BASE_RATES[:: 3 if options.quick else 1]:
-        config = SyntheticConfig(num_samples=count, base_rate=rate, seed=options.seed)
+        config = _config(count, rate, options.seed)
         batches = _batches(Generator(config).samples(0, count))
         for policy, series in (("none", "all"), ("random", "random half"), ("importance", "importance half")):
             torch.manual_seed(options.seed)
@@ -145,7 +144,11 @@ def positives(
     return found, figures
 
 
-def _batches(drawn: Any) -> list[Batch]:
+def _config(count: int, rate: float, seed: int) -> SyntheticConfig:
+    return SyntheticConfig(num_samples=count, base_rate=rate, seed=seed)
+
+
+def _batches(drawn: Samples) -> list[Batch]:
     """Samples of the generator as batches."""
 
     def split(values: Tensor) -> tuple[Tensor, ...]:

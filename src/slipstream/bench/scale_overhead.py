@@ -30,6 +30,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 EVERY = 200
 """Steps between decisions of the policies that gate rows (saturation's default); just one lies in the time measured."""
 WARM_UP = 20
+"""Steps that do not count."""
 
 
 def overhead(
@@ -41,14 +42,14 @@ def overhead(
     policy is part of theirs.
     """
     total = 400_000 if options.quick else workload.TOTAL_ROWS
-    pushes = 20 if options.quick else EVERY
+    pushes, before = (8, 6) if options.quick else (EVERY, WARM_UP)
     counts = workload.cardinalities(total)
-    store = random_store(folder / "overhead", counts, (pushes + WARM_UP) * workload.BATCH_SIZE, options.seed)
+    store = random_store(folder / "overhead", counts, (pushes + before) * workload.BATCH_SIZE, options.seed)
     found: list[dict[str, Any]] = []
     figures: dict[str, float] = {}
     full = update = 0.0
     for name, settings in POLICIES.items():
-        watch = _trained(store, name, settings, pushes, options.seed)
+        watch = _trained(store, name, settings, pushes, before, options.seed)
         if name == "none":
             full, update = watch.median("step"), watch.median("update")
         spent = {kind: sum(watch.seconds[kind]) / pushes for kind in ("wait", "decide", "listen")}
@@ -87,12 +88,12 @@ class _Watch:
         return float(np.median(self.seconds[kind]))
 
 
-def _trained(store: Store, name: str, settings: dict[str, Any], pushes: int, seed: int) -> _Watch:
+def _trained(store: Store, name: str, settings: dict[str, Any], pushes: int, before: int, seed: int) -> _Watch:
     torch.manual_seed(seed)
     model = DLRM(store.features, store.num_dense, DLRMConfig())
     optimizer = dlrm_step.rowwise_adagrad(model)
     if name in ("psse", "saturation"):
-        settings = settings | {"every": EVERY, "warmup_steps": WARM_UP + 1}
+        settings = settings | {"every": EVERY, "warmup_steps": before + 1}
     policy = build_policy({"name": name, **settings} if settings else name)
     policy.warm_up()
     watch = _Watch()
@@ -100,8 +101,8 @@ def _trained(store: Store, name: str, settings: dict[str, Any], pushes: int, see
     for table in skipper.tables.values():
         table.listeners[:] = [watch.around("listen", listener) for listener in table.listeners]
     batches = iter(store.batches(workload.BATCH_SIZE, shuffle_seed=seed))
-    for number in range(pushes + WARM_UP):
-        watch.on = number >= WARM_UP
+    for number in range(pushes + before):
+        watch.on = number >= before
         begin = perf_counter()
         batch = next(batches)
         watch.add("wait", perf_counter() - begin)
