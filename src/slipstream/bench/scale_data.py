@@ -23,7 +23,7 @@ from slipstream.policies import Skipper, build_policy
 SIZES = (100_000, 1_000_000, 10_000_000, 100_000_000)
 """Samples; the last with ``long``."""
 LONG_BATCH = 8192
-LONG_FEATURES = 8
+LONG_FEATURES = 4
 LONG_ROWS = 1_000_000
 """Rows of all tables of the model that passes over the long data."""
 PASSES = {100_000: 20, 1_000_000: 5}
@@ -34,9 +34,9 @@ _TENTHS = 10
 
 
 def samples(options: BenchOptions, wanted: ScaleOptions, folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Whole shuffled passes over stores of 10^5 to 10^7 (10^8) samples by a small DLRM (8 features, MLP of 32).
+    """Whole shuffled passes over stores of 10^5 to 10^7 (10^8) samples by a small DLRM (4 features, MLP of 32).
 
-    The model is small so that the data weighs: its cost per sample is some 1/20 of the Kaggle DLRM's. Ids are drawn
+    The model is small so that the data weighs: its cost per sample is a small part of the Kaggle DLRM's. Ids are drawn
     anew for every sample; the spread is over tenths of a pass, whole short passes.
     """
     sizes = SIZES[:2] if options.quick else SIZES if wanted.long else SIZES[:3]

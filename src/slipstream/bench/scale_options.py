@@ -17,7 +17,7 @@ class ScaleOptions:
 
     Attributes:
         parts: Of ``PARTS``, in any order.
-        long: Train on 10^8 samples too (some minutes and 4 GB of disk), instead of up to 10^7.
+        long: Train on 10^8 samples too (some minutes and 2 GB of disk), instead of up to 10^7.
         keep: A record of this benchmark whose other parts are taken over, so that a long measurement can be made in
             pieces; it need not exist.
     """

@@ -68,7 +68,7 @@ def _row(series: str, size: int, seconds: Sequence[float], distinct: float) -> d
 
 
 def _from_file(total: int, options: BenchOptions, folder: Path) -> list[dict[str, Any]]:
-    counts, batches = dlrm_step.kaggle_batches(total, batches=8 if options.quick else 32, seed=options.seed + 1)
+    counts, batches = dlrm_step.kaggle_batches(total, batches=6 if options.quick else 16, seed=options.seed + 1)
     files = [folder / f"{total}-{i}.table" for i in range(len(counts))]
     for file, count in zip(files, counts, strict=True):
         fill_file(file, count * DIM * 4)

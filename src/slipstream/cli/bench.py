@@ -79,7 +79,7 @@ def bench(
         ),
     ] = None,
     long: Annotated[
-        bool, typer.Option("--long", help="Up to 10^8 samples: minutes more, 4 GB of disk.", rich_help_panel=_SCALE)
+        bool, typer.Option("--long", help="Up to 10^8 samples: minutes more, 2 GB of disk.", rich_help_panel=_SCALE)
     ] = False,
     html: Annotated[Path | None, typer.Option(help="Draw the record on a page.", rich_help_panel=_FRONTIER)] = None,
     also: Annotated[
