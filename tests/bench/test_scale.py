@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from slipstream.bench import BenchOptions, ScaleOptions, run, scale, scale_data, scale_overhead, scale_tables, workload
+from slipstream.cli.app import app
 from slipstream.data.synthetic import SyntheticConfig
 from slipstream.errors import ConfigError
 from slipstream.report.record import Record
@@ -65,6 +67,21 @@ def test_parts_must_be_known() -> None:
         ScaleOptions(parts=("rows", "columns"))
     with pytest.raises(ConfigError, match="got none"):
         ScaleOptions(parts=())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["scale", "--budgets", "0.5"], "--budgets does not belong to scale"),
+        (["scale", "--data", "globo"], "--data does not belong to scale"),
+        (["scale", "--parts", "columns"], "parts must be among"),
+        (["step", "--parts", "rows"], "--parts belongs to scale, not to step"),
+        (["frontier", "--long"], "--long does not belong to frontier"),
+    ],
+)
+def test_options_of_others_are_refused(arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["bench", *arguments])
+    assert isinstance(done.exception, ConfigError) and said in str(done.exception)
 
 
 def _row(size: float, cost: float, part: str = "rows", series: str = "DLRM step") -> dict[str, object]:
