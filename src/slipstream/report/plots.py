@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from textwrap import wrap
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -185,6 +186,8 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: 
             axis.set_major_formatter(EngFormatter(sep=""))
             axis.set_minor_formatter(NullFormatter())
         low, high = axes.get_ylim()
+        if high < 4 * low:  # else noise would look like growth
+            low, high = axes.set_ylim((low * high) ** 0.5 / 2, (low * high) ** 0.5 * 2)
         if high < 10 * low:  # a decade has one number: say a few more
             axes.yaxis.set_major_locator(MaxNLocator(5))
 
@@ -211,11 +214,11 @@ def ratios(values: Mapping[str, float], *, x: str, name: str) -> str:
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_yticks(places, [_short(label) for label in values])
+        axes.set_yticks(places, [_two_lines(label) for label in values], fontsize=8)
         axes.set_ylim(len(values) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
 
-    return _svg(draw, x=x, y="", name=name, legend=0, height=1.0 + 0.26 * len(values))
+    return _svg(draw, x=x, y="", name=name, legend=0, height=1.0 + 0.28 * len(values))
 
 
 def shares(values: Mapping[str, float], *, name: str) -> str:
@@ -229,6 +232,11 @@ def shares(values: Mapping[str, float], *, name: str) -> str:
         axes.grid(visible=False, axis="y")
 
     return _svg(draw, x="share", y="", name=name, legend=0, height=1.0 + 0.26 * len(values))
+
+
+def _two_lines(label: str) -> str:
+    """A label on at most two lines."""
+    return "\n".join(wrap(label, _LONGEST, max_lines=2, placeholder="…"))
 
 
 def _short(label: str) -> str:

@@ -16,10 +16,12 @@ from slipstream.report.html import figure, page, table
 from slipstream.report.record import Record
 
 TITLE = "Slipstream: what was measured"
-_DRAWN = 40
+_DRAWN = 24
 """Ratios of one drawing."""
 _LISTED = 80
 """Rows that a table shows; the record has them all."""
+_OPEN = 12
+"""Rows of a table that is shown without being asked for."""
 _PARTS = {
     "rows": "rows of all tables",
     "samples": "samples",
@@ -70,22 +72,27 @@ def _section(name: str, record: Record) -> list[str]:
         f'<div class="plots">{drawn}</div>' if drawn else "",
     ]
     if record.ratios:
-        rows = [[key, f"{value:.2f}x"] for key, value in record.ratios.items()]
-        parts.append(table(["ratio", "value"], rows, [False, True]))
+        rows = [[_title(key), f"{value:.2f}x"] for key, value in record.ratios.items()]
+        parts.append(_folded("ratios", table(["ratio", "value"], rows, [False, True]), len(rows)))
     if record.quality:
-        rows = [[key, _cell(value)] for key, value in record.quality.items()]
-        parts.append(table(["in the same run", "value"], rows, [False, True]))
+        rows = [[_title(key), _cell(value)] for key, value in record.quality.items()]
+        parts.append(_folded("in the same run", table(["in the same run", "value"], rows, [False, True]), len(rows)))
     for caption, rows in (("measurements", record.rows), ("points", record.points)):
         if rows:
-            parts.append(f"<details><summary>{caption}: {len(rows)}</summary>{_rows(rows)}</details>")
+            parts.append(_folded(caption, _rows(rows), len(rows), least=0))
     return parts
+
+
+def _folded(caption: str, body: str, count: int, *, least: int = _OPEN) -> str:
+    """A table of so many rows, folded away where they are more than ``least``."""
+    return body if count <= least else f"<details><summary>{caption}: {count}</summary>{body}</details>"
 
 
 def _figures(title: str, record: Record) -> Iterator[tuple[str, str]]:
     """A record's drawings, each with its caption."""
     if record.name == "scale":
         yield from _curves(title, record)
-    named = [(key, value) for key, value in record.ratios.items() if value > 0.0]
+    named = [(_title(key).removesuffix("/bound"), value) for key, value in record.ratios.items() if value > 0.0]
     for start in range(0, len(named), _DRAWN):
         some = dict(named[start : start + _DRAWN])
         label = {"limit": "time measured ÷ bound", "scale": "growth"}.get(record.name, "ours against the peer")
