@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 PEERS := .venv/.peers-installed
 DEMO := runs/demo
 TRAIN := $(BIN)/slipstream train $(DEMO)/data --config examples/movietweetings/train.yaml
-BENCHES := kernels step gates shared checks loader prepare globo drift row-share guard gpu ranks synthetic-fit
+BENCHES := kernels step gates shared checks limit scale loader prepare globo drift continue row-share guard gpu ranks profile-step synthetic-fit
 # Where a record's name is not that of its benchmark.
 RECORD_globo := globo_prequential
 # Extra flags of `slipstream bench`, for example: make bench-step BENCH_FLAGS=--quick
@@ -15,7 +15,7 @@ INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
 .PHONY: help env env-bench interop demo test test-gpu faults fuzz soak matrix lint format types results clean bench-frontier \
-  frontier-page $(addprefix bench-,$(BENCHES))
+  bench-profile frontier-page $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
@@ -30,7 +30,8 @@ help:
 	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
 	@echo "make interop  train models of $(LIBRARIES) with and without us"
 	@echo "make frontier-page               one page of all kept frontiers: runs/frontiers.html"
-	@echo "make results  rewrite README's tables from benchmarks/results/"
+	@echo "make bench-profile               where the time of a training step goes"
+	@echo "make results  rewrite README's tables and docs/results.html from benchmarks/results/"
 
 env: $(STAMP)
 
@@ -132,11 +133,14 @@ bench-frontier: env
 frontier-page: env
 	$(BIN)/slipstream bench frontier $(addprefix --also ,$(sort $(wildcard benchmarks/results/frontier_*.json))) --html runs/frontiers.html
 
+bench-profile: bench-profile-step
+
 $(addprefix bench-,$(BENCHES)): bench-%: env
 	$(BIN)/slipstream bench $* --json benchmarks/results/$(or $(RECORD_$*),$(subst -,_,$*)).json $(BENCH_FLAGS)
 
 results: env
 	$(BIN)/python -m slipstream.report.readme README.md benchmarks/results
+	$(BIN)/python -m slipstream.report.results docs/results.html benchmarks/results
 
 clean:
 	rm -rf build dist runs .pytest_cache .ruff_cache .hypothesis

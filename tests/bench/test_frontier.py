@@ -193,8 +193,6 @@ def test_wrong_data_and_options_are_named(store: Store, tmp_path: Path) -> None:
         run("frontier", BenchOptions(frontier=FrontierOptions(data="globo", folder=tmp_path)))
     with pytest.raises(ConfigError, match="settings of its own"):
         run("frontier", BenchOptions(frontier=FrontierOptions(data="movietweetings", config=tmp_path / "a.yaml")))
-    result = CliRunner().invoke(app, ["bench", "step", "--policies", "psse"])
-    assert isinstance(result.exception, ConfigError) and "--policies belongs to frontier" in str(result.exception)
 
 
 def test_synthetic_sets_have_their_base_rate(tmp_path: Path) -> None:

@@ -16,12 +16,22 @@ from slipstream.bench.continue_options import ContinueOptions
 from slipstream.bench.drift_options import DriftOptions
 from slipstream.bench.frontier_options import FrontierOptions
 from slipstream.bench.guard_options import GuardOptions
+from slipstream.bench.scale_options import ScaleOptions
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
     from slipstream.report.record import Record
 
-__all__ = ["BENCHES", "BenchOptions", "ContinueOptions", "DriftOptions", "FrontierOptions", "GuardOptions", "run"]
+__all__ = [
+    "BENCHES",
+    "BenchOptions",
+    "ContinueOptions",
+    "DriftOptions",
+    "FrontierOptions",
+    "GuardOptions",
+    "ScaleOptions",
+    "run",
+]
 
 BENCHES: dict[str, str] = {
     "kernels": "embedding forward + backward + update: FBGEMM, torch sparse Adagrad, SparseAdam",
@@ -40,6 +50,9 @@ BENCHES: dict[str, str] = {
     "guard": "the guard's promise: guarded training against full training of the same seed, on six data sets",
     "fidelity": "published Slipstream and FAE beside order alone and as many inputs dropped at random",
     "ranks": "two ranks over 1 Gbit/s and 20 ms: bytes and time of TorchRec's tables, with and without skipping",
+    "limit": "the row update and a DLRM step: the machine's own memory bandwidth and matrix products",
+    "scale": "cost per sample against rows, samples, features and positives; loader and policies as share of a step",
+    "profile_step": "where the time of a training step goes, by torch's profiler and Python's",
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }
 """Name of each benchmark (and of its module in this package, but for keywords), with what it measures."""
@@ -61,6 +74,7 @@ class BenchOptions:
         drift: What ``drift`` is to measure; None: its defaults.
         guard: What ``guard`` is to measure; None: its defaults.
         continuing: What ``continue`` is to measure; None: its defaults.
+        scale: What ``scale`` is to measure; None: its defaults.
     """
 
     quick: bool = False
@@ -72,6 +86,7 @@ class BenchOptions:
     drift: DriftOptions | None = None
     guard: GuardOptions | None = None
     continuing: ContinueOptions | None = None
+    scale: ScaleOptions | None = None
 
 
 def run(name: str, options: BenchOptions | None = None) -> Record:

@@ -45,7 +45,7 @@ def run(options: BenchOptions) -> Record:
     samples, rounds, steps = QUICK if options.quick else FULL
     rows = workload.cardinalities(400_000 if options.quick else workload.TOTAL_ROWS)
     with tempfile.TemporaryDirectory(prefix="slipstream-bench-", dir=options.cache) as temporary:
-        store = _write(Path(temporary) / "store", rows, samples, options.seed)
+        store = random_store(Path(temporary) / "store", rows, samples, options.seed)
         memory = TensorDataset(store.ids.clone(), store.dense.clone(), store.labels.clone())
         waits = {name: _waiting(store, seed, steps) for name, seed in (("in order", None), ("shuffled", options.seed))}
         contestants = _contestants(store, memory, options.seed)
@@ -80,7 +80,8 @@ def run(options: BenchOptions) -> Record:
     return record
 
 
-def _write(path: Path, rows: tuple[int, ...], samples: int, seed: int) -> Store:
+def random_store(path: Path, rows: tuple[int, ...], samples: int, seed: int) -> Store:
+    """A store of random samples with one feature for each number of rows, and 13 dense columns."""
     rng = np.random.default_rng(seed)
     features = [FeatureInfo(name=f"C{i}", num_rows=count + 1) for i, count in enumerate(rows, start=1)]
     with StoreWriter(path, features, dense=[f"I{i}" for i in range(1, NUM_DENSE + 1)]) as writer:

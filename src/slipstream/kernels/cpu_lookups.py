@@ -14,13 +14,21 @@ import numba
 import numpy as np
 
 from slipstream.kernels.hashing import KEY_FACTOR, MIX_1, MIX_2
-from slipstream.kernels.intrinsics import load_f32, load_i32, load_i64, load_u8, prefetch_read, prefetch_write
+from slipstream.kernels.intrinsics import (
+    load_f32,
+    load_i32,
+    load_i64,
+    load_u8,
+    prefetch_near,
+    prefetch_read,
+    prefetch_write,
+)
 from slipstream.kernels.row_ops import add_row, copy_row
 
 GATE_AHEAD = 16
 """Samples by which prefetching of gates runs ahead."""
-GRAD_AHEAD = 16
-"""Lookups by which prefetching of gradients runs ahead of their sum."""
+GRAD_AHEAD, GRAD_AHEAD_BYTES = 16, 4096
+"""Lookups by which prefetching of gradients runs ahead of their sum: at least so many, and rows of so many bytes."""
 
 TABLE_FIELDS = (
     "weight", "rows", "first", "second", "gate", "last_step", "seed_hash", "first_block", "end_block", "signal",
@@ -64,6 +72,12 @@ def _gate_is_open(gate: int, row: int, salt: int) -> bool:
     if value == 255 or value == 0:
         return value == 255
     return (mix(row, salt) >> np.uint64(56)) < np.uint64(value)
+
+
+@numba.njit(inline="always")
+def gradients_ahead(row_bytes: int) -> int:
+    """Lookups by which prefetching of gradients runs ahead."""
+    return max(np.int64(GRAD_AHEAD), np.int64(GRAD_AHEAD_BYTES) // row_bytes)
 
 
 @numba.njit(inline="always")
@@ -192,6 +206,7 @@ def sum_one_hot(
     """
     num_rows, weight, first, second = table[1], table[0], table[2], table[3]
     row_bytes = width * 4
+    ahead = gradients_ahead(row_bytes)
     lookups, bad, unique = 0, 0, 0
     one_part = part_shift >= 32
     mask, direct = clear_slots(blocks, table, slots)
@@ -205,10 +220,10 @@ def sum_one_hot(
             load_i64(base, 9),
         )
         for b in range(batch):
-            if b + GRAD_AHEAD < batch:
-                soon = grad + (b + GRAD_AHEAD) * grad_bytes
+            if b + ahead < batch:
+                soon = grad + (b + ahead) * grad_bytes
                 for line in range(0, row_bytes, 64):
-                    prefetch_read(soon + line)
+                    prefetch_near(soon + line)
             row = _load_id(ids, wide, b * id_stride)
             if row == padding:
                 continue

@@ -25,7 +25,7 @@ import numba
 import numpy as np
 from numba import carray, types
 
-from slipstream.kernels.cpu_lookups import GRAD_AHEAD, TABLE, all_one_hot, collect, mix, sum_one_hot
+from slipstream.kernels.cpu_lookups import TABLE, all_one_hot, collect, gradients_ahead, mix, sum_one_hot
 from slipstream.kernels.intrinsics import (
     address_of,
     fetch_add,
@@ -35,7 +35,7 @@ from slipstream.kernels.intrinsics import (
     load_u16,
     pointer_f64,
     pointer_i64,
-    prefetch_read,
+    prefetch_near,
     prefetch_write,
     store_f32,
     store_i32,
@@ -111,6 +111,7 @@ def update_worker(rule: int, dim: int) -> Any:
         # being vectorised.
         width = fixed_dim if fixed_dim > 0 else np.int64(a.dim)
         row_bytes = width * 4
+        ahead = gradients_ahead(row_bytes)
         counter, num_items, parts, tables, scales, blocks = (
             a.counter,
             a.num_items,
@@ -160,9 +161,9 @@ def update_worker(rule: int, dim: int) -> Any:
                 )
                 sums[: unique * width] = 0
                 for e in range(used):
-                    if e + GRAD_AHEAD < used:
+                    if e + ahead < used:
                         for line in range(0, row_bytes, 64):
-                            prefetch_read(sources[e + GRAD_AHEAD] + line)
+                            prefetch_near(sources[e + ahead] + line)
                     add_row(width, (sums_address + owners[e] * row_bytes, sources[e], factors[e]))
             scale = load_f32(scales, t)
             weight, first, second, last_step = table[0], table[2], table[3], table[5]

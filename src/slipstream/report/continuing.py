@@ -11,7 +11,7 @@ import numpy as np
 from slipstream.errors import DataError
 from slipstream.report import plots
 from slipstream.report.frontier import Spread
-from slipstream.report.html import figure, page, table
+from slipstream.report.page import figure, page, table
 from slipstream.report.record import Record
 
 Point = Mapping[str, Any]

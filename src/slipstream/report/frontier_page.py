@@ -53,11 +53,18 @@ def frontier_page(records: Sequence[Record], *, title: str = "Slipstream: qualit
     for number, record in enumerate(records):
         if not record.points:
             raise DataError(f"record {record.name} holds no points", remedy="name records of bench frontier")
-        parts += _section(record, f"{number} {record.name}", f"frontier-{number}")
+        parts += section(record, f"{number} {record.name}", f"frontier-{number}")
     return page(title, parts)
 
 
-def _section(record: Record, name: str, anchor: str) -> list[str]:
+def section(record: Record, name: str, anchor: str) -> list[str]:
+    """A frontier as part of a page, as HTML.
+
+    Args:
+        record: The frontier, with ``points``.
+        name: Unique on the page; begins the names of its drawings.
+        anchor: The section's id.
+    """
     points = record.points
     rows = summary(points)
     titles = list(rows[0])

@@ -6,12 +6,21 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from textwrap import wrap
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.style import context
-from matplotlib.ticker import EngFormatter, ScalarFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    ScalarFormatter,
+)
 
 SERIES = 6
 """Number of distinct series colours; a seventh series starts over with another dash pattern."""
@@ -194,6 +203,81 @@ def stacked(labels: Sequence[str], series: Mapping[str, Sequence[float]], *, x: 
         axes.grid(visible=False, axis="y")
 
     return _svg(draw, x=x, y="", name=name, legend=len(series), height=1.6 + 0.3 * len(labels))
+
+
+def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, name: str) -> str:
+    """One line per series on two logarithmic axes; a straight line is a power law. Arguments as in :func:`lines`."""
+
+    def draw(axes: Axes) -> None:
+        for number, (label, (horizontal, vertical)) in enumerate(series.items()):
+            axes.plot(
+                horizontal,
+                vertical,
+                color=_STAND_IN[number % SERIES],
+                linestyle=_DASHES[number // SERIES % len(_DASHES)],
+                linewidth=1.8,
+                marker=_MARKERS[number % len(_MARKERS)],
+                markersize=5,
+                label=_short(label),
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.margins(0.1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(EngFormatter(sep=""))
+            axis.set_minor_formatter(NullFormatter())
+        low, high = axes.get_ylim()
+        if high < 4 * low:  # else noise would look like growth
+            low, high = axes.set_ylim((low * high) ** 0.5 / 2, (low * high) ** 0.5 * 2)
+        if high < 10 * low:  # a decade has one number: say a few more
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+
+    return _svg(draw, x=x, y=y, name=name, legend=len(series))
+
+
+def ratios(values: Mapping[str, float], *, x: str, name: str) -> str:
+    """Ratios as dots on one logarithmic axis, each on a line of its own, with a line at 1.
+
+    Args:
+        values: By label, above 0.
+        x: Label of the axis.
+        name: Unique on the page.
+    """
+
+    def draw(axes: Axes) -> None:
+        places = range(len(values))
+        axes.hlines(places, 1.0, list(values.values()), color=_STAND_IN[0], linewidth=2.4)
+        axes.plot(list(values.values()), places, linestyle="none", marker="o", markersize=6, color=_STAND_IN[0])
+        axes.axvline(1.0, color=_INK, linewidth=0.8)
+        axes.set_xscale("log")
+        axes.margins(x=0.1)
+        axes.set_xlim(min(axes.get_xlim()[0], 0.8), max(axes.get_xlim()[1], 1.25))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_yticks(places, [_two_lines(label) for label in values], fontsize=8)
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+
+    return _svg(draw, x=x, y="", name=name, legend=0, height=1.0 + 0.28 * len(values))
+
+
+def shares(values: Mapping[str, float], *, name: str) -> str:
+    """Shares of a whole as bars, each on a line of its own."""
+
+    def draw(axes: Axes) -> None:
+        axes.barh(range(len(values)), list(values.values()), height=0.6, color=_STAND_IN[0])
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_yticks(range(len(values)), [_short(label) for label in values])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+
+    return _svg(draw, x="share", y="", name=name, legend=0, height=1.0 + 0.26 * len(values))
+
+
+def _two_lines(label: str) -> str:
+    """A label on at most two lines."""
+    return "\n".join(wrap(label, _LONGEST, max_lines=2, placeholder="…"))
 
 
 def _short(label: str) -> str:

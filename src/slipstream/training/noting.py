@@ -23,8 +23,9 @@ HELD_OUT = 8192
 class Notes:
     """Scores some held-out samples and looks at the gates, ``report_points`` times evenly over the samples that pass.
 
-    Nothing here changes what is computed, and nothing is noted where nobody listens. Held-out samples are scored in mode holdout, where the data has no ranked
-    lists and the tables are in one memory; gates are looked at where the policy sets them.
+    Nothing here changes what is computed, and nothing is noted where nobody listens. Held-out samples are scored in
+    mode holdout, where the data has no ranked lists and the tables are in one memory; gates are looked at where the
+    policy sets them.
 
     Args:
         trainer: The training.
