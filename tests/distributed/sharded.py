@@ -62,7 +62,7 @@ class Sharder(EmbeddingBagCollectionSharder):
 def build(pooling: PoolingType = PoolingType.SUM) -> Any:
     torch.manual_seed(0)
     net = Net(pooling)
-    apply_optimizer_in_backward(torch.optim.Adam, net.tables.parameters(), {"lr": 0.05})
+    apply_optimizer_in_backward(torch.optim.Adagrad, net.tables.parameters(), {"lr": 0.05})
     kinds = {"user": "row_wise", "item": "table_wise"}
     constraints = {name: ParameterConstraints(sharding_types=[kind]) for name, kind in kinds.items()}
     topology = Topology(world_size=dist.get_world_size(), compute_device="cpu")

@@ -164,7 +164,7 @@ def test_ranks_of_which_one_is_asked_to_end_save_and_end(played: dict[str, Any],
 
 def test_a_rank_that_hangs_ends_the_others(played: dict[str, Any], folder: Path) -> None:
     assert played["hung"]["statuses"] == [2, -9] and played["hung"]["seconds"] < 60
-    assert "rank 1 of 2 gave no sign of life for 3 s" in said(folder, "hung")[0]
+    assert "rank 1 of 2 gave no sign of life for 6 s" in said(folder, "hung")[0]
 
 
 def rank_of(launcher: int, rank: int) -> int | None:
