@@ -89,4 +89,4 @@ def test_compare_writes_page_and_figures(make_run: Callable[..., Path], tmp_path
 def test_an_unknown_benchmark_is_named() -> None:
     done = slipstream("bench", "nothing")
     assert done.returncode == 2
-    assert "no benchmark named 'nothing'" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "No such command 'nothing'" in done.stderr and len(done.stderr.splitlines()) == 1

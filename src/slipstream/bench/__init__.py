@@ -56,7 +56,8 @@ BENCHES: dict[str, str] = {
     "synthetic_fit": "the synthetic generator against what is published of Criteo Kaggle",
 }
 """Name of each benchmark (and of its module in this package, but for keywords), with what it measures."""
-_MODULES = {"continue": "continuing"}
+MODULES = {"continue": "continuing"}
+"""Modules that are not named as their benchmark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,4 +112,4 @@ def run(name: str, options: BenchOptions | None = None) -> Record:
         import torch
 
         torch.set_num_threads(options.threads)
-    return import_module(f"slipstream.bench.{_MODULES.get(name, name)}").run(options)
+    return import_module(f"slipstream.bench.{MODULES.get(name, name)}").run(options)
