@@ -7,6 +7,7 @@ import torch
 
 from slipstream.bench import BenchOptions, bounds, limit, probe, run, workload
 from slipstream.data.schema import FeatureInfo
+from slipstream.kernels.types import Rule
 from slipstream.models import DLRM, DLRMConfig
 from slipstream.report.record import Record
 
@@ -30,6 +31,10 @@ def test_an_update_moves_gradients_once_and_rows_twice(optimizer: str, dim: int,
     assert moved.streamed == 1000 * (4 + 4 * dim)
     assert moved.scattered == 300 * 2 * 64 * lines_of_a_row
     assert moved.seconds(1e9, 2e9) == pytest.approx(moved.streamed / 1e9 + moved.scattered / 2e9)
+
+
+def test_every_optimizer_with_a_bound_is_timed() -> None:
+    assert tuple(limit._RULES) == bounds.OPTIMIZERS
 
 
 def test_states_are_those_of_the_optimizers() -> None:
@@ -73,12 +78,13 @@ def test_the_record_has_a_ratio_for_each_bound(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(workload, "cardinalities", lambda total=0: cardinalities(100_000))
     monkeypatch.setattr(limit, "DIMS", (16,))
     monkeypatch.setattr(limit, "GRADIENT_BYTES", 1 << 20)
+    monkeypatch.setattr(limit, "_RULES", {"rowwise_adagrad": Rule.ROWWISE_ADAGRAD})
     monkeypatch.setattr(torch, "compile", lambda model: model)
     record = run("limit", BenchOptions(quick=True))
     kinds = ("", "_after_backward", "_one_thread", "_one_thread_after_backward")[
         :: 2 if torch.get_num_threads() == 1 else 1
     ]
-    updates = {f"update_{name}_dim16{kind}/bound" for name in bounds.OPTIMIZERS for kind in kinds}
+    updates = {f"update_rowwise_adagrad_dim16{kind}/bound" for kind in kinds}
     assert record.ratios.keys() >= {"step_float32/bound", "step_bf16_compile/bound"}
     assert {key for key in record.ratios if key.startswith("update")} == updates
     for row in record.rows:

@@ -90,3 +90,23 @@ def test_an_unknown_benchmark_is_named() -> None:
     done = slipstream("bench", "nothing")
     assert done.returncode == 2
     assert "No such command 'nothing'" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+KEEPING = """
+import ctypes, resource, torch
+from slipstream.cli.entry import keep_freed_memory
+keep_freed_memory()
+for _ in range(12):  # the first ones grow the heap
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(16 << 20).fill_(1.0)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults, int(ctypes.CDLL(None).mallopt(-3, 256 << 20)))
+"""
+
+
+def test_a_step_gets_the_pages_of_the_last_one() -> None:
+    done = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True)
+    faults, takes = (int(word) for word in done.stdout.split())
+    if not takes:
+        pytest.skip("this C library keeps no block of 64 MB")
+    assert faults < 1000  # of 16,384 pages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,6 +29,8 @@ LONG_ROWS = 1_000_000
 PASSES = {100_000: 20, 1_000_000: 5}
 """Passes over short data, so that they are timed as often."""
 BASE_RATES = (0.002, 0.02, 0.08, 0.25)
+_HALVES = {"none": "all", "random": "random half", "importance": "importance half"}
+"""Series by policy."""
 _CHUNK = 500_000
 _TENTHS = 10
 
@@ -117,31 +119,49 @@ def positives(
     Cost is per sample that passes, skipped ones and decisions included.
     """
     count = (12 if options.quick else 50) * workload.BATCH_SIZE
-    found: list[dict[str, Any]] = []
-    figures: dict[str, float] = {}
+    runs: list[_Run] = []
     for rate in BASE_RATES[:: 3 if options.quick else 1]:
         config = _config(count, rate, options.seed)
         batches = _batches(Generator(config).samples(0, count))
-        for policy, series in (("none", "all"), ("random", "random half"), ("importance", "importance half")):
-            torch.manual_seed(options.seed)
-            model = DLRM(dlrm_step.features_of([r + 1 for r in config.rows]), config.num_dense, DLRMConfig())
-            optimizer = dlrm_step.rowwise_adagrad(model)
-            chosen = build_policy(policy if policy == "none" else {"name": policy, "budget": 0.5})
-            chosen.warm_up()
-            skipper = Skipper(model, chosen, batch_size=workload.BATCH_SIZE, total_samples=count)
-            seconds = []
-            for number, batch in enumerate(batches):
-                begin = perf_counter()
-                for kept in skipper.push(batch):
-                    _train(model, optimizer, kept)
-                if number >= 4:
-                    seconds.append((perf_counter() - begin) / len(batch))
-            # Batches alternate between a step and none where half is skipped: the mean of two is what one costs.
-            paired = [float(np.mean(seconds[i : i + 4])) for i in range(0, len(seconds) - 3, 4)]
-            found.append({**row("slipstream", paired), "series": series, "size": rate})
-            if policy != "none":
-                figures[f"positives: share trained on, {series}, {rate:g}"] = round(skipper.share_of_inputs_trained, 4)
+        runs += [_Run(config, batches, policy, series) for policy, series in _HALVES.items()]
+    for number in range(count // workload.BATCH_SIZE):  # in turn, so that a slow phase of the machine hits all alike
+        for run in runs:
+            run.push(number)
+    found: list[dict[str, Any]] = []
+    figures: dict[str, float] = {}
+    for run in runs:
+        # Batches alternate between a step and none where half is skipped: the mean of a few is what one costs.
+        some = [float(np.mean(run.seconds[i : i + 4])) for i in range(4, len(run.seconds) - 3, 4)]
+        rate = run.config.base_rate
+        found.append({**row("slipstream", some), "series": run.series, "size": rate})
+        if run.series != "all":
+            share = run.skipper.share_of_inputs_trained
+            figures[f"positives: share trained on, {run.series}, {rate:g}"] = round(share, 4)
     return found, figures
+
+
+class _Run:
+    """A training on samples of the generator."""
+
+    def __init__(self, config: SyntheticConfig, batches: Sequence[Batch], policy: str, series: str) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.batches, self.series = config, batches, series
+        self.model = DLRM(dlrm_step.features_of([r + 1 for r in config.rows]), config.num_dense, DLRMConfig())
+        self.optimizer = dlrm_step.rowwise_adagrad(self.model)
+        chosen = build_policy(policy if policy == "none" else {"name": policy, "budget": 0.5})
+        chosen.warm_up()
+        samples = config.num_samples
+        self.skipper = Skipper(self.model, chosen, batch_size=workload.BATCH_SIZE, total_samples=samples)
+        self.seconds: list[float] = []
+        """A sample, of each batch."""
+
+    def push(self, number: int) -> None:
+        """Decides on a batch, and trains if a full one has come together."""
+        batch = self.batches[number]
+        begin = perf_counter()
+        for kept in self.skipper.push(batch):
+            _train(self.model, self.optimizer, kept)
+        self.seconds.append((perf_counter() - begin) / len(batch))
 
 
 def _config(count: int, rate: float, seed: int) -> SyntheticConfig:

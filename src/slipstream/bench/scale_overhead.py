@@ -15,6 +15,7 @@ from slipstream.bench import BenchOptions, dlrm_step, workload
 from slipstream.bench.loader import random_store
 from slipstream.bench.rounds import row
 from slipstream.bench.scale_options import ScaleOptions
+from slipstream.data.batch import Batch
 from slipstream.data.store import Store
 from slipstream.models import DLRM, DLRMConfig
 from slipstream.policies import Skipper, build_policy
@@ -46,20 +47,21 @@ def overhead(
     pushes, before = (8, 6) if options.quick else (EVERY, WARM_UP)
     counts = workload.cardinalities(total)
     store = random_store(folder / "overhead", counts, (pushes + before) * workload.BATCH_SIZE, options.seed)
+    runs = {name: _Run(store, name, settings, before, options.seed) for name, settings in POLICIES.items()}
+    for number in range(pushes + before):  # in turn, so that a slow phase of the machine hits all alike
+        for run in runs.values():
+            run.push(counts=number >= before)
     found: list[dict[str, Any]] = []
     figures: dict[str, float] = {}
-    full = update = 0.0
-    for name, settings in POLICIES.items():
-        watch = _trained(store, name, settings, pushes, before, options.seed)
-        if name == "none":
-            full, update = watch.median("step"), watch.median("update")
-        spent = {kind: sum(watch.seconds[kind]) / pushes for kind in ("wait", "decide", "listen")}
-        gates = max(watch.median("update") - update, 0.0) if name in ("psse", "saturation") else 0.0
+    full, update = (runs["none"].watch.median(kind) for kind in ("step", "update"))
+    for name, run in runs.items():
+        spent = {kind: sum(run.watch.seconds[kind]) / pushes for kind in ("wait", "decide", "listen")}
+        gates = max(run.watch.median("update") - update, 0.0) if name in ("psse", "saturation") else 0.0
         policy = spent["decide"] + spent["listen"] + gates
         figures[f"overhead: loader's share of a step, {name}"] = round(spent["wait"] / full, 5)
         figures[f"overhead: policy's share of a step, {name}"] = round(policy / full, 5)
         shown = {"wait": spent["wait"], "decide": spent["decide"], "listen": spent["listen"], "slower update": gates}
-        found.append({**row(name, watch.seconds["step"]), "series": f"step, {name}", **shown})
+        found.append({**row(name, run.watch.seconds["step"]), "series": f"step, {name}", **shown})
     return found, figures
 
 
@@ -89,35 +91,34 @@ class _Watch:
         return float(np.median(self.seconds[kind]))
 
 
-def _trained(store: Store, name: str, settings: dict[str, Any], pushes: int, before: int, seed: int) -> _Watch:
-    torch.manual_seed(seed)
-    model = DLRM(store.features, store.num_dense, DLRMConfig())
-    optimizer = dlrm_step.rowwise_adagrad(model)
-    if name in ("psse", "saturation"):
-        settings = settings | {"every": EVERY, "warmup_steps": before + 1}
-    policy = build_policy({"name": name, **settings} if settings else name)
-    policy.warm_up()
-    watch = _Watch()
-    skipper = Skipper(model, policy, batch_size=workload.BATCH_SIZE, total_samples=len(store))
-    for table in skipper.tables.values():
-        table.listeners[:] = [watch.around("listen", listener) for listener in table.listeners]
-    batches = iter(store.batches(workload.BATCH_SIZE, shuffle_seed=seed))
-    for number in range(pushes + before):
-        watch.on = number >= before
-        begin = perf_counter()
-        batch = next(batches)
-        watch.add("wait", perf_counter() - begin)
-        kept = skipper.push(batch)
-        while (some := watch.around("decide", next)(kept, None)) is not None:
-            begin = perf_counter()
-            _step(model, optimizer, some, watch)
-            watch.add("step", perf_counter() - begin)
-    return watch
+class _Run:
+    """A training under a policy."""
 
+    def __init__(self, store: Store, name: str, settings: dict[str, Any], before: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.model = DLRM(store.features, store.num_dense, DLRMConfig())
+        self.optimizer = dlrm_step.rowwise_adagrad(self.model)
+        if name in ("psse", "saturation"):
+            settings = settings | {"every": EVERY, "warmup_steps": before + 1}
+        policy = build_policy({"name": name, **settings} if settings else name)
+        policy.warm_up()
+        self.watch = _Watch()
+        self.skipper = Skipper(self.model, policy, batch_size=workload.BATCH_SIZE, total_samples=len(store))
+        for table in self.skipper.tables.values():
+            table.listeners[:] = [self.watch.around("listen", listener) for listener in table.listeners]
+        self.batches = iter(store.batches(workload.BATCH_SIZE, shuffle_seed=seed))
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, watch: _Watch) -> None:
-    logits: Tensor = model(batch.inputs)
-    loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels, batch.weights)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    watch.around("update", optimizer.step)()
+    def push(self, *, counts: bool) -> None:
+        """The next batch: read, decided on, and trained on if a full one has come together."""
+        self.watch.on = counts
+        kept = self.skipper.push(self.watch.around("wait", next)(self.batches))
+        decide = self.watch.around("decide", next)
+        while (batch := decide(kept, None)) is not None:
+            self.watch.around("step", self._step)(batch)
+
+    def _step(self, batch: Batch) -> None:
+        logits: Tensor = self.model(batch.inputs)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels, batch.weights)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.watch.around("update", self.optimizer.step)()

@@ -37,12 +37,14 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory of freed tensors instead of giving it back to the system after every step.
 
     Else each step's outputs and gradients of some megabytes are mapped and zeroed anew by the system, which at 128
-    elements a row can take longer than the lookups. It is a setting of the whole process, so the library leaves it
-    alone; other C libraries have no ``mallopt`` and stay as they are.
+    elements a row or with hundreds of features can take longer than everything else. Blocks above the threshold go
+    back all the same. It is a setting of the whole process, so the library leaves it alone; other C libraries have no
+    ``mallopt`` and stay as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the greatest that it takes
+        if not mallopt(_M_MMAP_THRESHOLD, 256 << 20):
+            mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the greatest that older versions take
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
