@@ -164,6 +164,21 @@ def test_resuming_in_mid_epoch_continues_exactly() -> None:
     assert second.report() == whole.report()
 
 
+@pytest.mark.parametrize("budget", [0.6, 1.0])
+def test_a_state_taken_inside_the_loop_holds_what_was_not_handed_out(budget: float) -> None:
+    data = pieces(120, 40, with_bag=True)
+    expected = [batch.index.tolist() for batch in Skipper(MODEL, Random(budget), batch_size=8)(data)]
+    first, outs = Skipper(MODEL, Random(budget), batch_size=8), []
+    for batch in first.push(data[0]):
+        outs.append(batch.index.tolist())
+        if len(outs) == 2:
+            break
+    second = Skipper(MODEL, Random(budget), batch_size=8)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    outs += [batch.index.tolist() for batch in second(data[1:])]
+    assert outs == expected
+
+
 def test_state_survives_torch_save_with_weights_only(tmp_path) -> None:
     skipper = Skipper(TwoTables(), PSSE(warmup_steps=1), batch_size=16)
     list(skipper.push(make_batch(0, 10)))

@@ -165,14 +165,9 @@ class Skipper:
 
     def _take(self, batch: Batch, rows: Tensor | None) -> Iterator[Batch]:
         size = self.batch_size
-        if rows is None and not self._packer.waiting:
-            while size is not None and len(batch) > size:
-                whole, batch = batch.split(size)
-                yield self._hand_out(whole)
-            if size is None or len(batch) == size:
-                yield self._hand_out(batch)
-                return
-        assert size is not None  # of a policy that skips inputs it is known
+        if size is None or (rows is None and len(batch) == size and not self._packer.waiting):
+            yield self._hand_out(batch)
+            return
         self._packer.add(batch, torch.arange(len(batch)) if rows is None else rows, size)
         while (full := self._packer.take()) is not None:
             yield self._hand_out(full)
