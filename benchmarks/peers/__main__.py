@@ -18,12 +18,16 @@ from pathlib import Path
 
 from benchmarks.peers import datasets, memory, quality, throughput
 from benchmarks.peers.common import Options
+
 from slipstream.bench.frontier_options import PUBLIC
 from slipstream.cli import output
 from slipstream.errors import ConfigError, SlipstreamError
 from slipstream.report.record import Record
 
 WHAT = ("throughput", "time_to_quality", "ranking", "memory", "all")
+
+QUICK = ("throughput", "ranking")
+"""What ``all --quick`` takes: every peer that is installed, in under 40 s."""
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Record]:
@@ -33,13 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
         SlipstreamError: What was asked for cannot be measured.
     """
     given = _parser().parse_args(arguments)
-    measures = WHAT[:-1] if given.what == "all" else (given.what,)
+    everything = QUICK if given.quick else WHAT[:-1]
+    measures = everything if given.what == "all" else (given.what,)
+    if given.what == "all" and given.quick:
+        output.say(f"--quick: {' and '.join(QUICK)}; the others by name")
     records: list[Record] = []
     for measure in measures:
         for title, run in _runs(measure, given):
             options = Options(
                 quick=given.quick,
                 full=given.full,
+                tune_only=given.tune_only,
                 peers=_names(given.peers),
                 systems=_names(given.systems),
                 seeds=given.seeds,
@@ -55,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
             output.record_tables(record.model_copy(update={"conditions": _shown(record), "points": []}))
             for name, reason in options.left_out.items():
                 output.say(f"left out: {name}: {reason}")
-            if given.json is not None:
+            if given.json is not None and not given.tune_only:
                 file = given.json if given.json.suffix == ".json" else given.json / f"{record.name}.json"
                 output.say(f"record: {record.save(file)}")
             records.append(record)
@@ -69,7 +77,9 @@ def _runs(measure: str, given: argparse.Namespace) -> list[tuple[str, Callable[[
     if measure == "memory":
         return [("", memory.run)]
     known, run = (
-        (tuple(datasets.FRONTIER), quality.clicks) if measure == "time_to_quality" else (tuple(datasets.PAIRS), quality.ranking)
+        (tuple(datasets.FRONTIER), quality.clicks)
+        if measure == "time_to_quality"
+        else (tuple(datasets.PAIRS), quality.ranking)
     )
     wanted = [name for name in _names(given.data) or () if name in known]
     if given.data and not wanted and given.what != "all":
@@ -122,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("--quick", action="store_true", help="small, under 40 s each, to see that it works")
     parser.add_argument("--full", action="store_true", help="the whole cross of sizes and models")
+    parser.add_argument("--tune-only", action="store_true", help="quality: choose rates, kept in --cache")
     parser.add_argument("--peers", help="names of peers, by commas or spaces; all if not given")
     parser.add_argument("--systems", help="names of the only systems to take part")
     parser.add_argument("--data", help=f"data sets, of {', '.join(datasets.names())}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.peers.datasets import Dataset
+
 from slipstream.errors import ConfigError
 
 Settings = dict[str, Any]
@@ -114,9 +115,7 @@ def _skipping(policy: str, budget: float, **more: Any) -> System:
 
 
 def _published(name: str, **more: Any) -> System:
-    return System(
-        None, ENGINE, _ours(_SGD, system=name, **more), ("optimizer.lr",), rates_of="dlrm_reference"
-    )
+    return System(None, ENGINE, _ours(_SGD, system=name, **more), ("optimizer.lr",), rates_of="dlrm_reference")
 
 
 CLICKS: Mapping[str, System] = {

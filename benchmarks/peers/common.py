@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from benchmarks.peers.arrays import Arrays
 from benchmarks.peers.catalogue import Settings, System
 from benchmarks.peers.datasets import Dataset
 from benchmarks.peers.processes import NotThere, PeerFailed, interpreter, opened
 from benchmarks.peers.protocol import Fit, Fitted, Job, Opened
+
 from slipstream.bench.frontier_options import PUBLIC
 from slipstream.evaluation import ItemSets, rank_items, score, score_lists
 
@@ -32,6 +32,7 @@ class Options:
     Attributes:
         quick: Small: under 40 s, to see that it works.
         full: The whole cross of sizes and models.
+        tune_only: Tune rates for later runs, and measure nothing.
         peers: Names of peers; None: all.
         systems: Names of the only systems that take part; None: all.
         seeds: Trainings of each system.
@@ -46,6 +47,7 @@ class Options:
 
     quick: bool = False
     full: bool = False
+    tune_only: bool = False
     peers: tuple[str, ...] | None = None
     systems: tuple[str, ...] | None = None
     seeds: int = 1
@@ -62,7 +64,7 @@ class Options:
         try:
             return interpreter(system.peer, self.venvs)
         except NotThere as error:
-            self.left_out[name] = str(error)
+            self.left_out[name] = without_paths(str(error))
             return None
 
     def note(self, system: System, answer: Opened) -> None:
@@ -126,7 +128,9 @@ def train(
     python = options.python(name, system)
     if python is None:
         return None
-    job = Job(system.module, str(data.folder), list(data.train), list(data.test), settings, options.threads, seed, epochs)
+    job = Job(
+        system.module, str(data.folder), list(data.train), list(data.test), settings, options.threads, seed, epochs
+    )
     stop = data.train[1]
     marks = sorted({max(1, stop * number // MARKS) for number in range(1, MARKS + 1)})
     try:
@@ -136,11 +140,11 @@ def train(
             curve = _curve(fitted, data)
             return Training(curve, fitted.share_of_inputs, worker.close().peak_rss)
     except (NotThere, PeerFailed) as error:
-        options.left_out[name] = _without_paths(str(error))
+        options.left_out[name] = without_paths(str(error))
         return None
 
 
-def _without_paths(text: str) -> str:
+def without_paths(text: str) -> str:
     """A message without the folders of this machine."""
     return " ".join(word if "/" not in word else Path(word.strip("'\"():,")).name for word in text.split())
 

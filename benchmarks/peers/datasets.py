@@ -109,7 +109,9 @@ def clicks(name: str, cache: Path, *, folder: Path = PUBLIC, samples: int | None
 def pairs(name: str, cache: Path, *, folder: Path = PUBLIC, quick: bool = False) -> Dataset:
     """Pairs of users and items, ranked; ``quick``: the bundled MovieTweetings, ratings of 8 and above."""
     if quick:
-        config = TrainConfig.model_validate({"data": _movietweetings(cache), "cache": cache, "prepare": {"negatives": 0}})
+        config = TrainConfig.model_validate(
+            {"data": _movietweetings(cache), "cache": cache, "prepare": {"negatives": 0}}
+        )
         name = "movietweetings"
     else:
         config = training_of(FrontierOptions(data=PAIRS[name], folder=folder), cache)

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-
 from benchmarks.peers.arrays import Arrays
 from benchmarks.peers.protocol import Job
+from torch import Tensor, nn
 
 
 class DensePart(nn.Module):
@@ -125,5 +124,5 @@ def dense_part(data: Arrays, job: Job) -> tuple[DensePart, Any]:
 
 def predict(pieces: Iterator[tuple[Tensor, Tensor]], score: Any) -> npt.NDArray[np.float32]:
     """Scores of samples, piece by piece."""
-    with torch.inference_mode():
+    with torch.no_grad():  # FBGEMM's operators do not run in inference mode
         return np.concatenate([score(dense, ids).float().numpy() for dense, ids in pieces])

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-
 from benchmarks.peers.arrays import Arrays
 from benchmarks.peers.dlrm import Batches, bf16, dense_part, predict
 from benchmarks.peers.loops import Loop
 from benchmarks.peers.protocol import Fit, Fitted, Job, Spent
+from torch import Tensor, nn
 
 
 def versions() -> dict[str, str]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from benchmarks.peers.loops import Loop
 from benchmarks.peers.pairs import Vectors
 from benchmarks.peers.protocol import Fit, Fitted, Job, Point, Spent
+
 from slipstream import systems
 from slipstream.cli.settings import validate
 from slipstream.data.batch import Batch
@@ -134,9 +134,7 @@ class Engine:
         np.save(file, scores)
         chunks = [event for event in self.events if isinstance(event, ChunkScored)]
         points = [Point(event.samples, event.seconds) for event in chunks if event.samples]
-        return Fitted(
-            [*points, Point(self.trainer.samples, self.trainer.training.seconds)], str(file), self._share()
-        )
+        return Fitted([*points, Point(self.trainer.samples, self.trainer.training.seconds)], str(file), self._share())
 
     def _listen(self, event: Event) -> None:
         if isinstance(event, ChunkScored):

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
 from benchmarks.peers.protocol import PHASES, Fit, Fitted, Job, Point, Spent
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from benchmarks.peers import catalogue, datasets
 from benchmarks.peers.catalogue import System
-from benchmarks.peers.common import Options, conditions
+from benchmarks.peers.common import Options, conditions, without_paths
 from benchmarks.peers.processes import NotThere, PeerFailed, opened
 from benchmarks.peers.protocol import Job, Spent, Steps
+
 from slipstream.report.record import Record
 
 DIM, BATCH, ROWS = 64, 2048, 2_000_000
@@ -60,7 +61,7 @@ def run(options: Options) -> Record:
                 worker.ask(Steps(2 if options.quick else 5), Spent)
                 closed = worker.close()
         except (NotThere, PeerFailed) as error:
-            options.left_out[name] = str(error)
+            options.left_out[name] = without_paths(str(error))
             continue
         record.rows.append(
             {
@@ -86,9 +87,7 @@ def run(options: Options) -> Record:
             "batch size": BATCH,
             "bytes a row": "most resident memory of the process less that of its libraries, by rows: activations and "
             "the batch are in it",
-            "of which tables and state": "bytes of the tensors at the start; state that is made in the first step is not",
+            "of which tables and state": "bytes of the tensors before the first step",
         },
     )
     return record
-
-

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-
 from benchmarks.peers.protocol import Point
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,12 +14,15 @@ from threading import Timer
 from typing import TypeVar
 
 from benchmarks.peers.protocol import Close, Closed, Job, Message, Missing, Open, Opened, ProtocolError, decode, encode
+
 from slipstream.errors import SlipstreamError
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 900.0
 """Longest that a request may take."""
 Reply = TypeVar("Reply")
+_ERROR = re.compile(r"[A-Za-z_.]*(Error|Exception)\b")
+"""Of a traceback, the line that says what was wrong."""
 
 
 class NotThere(SlipstreamError):
@@ -135,7 +139,8 @@ class Worker:
     def _failed(self) -> PeerFailed:
         self.process.wait()
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return PeerFailed(f"{self.name} ended with status {self.process.returncode}: {lines[-1] if lines else ''}")
+        said = [line for line in lines if _ERROR.match(line)] or lines or [""]
+        return PeerFailed(f"{self.name} ended with status {self.process.returncode}: {said[-1][:300]}")
 
 
 def _ours(python: Path) -> bool:
@@ -143,11 +148,19 @@ def _ours(python: Path) -> bool:
 
 
 @contextmanager
-def opened(python: Path, name: str, job: Job) -> Iterator[tuple[Worker, Opened, Path]]:
-    """A contestant that is ready, and a folder for its files; both are gone afterwards."""
+def starting(python: Path, name: str, job: Job) -> Iterator[tuple[Worker, Path]]:
+    """A contestant that was told to get ready, and a folder for its files; both are gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="slipstream-peers-") as folder:
         worker = Worker(python, name, Path(folder) / "log.txt", job.threads)
         try:
-            yield worker, worker.ask(Open(job), Opened), Path(folder)
+            worker.send(Open(job))
+            yield worker, Path(folder)
         finally:
             worker.kill()
+
+
+@contextmanager
+def opened(python: Path, name: str, job: Job) -> Iterator[tuple[Worker, Opened, Path]]:
+    """A contestant that is ready, and a folder for its files."""
+    with starting(python, name, job) as (worker, folder):
+        yield worker, worker.receive(Opened), folder

@@ -10,6 +10,7 @@ from benchmarks.peers.catalogue import System, with_rate
 from benchmarks.peers.common import RANKED_USERS, TOP_K, Options, Training, conditions, rate_of, train
 from benchmarks.peers.datasets import Dataset
 from benchmarks.peers.tuning import EPOCHS, tune
+
 from slipstream.bench.rounds import ratio
 from slipstream.report.record import Record
 from slipstream.report.timing import summarise
@@ -68,6 +69,8 @@ def _measure(
             options.left_out[name] = "orders or drops within an epoch: has no prequential form"
             del systems[name]
     tuned = tune(systems, data, options, known)
+    if options.tune_only:
+        return Record(name=title, dataset=data.title, conditions=conditions(options, tuning=tuned))
     settings = {name: with_rate(s, s.settings(data), tuned[name]["factor"]) for name, s in systems.items()}
     done: dict[str, list[Training]] = {name: [] for name in systems}
     for seed in range(options.seeds):
@@ -143,13 +146,19 @@ def _fill(
             **{f"whole training {key}": value for key, value in summarise(whole).items()},
             "samples per second": round(samples / summarise(whole)["p50"]),
             measure: round(quality, 5),
-            "log-loss": None if ranked else round(sum(t.curve[-1].log_loss or 0 for t in trainings) / len(trainings), 5),
+            "log-loss": None
+            if ranked
+            else round(sum(t.curve[-1].log_loss or 0 for t in trainings) / len(trainings), 5),
             "share of inputs trained": round(trainings[0].share_of_inputs, 4),
             "peak RSS MiB": round(max(t.peak_rss for t in trainings) / 2**20),
         }
         record.rows.append(row)
         record.points += [
-            {"system": name, "seed": seed, "curve": [[m.samples, round(m.seconds, 4), round(m.quality, 5)] for m in t.curve]}
+            {
+                "system": name,
+                "seed": seed,
+                "curve": [[m.samples, round(m.seconds, 4), round(m.quality, 5)] for m in t.curve],
+            }
             for seed, t in enumerate(trainings)
         ]
     _ratios(record, systems, reached, "seconds_to_ndcg" if ranked else "seconds_to_auc")

@@ -9,10 +9,11 @@ from typing import Any
 
 from benchmarks.peers import catalogue, datasets
 from benchmarks.peers.catalogue import System
-from benchmarks.peers.common import Options, conditions
+from benchmarks.peers.common import Options, conditions, without_paths
 from benchmarks.peers.datasets import Dataset
-from benchmarks.peers.processes import NotThere, PeerFailed, Worker, opened
-from benchmarks.peers.protocol import PHASES, Job, Spent, Steps
+from benchmarks.peers.processes import NotThere, PeerFailed, Worker, starting
+from benchmarks.peers.protocol import PHASES, Job, Opened, Spent, Steps
+
 from slipstream.bench import workload
 from slipstream.bench.rounds import ratio
 from slipstream.report.record import Record
@@ -67,8 +68,7 @@ def run(options: Options, sizes: Sequence[tuple[int, int]] | None = None) -> Rec
         options,
         **{
             "model": "DLRM, bottom 13-512-256-64-D, top 512-256-1, 26 tables; FuxiCTR: its DLRM, both MLPs 512-256",
-            "unit": "seconds a step; input, forward, backward and update by the same clock; TorchRec updates its tables "
-            "in backward",
+            "unit": "seconds a step; its phases by the same clock for all; TorchRec updates its tables in backward",
             "set against": dict(LIKE_FOR_LIKE),
             "bf16": "autocast, dense part compiled, on both sides",
             "samples_per_second_bf16": "ours in bf16, compiled, against float32 peers",
@@ -86,7 +86,7 @@ def _size(record: Record, data: Dataset, dim: int, batch: int, options: Options)
     systems = catalogue.chosen(catalogue.CLICKS, options.peers, options.systems or wanted)
     systems = {name: system for name, system in systems.items() if name in wanted}
     with ExitStack() as stack:
-        workers = {name: worker for name in systems if (worker := _open(name, systems[name], data, options, stack))}
+        workers = _open(systems, data, options, stack)
         spent = _rounds(workers, systems, batch, options)
         for name in list(spent):
             peak = workers[name].close().peak_rss
@@ -102,20 +102,23 @@ def _size(record: Record, data: Dataset, dim: int, batch: int, options: Options)
             record.ratios[f"samples_per_second_bf16{suffix}/{peer}"] = ratio(seconds["slipstream_bf16"], seconds[peer])
 
 
-def _open(name: str, system: System, data: Dataset, options: Options, stack: ExitStack) -> Worker | None:
-    python = options.python(name, system)
-    if python is None:
-        return None
-    job = Job(
-        system.module, str(data.folder), list(data.train), list(data.test), _settings(system, data), options.threads, 0
-    )
-    try:
-        worker, answer, _ = stack.enter_context(opened(python, name, job))
-    except (NotThere, PeerFailed) as error:
-        options.left_out[name] = str(error)
-        return None
-    options.note(system, answer)
-    return worker
+def _open(systems: Mapping[str, System], data: Dataset, options: Options, stack: ExitStack) -> dict[str, Worker]:
+    """Processes of all systems that could be started; they get ready side by side."""
+    started: dict[str, Worker] = {}
+    for name, system in systems.items():
+        python = options.python(name, system)
+        if python is not None:
+            settings, ranges = _settings(system, data), (list(data.train), list(data.test))
+            job = Job(system.module, str(data.folder), *ranges, settings, options.threads)
+            started[name] = stack.enter_context(starting(python, name, job))[0]
+    ready: dict[str, Worker] = {}
+    for name, worker in started.items():
+        try:
+            options.note(systems[name], worker.receive(Opened))
+            ready[name] = worker
+        except (NotThere, PeerFailed) as error:
+            options.left_out[name] = without_paths(str(error))
+    return ready
 
 
 def _settings(system: System, data: Dataset) -> dict[str, Any]:
@@ -138,7 +141,7 @@ def _rounds(
             try:
                 answer = workers[name].ask(Steps(count), Spent)
             except PeerFailed as error:
-                options.left_out[name] = str(error)
+                options.left_out[name] = without_paths(str(error))
                 del spent[name]
                 continue
             if turn:  # the first warms up

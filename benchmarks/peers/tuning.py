@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.peers.catalogue import FACTORS, System, with_rate
 from benchmarks.peers.common import Options, train
 from benchmarks.peers.datasets import Dataset
+
 from slipstream.data.atomic import write_text
 
 EPOCHS = 4

@@ -1,4 +1,4 @@
-"""A contestant's process: ``python -m benchmarks.peers.worker``, requests on standard input, replies on standard output.
+"""A contestant's process, ``python -m benchmarks.peers.worker``: requests come on stdin, replies go to stdout.
 
 Runs in the contestant's own interpreter. What libraries print goes to standard error. A contestant is whatever
 ``make(job)`` of its module gives: ``versions``, ``rows``, ``table_bytes()``, ``steps(count)`` and ``fit(request)``.

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from benchmarks.peers.arrays import Arrays
+from benchmarks.peers.loops import Loop
+from benchmarks.peers.protocol import Fit, Fitted, Job, Spent
 from examples.fuxictr import models
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.dataloaders.npz_dataloader import NpzDataLoader
 from torch import Tensor, nn
-
-from benchmarks.peers.arrays import Arrays
-from benchmarks.peers.loops import Loop
-from benchmarks.peers.protocol import Fit, Fitted, Job, Spent
 
 MODELS = {"dlrm": models.DLRM, "dcnv2": models.DCNv2, "deepfm": models.DeepFM}
 MAX_GRADIENT_NORM = 10.0

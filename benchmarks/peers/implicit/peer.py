@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import threadpoolctl
-from implicit.cpu.als import AlternatingLeastSquares
-from implicit.cpu.bpr import BayesianPersonalizedRanking
-from scipy.sparse import csr_matrix
-
 from benchmarks.peers.arrays import Arrays
 from benchmarks.peers.pairs import Vectors
 from benchmarks.peers.protocol import Fit, Fitted, Job, Spent
+from implicit.cpu.als import AlternatingLeastSquares
+from implicit.cpu.bpr import BayesianPersonalizedRanking
+from scipy.sparse import csr_matrix
 
 
 def versions() -> dict[str, str]:

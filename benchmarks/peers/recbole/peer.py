@@ -12,13 +12,12 @@ import examples.recbole.numpy_names  # noqa: F401  # isort: skip
 import numpy as np
 import numpy.typing as npt
 import torch
-from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
-from recbole.utils import get_model, get_trainer, init_seed
-
 from benchmarks.peers.arrays import Arrays
 from benchmarks.peers.pairs import Vectors
 from benchmarks.peers.protocol import Fit, Fitted, Job, Point, Spent
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_seed
 
 LISTS = 20
 """Items in the lists that NeuMF gives, which has no vectors."""

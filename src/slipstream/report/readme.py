@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from slipstream.data.atomic import write_text
 from slipstream.errors import ConfigError, DataError, SlipstreamError
 from slipstream.report.machine import Machine
+from slipstream.report.peers import PREFIX, peers_table
 from slipstream.report.record import Record
 from slipstream.report.runs import REQUIRED
 
@@ -22,7 +23,7 @@ END = "<!-- /results -->"
 
 
 def render(folder: Path) -> str:
-    """The table as Markdown: one line for every ratio, with conditions and the quality measured in the same run.
+    """The tables as Markdown: ours against peers, then a line for every other ratio, with conditions and quality.
 
     Args:
         folder: Holds records and kept results of trainings, ``*.json``. Records of ``--quick`` runs are left out: they
@@ -33,6 +34,7 @@ def render(folder: Path) -> str:
     """
     lines: list[str] = []
     machines: list[str] = []
+    beside: list[tuple[Path, Record]] = []
     for file in sorted(folder.glob("*.json")):
         entry = _training(file) or _benchmark(file)
         if entry is None:
@@ -40,15 +42,18 @@ def render(folder: Path) -> str:
         machine = f"{entry.machine.processor}, {entry.machine.cores} cores, {entry.machine.memory_gib:g} GiB"
         if machine not in machines:
             machines.append(machine)
-        lines += _lines(entry)
-    if not lines:
+        if file.name.startswith(PREFIX):
+            beside.append((file, Record.load(file)))
+        else:
+            lines += _lines(entry)
+    if not lines and not beside:
         return "No figures yet: `make bench-kernels` and its like write them to `benchmarks/results/`.\n"
     head = "| benchmark | figure | value | quality in the same run | conditions |\n|---|---|---:|---|---|\n"
     note = (
         "\nRatios (x) are ours against the peer named, above 1 is faster; each line links to its record with versions,"
         f" commit, spread and command. Measured on {'; '.join(machines)}; not measured elsewhere.\n"
     )
-    return head + "".join(lines) + note
+    return peers_table(beside) + head + "".join(lines) + note
 
 
 @dataclass(frozen=True)
