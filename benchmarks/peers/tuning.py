@@ -59,8 +59,9 @@ def _tuned(name: str, system: System, data: Dataset, options: Options) -> dict[s
         return json.loads(file.read_text(encoding="utf-8"))
     trials: dict[str, float | None] = {}
     part = data.tuning()
+    epochs = EPOCHS if data.mode == "ranking" else 1
     for factor in FACTORS:
-        done = train(name, system, with_rate(system, settings, factor), part, options, epochs=EPOCHS)
+        done = train(name, system, with_rate(system, settings, factor), part, options, epochs=epochs)
         if name in options.left_out and done is None and options.python(name, system) is None:
             return {"factor": 1.0, "trials": {}}
         finite = done is not None and done.quality == done.quality
