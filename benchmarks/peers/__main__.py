@@ -59,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
             )
             record = run(options)
             record.command = _command(measure, title, given)
-            record.conditions |= {"machine beside it": "idle"} if given.alone else {}
             output.record_tables(record.model_copy(update={"conditions": _shown(record), "points": []}))
             for name, reason in options.left_out.items():
                 output.say(f"left out: {name}: {reason}")
@@ -73,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
 def _runs(measure: str, given: argparse.Namespace) -> list[tuple[str, Callable[[Options], Record]]]:
     """Each record that is to be made, by the data it is of."""
     if measure == "throughput":
-        return [("", lambda options: throughput.run(options, _sizes(given.sizes)))]
+        earlier = Record.load(given.add) if given.add is not None else None
+        return [("", lambda options: throughput.run(options, _sizes(given.sizes), earlier))]
     if measure == "memory":
         return [("", memory.run)]
     known, run = (
@@ -97,9 +97,10 @@ def _shown(record: Record) -> dict[str, object]:
 def _command(measure: str, title: str, given: argparse.Namespace) -> str:
     """The command that makes the record again, without folders of this machine."""
     words = ["python", "-m", "benchmarks.peers", measure]
-    for name in ("peers", "systems", "sizes", "samples", "threads"):
-        if getattr(given, name) is not None:
-            words += [f"--{name}", str(getattr(given, name))]
+    sizes = None if given.add is not None else given.sizes  # the parts of one record
+    chosen = {"peers": given.peers, "systems": given.systems, "sizes": sizes, "samples": given.samples}
+    for name, value in {**chosen, "threads": given.threads}.items():
+        words += [f"--{name}", str(value)] if value is not None else []
     words += ["--data", title] if title else []
     words += ["--seeds", str(given.seeds)] if given.seeds != 1 else []
     words += [f"--{name}" for name in ("quick", "full") if getattr(given, name)]
@@ -137,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--systems", help="names of the only systems to take part")
     parser.add_argument("--data", help=f"data sets, of {', '.join(datasets.names())}")
     parser.add_argument("--sizes", help="throughput: DIMxBATCH, by commas")
+    parser.add_argument("--add", type=Path, help="throughput: a record of the same commit, to add the sizes to")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each system")
     parser.add_argument("--samples", type=int, help="use only the first so many")
     parser.add_argument("--threads", type=int, help="threads of each system; all cores if not given")
@@ -144,7 +146,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="prepared data and tuned rates")
     parser.add_argument("--folder", type=Path, default=PUBLIC, help="where public data sets lie")
     parser.add_argument("--venvs", type=Path, default=Path(".venv-peers"), help="where the peers' environments lie")
-    parser.add_argument("--alone", action="store_true", help="note that nothing else ran beside it")
     return parser
 
 

@@ -122,7 +122,15 @@ class Training:
 
 
 def train(
-    name: str, system: System, settings: Settings, data: Dataset, options: Options, *, seed: int = 0, epochs: int = 1
+    name: str,
+    system: System,
+    settings: Settings,
+    data: Dataset,
+    options: Options,
+    *,
+    seed: int = 0,
+    epochs: int = 1,
+    marks: int = MARKS,
 ) -> Training | None:
     """One training in a process of its own, scored here; None, with a reason in ``left_out``, where it failed."""
     python = options.python(name, system)
@@ -132,11 +140,11 @@ def train(
         system.module, str(data.folder), list(data.train), list(data.test), settings, options.threads, seed, epochs
     )
     stop = data.train[1]
-    marks = sorted({max(1, stop * number // MARKS) for number in range(1, MARKS + 1)})
+    at = sorted({max(1, stop * number // marks) for number in range(1, marks + 1)})
     try:
         with opened(python, name, job) as (worker, answer, out):
             options.note(system, answer)
-            fitted = worker.ask(Fit(data.mode, str(out), marks, data.chunk), Fitted)
+            fitted = worker.ask(Fit(data.mode, str(out), at, data.chunk), Fitted)
             curve = _curve(fitted, data)
             return Training(curve, fitted.share_of_inputs, worker.close().peak_rss)
     except (NotThere, PeerFailed) as error:

@@ -45,6 +45,7 @@ class Dataset:
         optimizer: What our trainer uses for it.
         batch_size: Samples of a step.
         chunk: prequential: samples predicted at a time.
+        rates_from: Data whose rates are taken; None: its own.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Dataset:
     optimizer: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 1024
     chunk: int = 4096
+    rates_from: Dataset | None = None
 
     def tuning(self) -> Dataset:
         """The part that rates are chosen on; the test samples are not in it."""
@@ -103,6 +105,8 @@ def clicks(name: str, cache: Path, *, folder: Path = PUBLIC, samples: int | None
         config.optimizer.model_dump(mode="json", exclude_defaults=True),
         config.batch_size,
         config.chunk_size,
+        # The same rows and effects at another base rate.
+        clicks("synthetic_25", cache, folder=folder, samples=samples) if name == "synthetic_8" else None,
     )
 
 

@@ -19,7 +19,7 @@ QUICK_CLICKS = ("slipstream", "importance_0.5", "dlrm_reference", "torchrec", "f
 QUICK_PAIRS = ("slipstream", "recbole_bpr", "implicit_bpr")
 CLICK_SYSTEMS = tuple(name for name in catalogue.CLICKS if name not in ("fuxictr_dcnv2", "fuxictr_deepfm"))
 """Without ``--full``."""
-RANKING_EPOCHS = {"gowalla": 20, "ml1m": 15, "movietweetings": 2}
+RANKING_EPOCHS = {"gowalla": 10, "ml1m": 10, "movietweetings": 2}
 REFERENCES = ("dlrm_reference", "dlrm_reference_adagrad")
 
 
@@ -89,6 +89,7 @@ def _measure(
             samples=data.train[1],
             **{"samples scored": data.test[1] - data.test[0], "epochs": epochs, "model": data.model},
             **_words(measure, epochs),
+            **({"tuned on": data.rates_from.name} if data.rates_from is not None else {}),
             tuning=tuned,
             rates={name: rate_of(settings[name], systems[name]) for name in systems},
         ),

@@ -33,6 +33,7 @@ def tune(
     Returns:
         By system: ``factor`` and ``trials``, quality by factor.
     """
+    data = data.rates_from or data
     outcome: dict[str, dict[str, Any]] = {}
     needed = dict.fromkeys([known_as(name, systems, known) for name in systems])
     for name in needed:
@@ -61,7 +62,7 @@ def _tuned(name: str, system: System, data: Dataset, options: Options) -> dict[s
     part = data.tuning()
     epochs = EPOCHS if data.mode == "ranking" else 1
     for factor in FACTORS:
-        done = train(name, system, with_rate(system, settings, factor), part, options, epochs=epochs)
+        done = train(name, system, with_rate(system, settings, factor), part, options, epochs=epochs, marks=1)
         if name in options.left_out and done is None and options.python(name, system) is None:
             return {"factor": 1.0, "trials": {}}
         finite = done is not None and done.quality == done.quality
