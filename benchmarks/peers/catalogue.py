@@ -27,6 +27,7 @@ class System:
         rates: Names of the settings that the grid multiplies, joined by dots where they are nested.
         rates_of: Instead of a grid of its own: the system whose choice it takes, since both do the same arithmetic or
             differ in what is skipped alone.
+        epochs: Over pairs, where a system's documentation has its own number; None: as many as all.
         share: ``engine``, ``skipping`` or ``bf16``: what of ours it shows; empty for peers and published systems.
     """
 
@@ -36,6 +37,7 @@ class System:
     rates: tuple[str, ...] = ("lr",)
     rates_of: str | None = None
     share: str = ""
+    epochs: int | None = None
 
 
 def with_rate(system: System, settings: Settings, factor: float) -> Settings:
@@ -178,6 +180,7 @@ PAIRS: Mapping[str, System] = {
         "benchmarks.peers.implicit.peer",
         lambda data: {"model": "bpr", "factors": 63, "learning_rate": 0.01, "regularization": 0.01},
         ("learning_rate",),
+        epochs=100,
     ),
     "implicit_als": System(
         "implicit",
@@ -185,6 +188,7 @@ PAIRS: Mapping[str, System] = {
         # It has no rate: the grid is over the weight of a pair.
         lambda data: {"model": "als", "factors": 64, "regularization": 0.01, "alpha": 3.0},
         ("alpha",),
+        epochs=15,
     ),
 }
 """Systems that rank."""

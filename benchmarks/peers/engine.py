@@ -98,7 +98,7 @@ class Engine:
     def fit(self, request: Fit) -> Fitted:
         """Trains by the trainer's own loop; its clock is the trainer's."""
         if request.mode == "ranking":
-            self.vectors = Vectors(request.out, self.trainer.epoch_samples)
+            self.vectors = Vectors(request.out, self.trainer.epoch_samples, self.job.epochs)
             self.trainer.run()
             return Fitted(self.vectors.points, share_of_inputs=self._share())
         if request.mode == "prequential":

@@ -88,7 +88,7 @@ def run(options: Options, sizes: Sequence[tuple[int, int]] | None = None, earlie
         **{
             "model": "DLRM, bottom 13-512-256-64-D, top 512-256-1, 26 tables; FuxiCTR: its DLRM, both MLPs 512-256",
             "unit": "seconds a step; its phases by the same clock for all; TorchRec updates its tables in backward",
-            "quality": "AUC after the turns and one more epoch, rates not tuned; of FuxiCTR none, its epoch is too long",
+            "quality": "AUC after the turns and one more epoch, rates not tuned; none of FuxiCTR, as slow",
             "set against": dict(LIKE_FOR_LIKE),
             "bf16": "autocast, dense part compiled, on both sides",
             "samples_per_second_bf16": "ours in bf16, compiled, against float32 peers",

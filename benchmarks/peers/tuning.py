@@ -54,13 +54,15 @@ def _tuned(name: str, system: System, data: Dataset, options: Options) -> dict[s
     settings = system.settings(data)
     if options.quick:
         return {"factor": 1.0, "trials": {}}
-    key = json.dumps([name, settings, data.title, list(data.tuning().train), list(FACTORS), EPOCHS], sort_keys=True)
+    key = json.dumps(
+        [name, settings, data.title, list(data.tuning().train), list(FACTORS), EPOCHS, system.epochs], sort_keys=True
+    )
     file = options.cache / "tuned" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
     trials: dict[str, float | None] = {}
     part = data.tuning()
-    epochs = EPOCHS if data.mode == "ranking" else 1
+    epochs = max(EPOCHS, (system.epochs or 0) // 5) if data.mode == "ranking" else 1
     for factor in FACTORS:
         done = train(name, system, with_rate(system, settings, factor), part, options, epochs=epochs, marks=1)
         if name in options.left_out and done is None and options.python(name, system) is None:

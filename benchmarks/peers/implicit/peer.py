@@ -57,7 +57,7 @@ class Implicit:
     def fit(self, request: Fit) -> Fitted:
         """Trains so many epochs."""
         self.model.iterations = self.epochs
-        vectors = Vectors(request.out, self.count)
+        vectors = Vectors(request.out, self.count, self.epochs)
         began = perf_counter()
 
         def after_epoch(*_: object) -> None:

@@ -86,7 +86,7 @@ class RecBole:
 
     def fit(self, request: Fit) -> Fitted:
         """Trains so many epochs."""
-        vectors = Vectors(request.out, self.count)
+        vectors = Vectors(request.out, self.count, self.epochs)
         seconds = 0.0
         for epoch in range(self.epochs):
             began = perf_counter()
