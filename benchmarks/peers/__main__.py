@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
                 quick=given.quick,
                 full=given.full,
                 tune_only=given.tune_only,
+                resume=given.resume,
                 peers=_names(given.peers),
                 systems=_names(given.systems),
                 seeds=given.seeds,
@@ -134,6 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small, under 40 s each, to see that it works")
     parser.add_argument("--full", action="store_true", help="the whole cross of sizes and models")
     parser.add_argument("--tune-only", action="store_true", help="quality: choose rates, kept in --cache")
+    parser.add_argument(
+        "--resume", action="store_true", help="quality: go on from a run of this commit that ended early"
+    )
     parser.add_argument("--peers", help="names of peers, by commas or spaces; all if not given")
     parser.add_argument("--systems", help="names of the only systems to take part")
     parser.add_argument("--data", help=f"data sets, of {', '.join(datasets.names())}")

@@ -32,6 +32,7 @@ class Options:
     Attributes:
         quick: Small: under 40 s, to see that it works.
         full: The whole cross of sizes and models.
+        resume: Take trainings that an earlier run of the same commit has finished, from ``cache``.
         tune_only: Tune rates for later runs, and measure nothing.
         peers: Names of peers; None: all.
         systems: Names of the only systems that take part; None: all.
@@ -48,6 +49,7 @@ class Options:
     quick: bool = False
     full: bool = False
     tune_only: bool = False
+    resume: bool = False
     peers: tuple[str, ...] | None = None
     systems: tuple[str, ...] | None = None
     seeds: int = 1

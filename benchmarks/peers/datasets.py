@@ -86,6 +86,7 @@ def clicks(name: str, cache: Path, *, folder: Path = PUBLIC, samples: int | None
     store = open_data(config)
     stop = min(store.num_samples, samples)
     if config.mode == "prequential":
+        stop = stop // GRAIN * GRAIN or stop
         train, test = (0, stop), (stop // 3, stop)
     else:
         cut = int(stop * (1 - HOLDOUT)) // GRAIN * GRAIN or int(stop * (1 - HOLDOUT))
