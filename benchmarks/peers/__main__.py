@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.peers import datasets, memory, quality, throughput
-from benchmarks.peers.common import Options
+from benchmarks.peers.common import Options, against_goals
 
 from slipstream.bench.frontier_options import PUBLIC
 from slipstream.cli import output
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
                 venvs=given.venvs,
             )
             record = run(options)
+            record.conditions["goals"] = against_goals(record.ratios)
             record.command = _command(measure, title, given)
             output.record_tables(record.model_copy(update={"conditions": _shown(record), "points": []}))
             for name, reason in options.left_out.items():

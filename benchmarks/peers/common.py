@@ -223,6 +223,33 @@ def conditions(options: Options, **more: Any) -> dict[str, Any]:
     }
 
 
+GOALS: Mapping[str, float] = {
+    "samples_per_second/dlrm_reference": 3.0,
+    "samples_per_second_bf16/dlrm_reference": 3.0,
+    "samples_per_second/torchrec": 2.0,
+    "samples_per_second_bf16/torchrec": 2.0,
+    "samples_per_second_dim64/torchrec_bf16": 1.2,
+    "samples_per_second_dim128/torchrec_bf16": 1.2,
+    "seconds_to_auc/dlrm_reference": 4.0,
+    "seconds_to_auc/torchrec": 2.4,
+    "seconds_to_auc/fae": 1.3,
+    "seconds_to_ndcg/recbole_bpr": 10.0,
+    "seconds_to_ndcg/implicit_bpr": 1.0,
+    "seconds_to_ndcg/implicit_als": 1.0,
+}
+"""Ratios that we set out to reach."""
+
+
+def against_goals(ratios: Mapping[str, float]) -> dict[str, str]:
+    """What a record says of each goal."""
+    return {
+        key: f"{ratio:.2f}x of {GOALS[key]:g}x"
+        + ("" if ratio >= GOALS[key] else f", short by {1 - ratio / GOALS[key]:.0%}")
+        for key, ratio in ratios.items()
+        if key in GOALS
+    }
+
+
 def rate_of(settings: Mapping[str, Any], system: System) -> dict[str, float]:
     """The rates that a system trains with."""
     found: dict[str, float] = {}

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.peers import catalogue, datasets, memory, quality, throughput
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.catalogue import System
-from benchmarks.peers.common import Mark, Options, Training
+from benchmarks.peers.common import Mark, Options, Training, against_goals
 from benchmarks.peers.processes import ROOT, NotThere, PeerFailed, interpreter, opened
 from benchmarks.peers.protocol import (
     PHASES,
@@ -108,6 +108,14 @@ def test_seconds_to_a_quality_lie_on_the_line_between_two_marks() -> None:
     assert training.seconds_to(0.55) == pytest.approx(1.5)
     assert training.seconds_to(0.7) == pytest.approx(3.0)
     assert training.seconds_to(0.81) is None
+
+
+def test_a_goal_that_is_missed_says_by_how_much() -> None:
+    said = against_goals({"samples_per_second/torchrec": 1.5, "seconds_to_auc/fae": 1.3, "peak_rss/fae": 1.0})
+    assert said == {
+        "samples_per_second/torchrec": "1.50x of 2x, short by 25%",
+        "seconds_to_auc/fae": "1.30x of 1.3x",
+    }
 
 
 def test_a_process_that_fails_says_why(cache: Path) -> None:
