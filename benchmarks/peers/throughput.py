@@ -159,8 +159,8 @@ def _rounds(
     workers: Mapping[str, Worker], systems: Mapping[str, System], batch: int, options: Options
 ) -> dict[str, list[Spent]]:
     """What each took in each turn; who fails is left out."""
-    rounds = 3 if options.quick else 10
-    steps = max(1, min(2 if options.quick else 6, 12_288 // batch))
+    rounds = 3 if options.quick else 8
+    steps = max(1, min(2 if options.quick else 4, 8_192 // batch))
     spent: dict[str, list[Spent]] = {name: [] for name in workers}
     for turn in range(rounds + 1):
         for name in list(spent):
