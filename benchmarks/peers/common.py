@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +149,9 @@ def train(
             options.note(system, answer)
             fitted = worker.ask(Fit(data.mode, str(out), at, data.chunk), Fitted)
             curve = _curve(fitted, data)
+            if math.isnan(curve[-1].quality):
+                options.left_out[name] = "diverged: its scores are not finite, or of one class alone"
+                return None
             return Training(curve, fitted.share_of_inputs, worker.close().peak_rss)
     except (NotThere, PeerFailed) as error:
         options.left_out[name] = without_paths(str(error))
@@ -178,6 +182,8 @@ def _curve(fitted: Fitted, data: Dataset) -> list[Mark]:
 
 
 def _scored(samples: int, seconds: float, labels: npt.NDArray, logits: npt.NDArray) -> Mark:
+    if not np.isfinite(logits).all():
+        return Mark(samples, seconds, float("nan"))
     figures = score(labels, logits)
     return Mark(samples, seconds, float("nan") if figures.auc is None else figures.auc, figures.log_loss)
 

@@ -67,8 +67,7 @@ def _tuned(name: str, system: System, data: Dataset, options: Options) -> dict[s
         done = train(name, system, with_rate(system, settings, factor), part, options, epochs=epochs, marks=1)
         if name in options.left_out and done is None and options.python(name, system) is None:
             return {"factor": 1.0, "trials": {}}
-        finite = done is not None and done.quality == done.quality
-        trials[f"{factor:.3g}"] = round(done.quality, 5) if done is not None and finite else None
+        trials[f"{factor:.3g}"] = None if done is None else round(done.quality, 5)
     options.left_out.pop(name, None)  # a rate that diverged does not leave the system out
     best = max(FACTORS, key=lambda factor: trials[f"{factor:.3g}"] or 0.0)
     outcome = {"factor": best, "trials": trials}

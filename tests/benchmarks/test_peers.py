@@ -141,6 +141,7 @@ def test_time_to_quality_with_plain_torch_a_fake_and_absent_peers(fake: None, op
     record = quality.clicks("synthetic_25", options)
     rows = {row["system"]: row for row in record.rows}
     assert rows["xdl"]["AUC"] == 1.0
+    assert record.conditions["tuning"]["xdl"]["trials"] == {"0.333": 1.0, "1": 1.0, "3": None}  # it diverged
     assert rows["xdl"]["p50"] == pytest.approx(5, abs=1.01)
     assert rows["dlrm_reference"]["whole training p20"] > 0
     left_out = record.conditions["not installed or left out"]
