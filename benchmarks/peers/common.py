@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,6 +226,7 @@ def conditions(options: Options, **more: Any) -> dict[str, Any]:
         "seeds": list(range(options.seeds)),
         **more,
         "not installed or left out": dict(sorted(options.left_out.items())),
+        "load average when it ended": round(os.getloadavg()[0], 1),
         "processes": "each system in a process of its own, one at work at a time, in turn; GOMP_SPINCOUNT the same",
     }
 
