@@ -68,7 +68,7 @@ def peers_table(records: Sequence[tuple[Path, Record]]) -> str:
     return (
         head
         + "".join(lines)
-        + "\nEach system trained in turn, in an environment of its own, on the same data, for the times with a rate tuned on"
+        + "\nEach system trained in turn, in an environment of its own, on the same data, for times at a rate tuned on"
         " the same grid; above 1x ours is faster, or smaller. Time to AUC: until the best final AUC of DLRM on plain"
         " torch; to NDCG@20: until that of RecBole's BPR. In brackets: what a system ended with that did not get there."
         "\n\n"
