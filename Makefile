@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-PEERS := .venv/.peers-installed
+BENCH_STAMP := .venv/.peers-installed
 DEMO := runs/demo
 TRAIN := $(BIN)/slipstream train $(DEMO)/data --config examples/movietweetings/train.yaml
 BENCHES := kernels step gates shared checks limit scale loader prepare globo drift continue row-share guard gpu ranks profile-step synthetic-fit
@@ -11,11 +11,15 @@ RECORD_globo := globo_prequential
 # Extra flags of `slipstream bench`, for example: make bench-step BENCH_FLAGS=--quick
 BENCH_FLAGS ?=
 
+# Whom `make bench-peers` measures, each in an environment of its own; for example: make bench-peers PEERS=implicit
+PEERS ?= torchrec fuxictr recbole implicit
+PEER_VENVS := .venv-peers
+
 INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
 .PHONY: help env env-bench interop demo test test-gpu faults fuzz soak matrix lint format types results clean bench-frontier \
-  bench-profile frontier-page $(addprefix bench-,$(BENCHES))
+  bench-peers bench-profile frontier-page $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
@@ -28,6 +32,7 @@ help:
 	@echo "make faults   KILLS=200 kills at random moments, each resumed to the same bits"
 	@echo "make bench-X  X one of: $(BENCHES); the record goes to benchmarks/results/"
 	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
+	@echo "make bench-peers PEERS=\"torchrec implicit\"   beside other systems: samples a second, time to quality, memory"
 	@echo "make interop  train models of $(LIBRARIES) with and without us"
 	@echo "make frontier-page               one page of all kept frontiers: runs/frontiers.html"
 	@echo "make bench-profile               where the time of a training step goes"
@@ -43,9 +48,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # The peers of the benchmarks. torchrec names fbgemm's CUDA build, which would come beside the CPU build: hence --no-deps.
-env-bench: $(PEERS)
+env-bench: $(BENCH_STAMP)
 
-$(PEERS): $(STAMP)
+$(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt fbgemm-gpu-cpu pyre-extensions tensordict torchmetrics tqdm
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchrec
 	@touch $@
@@ -68,6 +73,19 @@ $(INTEROP)/.installed: pyproject.toml constraints.txt $(LIBRARIES:%=examples/%/r
 	  $(INTEROP)/bin/python -m pip install --quiet --constraint constraints.txt -r $(INTEROP)/with-deps.txt || exit 1; \
 	  $(INTEROP)/bin/python -m pip install --quiet --no-deps -r $(INTEROP)/without-deps.txt || exit 1; \
 	done
+	@touch $@
+
+# Records of --quick runs are not for quoting, and do not take the place of kept ones.
+bench-peers: env $(PEERS:%=$(PEER_VENVS)/%/.installed)
+	$(BIN)/python -m benchmarks.peers all --peers "$(PEERS)" --venvs $(PEER_VENVS) \
+	  --json $(if $(findstring --quick,$(BENCH_FLAGS)),runs/peers,benchmarks/results) $(BENCH_FLAGS)
+
+$(PEER_VENVS)/%/.installed: benchmarks/peers/%/requirements.txt constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	grep -v -- '# --no-deps' $< > $(@D)/with-deps.txt
+	grep -- '# --no-deps' $< > $(@D)/without-deps.txt || true
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt -r $(@D)/with-deps.txt
+	test ! -s $(@D)/without-deps.txt || $(@D)/bin/python -m pip install --quiet --no-deps -r $(@D)/without-deps.txt
 	@touch $@
 
 demo: env

@@ -23,6 +23,29 @@ def test_a_headline_is_a_line_with_its_ratios_in_order(tmp_path: Path) -> None:
     assert lines[2] == "| a step | torch | [1.46x / 3.00x](benchmarks/results/step.json) | AUC 0.7912 |"
 
 
+def test_peers_come_first_in_a_table_of_their_own(tmp_path: Path) -> None:
+    _save(tmp_path, "step", ratios={"torch": 1.5, "bf16": 3.0}, quality={"auc": 0.7})
+    _save(
+        tmp_path,
+        "peers_throughput",
+        ratios={"samples_per_second/torchrec": 1.304, "samples_per_second_dim64/torchrec": 2},
+    )
+    _save(
+        tmp_path,
+        "peers_time_to_quality_globo",
+        dataset="globo, 10 samples",
+        ratios={"seconds_to_auc/dlrm_reference": 4.0},
+        rows=[{"system": "torchrec", "measure": "AUC not reached", "AUC": 0.71234}],
+    )
+    lines = render(tmp_path, [LINE]).splitlines()
+    samples = "[samples/s](benchmarks/results/peers_throughput.json)"
+    time = "[time to AUC, globo](benchmarks/results/peers_time_to_quality_globo.json)"
+    assert lines[0] == f"| ours against | {samples} | {time} |"
+    assert lines[2] == "| DLRM on plain torch, SGD |  | 4.00x |"
+    assert lines[3] == "| TorchRec + FBGEMM | 1.30x | (0.7123) |"
+    assert any(line.startswith("| a step") for line in lines)
+
+
 def test_quick_records_are_not_quoted(tmp_path: Path) -> None:
     _save(tmp_path, "step", ratios={"torch": 1.5, "bf16": 3.0}, quality={"auc": 0.7}, conditions={"quick": True})
     assert "No figures yet" in render(tmp_path, [LINE])

@@ -9,6 +9,7 @@ from pathlib import Path
 from slipstream.data.atomic import write_text
 from slipstream.errors import ConfigError, DataError, SlipstreamError
 from slipstream.report.headlines import HEADLINES, Headline
+from slipstream.report.peers import PREFIX, peers_table
 from slipstream.report.record import Record
 
 BEGIN = "<!-- results: made by `make results` from benchmarks/results, not by hand -->"
@@ -16,7 +17,7 @@ END = "<!-- /results -->"
 
 
 def render(folder: Path, headlines: Sequence[Headline] = HEADLINES) -> str:
-    """The table as Markdown: a line for every headline whose record is kept.
+    """The tables as Markdown: ours against peers, then a line for every headline whose record is kept.
 
     Args:
         folder: Holds records, ``*.json``. Those of ``--quick`` runs are left out: they are not for quoting.
@@ -26,19 +27,22 @@ def render(folder: Path, headlines: Sequence[Headline] = HEADLINES) -> str:
         DataError: A record is none, or lacks a figure that a headline names.
     """
     records = {file.stem: Record.load(file) for file in sorted(folder.glob("*.json"))}
-    kept = [line for line in headlines if line.record in records and not records[line.record].conditions.get("quick")]
-    if not kept:
+    records = {name: record for name, record in records.items() if not record.conditions.get("quick")}
+    kept = [line for line in headlines if line.record in records]
+    beside = [(folder / f"{name}.json", record) for name, record in records.items() if name.startswith(PREFIX)]
+    if not kept and not beside:
         return "No figures yet: `make bench-kernels` and its like write them to `benchmarks/results/`.\n"
     machines = {
         f"{machine.processor}, {machine.cores} cores, {machine.memory_gib:g} GiB": None
-        for machine in (records[line.record].machine for line in kept)
+        for machine in (record.machine for record in records.values())
     }
     head = "| what | against | faster by | quality, same run |\n|---|---|---:|---|\n"
     note = (
         f"\nMeasured on {'; '.join(machines)}, not elsewhere. Each ratio links to its record: versions, commit,"
         " conditions, spread and the command. [All figures](docs/results.html), with those that fall short.\n"
     )
-    return head + "".join(_line(line, records[line.record], folder / f"{line.record}.json") for line in kept) + note
+    lines = (_line(line, records[line.record], folder / f"{line.record}.json") for line in kept)
+    return peers_table(beside) + head + "".join(lines) + note
 
 
 def _line(headline: Headline, record: Record, file: Path) -> str:

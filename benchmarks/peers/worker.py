@@ -1,0 +1,100 @@
+"""A contestant's process, ``python -m benchmarks.peers.worker``: requests come on stdin, replies go to stdout.
+
+Runs in the contestant's own interpreter. What libraries print goes to standard error. A contestant is whatever
+``make(job)`` of its module gives: ``versions``, ``rows``, ``table_bytes()``, ``steps(count)`` and ``fit(request)``.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from importlib import import_module
+from typing import Any, Protocol
+
+from benchmarks.peers.protocol import (
+    Close,
+    Closed,
+    Fit,
+    Fitted,
+    Job,
+    Message,
+    Missing,
+    Open,
+    Opened,
+    ProtocolError,
+    Spent,
+    Steps,
+    decode,
+    encode,
+)
+
+
+class Contestant(Protocol):
+    """A system under training."""
+
+    rows: int
+    """Rows of all tables."""
+
+    def table_bytes(self) -> int:
+        """Bytes of tables and their optimizer state; 0 where it cannot say."""
+        ...
+
+    def steps(self, count: int) -> Spent:
+        """Trains so many steps."""
+        ...
+
+    def fit(self, request: Fit) -> Fitted:
+        """Trains as asked."""
+        ...
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class _Session:
+    """One job, from its opening to its end."""
+
+    def __init__(self) -> None:
+        self.contestant: Contestant | None = None
+
+    def answer(self, request: Message) -> Message:
+        """The reply to a request."""
+        if isinstance(request, Open):
+            return self._open(request.job)
+        if isinstance(request, Close):
+            return Closed(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, resident())
+        if self.contestant is not None and isinstance(request, Steps):
+            return self.contestant.steps(request.count)
+        if self.contestant is not None and isinstance(request, Fit):
+            return self.contestant.fit(request)
+        raise ProtocolError(f"{type(request).__name__} is no request, or came before Open")
+
+    def _open(self, job: Job) -> Message:
+        try:
+            module: Any = import_module(job.module)
+        except ImportError as error:
+            return Missing(str(error))
+        before = resident()
+        self.contestant = module.make(job)
+        return Opened(module.versions(), before, self.contestant.rows, self.contestant.table_bytes())
+
+
+def main() -> None:
+    """Answers until nothing more is asked."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    session = _Session()
+    for line in sys.stdin:
+        request = decode(line)
+        replies.write(encode(session.answer(request)))
+        replies.flush()
+        if isinstance(request, Close):
+            return
+
+
+if __name__ == "__main__":
+    main()

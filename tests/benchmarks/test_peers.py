@@ -1,0 +1,248 @@
+"""The peer benchmark: its protocol, its records, small runs from end to end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmarks.peers import catalogue, datasets, memory, quality, throughput
+from benchmarks.peers.__main__ import main
+from benchmarks.peers.catalogue import System
+from benchmarks.peers.common import Mark, Options, Training, against_goals
+from benchmarks.peers.processes import ROOT, NotThere, PeerFailed, interpreter, opened
+from benchmarks.peers.protocol import (
+    PHASES,
+    Close,
+    Fit,
+    Fitted,
+    Job,
+    Open,
+    Point,
+    ProtocolError,
+    Spent,
+    Steps,
+    decode,
+    encode,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slipstream.errors import ConfigError
+from slipstream.report.record import Record
+
+FAKE = "tests.benchmarks.fake_peer"
+VENVS = ROOT / ".venv-peers"
+RECORDS = sorted((ROOT / "benchmarks" / "results").glob("peers_*.json"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def options(cache: Path, tmp_path: Path) -> Options:
+    return Options(quick=True, samples=4_000, threads=1, cache=cache, venvs=tmp_path)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue: plain torch, one that knows the answers, and peers that are not installed."""
+    kept = {name: catalogue.CLICKS[name] for name in ("dlrm_reference", "torchrec", "fuxictr")}
+    fake = System(None, FAKE, lambda data: {"lr": 1.0})
+    monkeypatch.setattr(catalogue, "CLICKS", {**kept, "xdl": fake})
+
+
+MESSAGES = [
+    Open(Job("a.b", "folder", [0, 8], [8, 9], {"lr": 0.1, "top": [64], "policy": {"name": "random"}}, 2, 3)),
+    Steps(4),
+    Spent(8, dict.fromkeys(PHASES, 0.5)),
+    Fit("holdout", "out", [1, 2]),
+    Fitted([Point(8, 1.5, ["a.npy"])], "", 0.5),
+    Close(),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_message_is_one_line_and_comes_back(message: Any) -> None:
+    line = encode(message)
+    assert line.endswith("\n") and line.count("\n") == 1
+    assert decode(line) == message
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "not JSON"),
+        ("[1]", "no message"),
+        ('{"kind": "Dance"}', "no message"),
+        ('{"kind": "Steps"}', "Steps"),
+        ('{"kind": "Steps", "count": "4"}', "expected"),
+        ('{"kind": "Steps", "count": true}', "expected"),
+        ('{"kind": "Steps", "count": 4, "more": 1}', "expected count"),
+        ('{"kind": "Fit", "mode": "fast", "out": "x"}', "none of"),
+        ('{"kind": "Fitted", "points": [{"samples": 1}]}', "points"),
+    ],
+)
+def test_what_is_no_message_is_refused(line: str, said: str) -> None:
+    with pytest.raises(ProtocolError, match=said):
+        decode(line)
+
+
+TREES = st.recursive(st.none() | st.integers() | st.text(), lambda t: st.lists(t) | st.dictionaries(st.text(), t))
+
+
+@given(st.text() | TREES.map(json.dumps))
+def test_no_line_ends_in_another_error(line: str) -> None:
+    with pytest.raises(ProtocolError):
+        decode(line)
+
+
+def test_seconds_to_a_quality_lie_on_the_line_between_two_marks() -> None:
+    training = Training([Mark(1, 1.0, 0.5), Mark(2, 2.0, 0.6), Mark(3, 4.0, 0.8)], 1.0, 0)
+    assert training.seconds_to(0.4) == 1.0
+    assert training.seconds_to(0.55) == pytest.approx(1.5)
+    assert training.seconds_to(0.7) == pytest.approx(3.0)
+    assert training.seconds_to(0.81) is None
+
+
+def test_a_goal_that_is_missed_says_by_how_much() -> None:
+    said = against_goals({"samples_per_second/torchrec": 1.5, "seconds_to_auc/fae": 1.3, "peak_rss/fae": 1.0})
+    assert said == {
+        "samples_per_second/torchrec": "1.50x of 2x, short by 25%",
+        "seconds_to_auc/fae": "1.30x of 1.3x",
+    }
+
+
+def test_a_process_that_fails_says_why(cache: Path) -> None:
+    data = datasets.clicks("synthetic_25", cache, samples=4_000)
+    job = Job(FAKE, str(data.folder), list(data.train), list(data.test), {"fail": True})
+    with opened(Path(sys.executable), "fake", job) as (worker, answer, _):
+        assert answer.versions == {"fake": "1.0"}
+        with pytest.raises(PeerFailed, match="RuntimeError: out of paper"):
+            worker.ask(Steps(1), Spent)
+
+
+def test_a_package_that_is_missing_is_named(cache: Path) -> None:
+    data = datasets.clicks("synthetic_25", cache, samples=4_000)
+    job = Job("benchmarks.peers.nobody", str(data.folder), list(data.train), list(data.test))
+    with pytest.raises(NotThere, match="nobody"), opened(Path(sys.executable), "nobody", job):
+        pass
+
+
+def test_time_to_quality_with_plain_torch_a_fake_and_absent_peers(fake: None, options: Options) -> None:
+    record = quality.clicks("synthetic_25", options)
+    assert {row["system"] for row in record.rows} == {"dlrm_reference"}  # quick: xdl is not in it
+    options.quick = False
+    record = quality.clicks("synthetic_25", options)
+    rows = {row["system"]: row for row in record.rows}
+    assert rows["xdl"]["AUC"] == 1.0
+    assert record.conditions["tuning"]["xdl"]["trials"] == {"0.333": 1.0, "1": 1.0, "3": None}  # it diverged
+    assert rows["xdl"]["p50"] == pytest.approx(5, abs=1.01)
+    assert rows["dlrm_reference"]["whole training p20"] > 0
+    left_out = record.conditions["not installed or left out"]
+    assert "make bench-peers" in left_out["torchrec"] and "make bench-peers" in left_out["fuxictr"]
+    assert record.conditions["tuning"]["dlrm_reference"]["trials"].keys() == {"0.333", "1", "3"}
+    check(record)
+
+
+def test_throughput_with_plain_torch_ours_and_absent_peers(options: Options) -> None:
+    options.systems = ("slipstream_sgd", "dlrm_reference", "torchrec")
+    record = throughput.run(options)
+    assert record.ratios["samples_per_second/dlrm_reference"] > 0
+    assert "torchrec" in record.conditions["not installed or left out"]
+    for row in record.rows:
+        assert sum(row[f"{phase} p50"] for phase in PHASES) == pytest.approx(row["p50"], rel=0.5)
+    check(record)
+
+
+def test_ranking_of_ours(options: Options) -> None:
+    record = quality.ranking("gowalla", options)
+    assert {row["system"] for row in record.rows} == {"slipstream"}
+    assert 0 < record.quality["NDCG@20 slipstream"] < 1
+    assert record.conditions["not installed or left out"].keys() == {"recbole_bpr", "implicit_bpr"}
+    check(record)
+
+
+@pytest.mark.parametrize("peer", ["torchrec", "fuxictr"])
+def test_an_installed_peer_trains_on_clicks(peer: str, options: Options) -> None:
+    if not (VENVS / peer / ".installed").exists():
+        pytest.skip(f"{peer} is not installed: make bench-peers PEERS={peer} BENCH_FLAGS=--quick")
+    options.venvs, options.systems = VENVS, (peer,)
+    record = throughput.run(options)
+    assert [row["system"] for row in record.rows] == [peer]
+    check(record)
+
+
+@pytest.mark.parametrize("system", ["recbole_bpr", "implicit_bpr"])
+def test_an_installed_peer_ranks(system: str, options: Options) -> None:
+    peer = system.partition("_")[0]
+    if not (VENVS / peer / ".installed").exists():
+        pytest.skip(f"{peer} is not installed: make bench-peers PEERS={peer} BENCH_FLAGS=--quick")
+    options.venvs, options.systems = VENVS, (system,)
+    check(quality.ranking("gowalla", options))
+
+
+def test_memory_names_absent_peers(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_systems", lambda: {"torchrec rowwise_adagrad": (catalogue.CLICKS["torchrec"], {})})
+    record = memory.run(options)
+    assert not record.rows
+    assert "torchrec rowwise_adagrad" in record.conditions["not installed or left out"]
+
+
+def test_unknown_peers_and_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no peer 'torchwreck'"):
+        catalogue.chosen(catalogue.CLICKS, ("torchwreck",))
+    with pytest.raises(ConfigError, match="no data"):
+        main(["ranking", "--data", "globo"])
+    with pytest.raises(ConfigError, match="DIMxBATCH"):
+        main(["throughput", "--sizes", "16"])
+    with pytest.raises(NotThere, match="recbole is not installed"):
+        interpreter("recbole", tmp_path)
+
+
+def test_every_system_has_an_environment_and_a_module() -> None:
+    for systems in (catalogue.CLICKS, catalogue.PAIRS):
+        for name, system in systems.items():
+            assert (ROOT / (system.module.replace(".", "/") + ".py")).exists(), name
+            assert system.peer is None or (ROOT / "benchmarks" / "peers" / system.peer / "requirements.txt").exists()
+            assert system.rates_of is None or system.rates_of in systems
+
+
+def test_the_grid_multiplies_nested_rates_and_changes_nothing_else() -> None:
+    system = System(None, FAKE, lambda data: {}, ("lr", "optimizer.embedding_lr"))
+    settings = {"lr": 0.1, "optimizer": {"embedding_lr": 1.0, "name": "adam"}}
+    assert catalogue.with_rate(system, settings, 3.0) == {
+        "lr": pytest.approx(0.3),
+        "optimizer": {"embedding_lr": 3.0, "name": "adam"},
+    }
+    assert settings["lr"] == 0.1
+
+
+@pytest.mark.parametrize("file", RECORDS, ids=lambda file: file.stem)
+def test_a_kept_record_has_the_schema(file: Path) -> None:
+    record = Record.load(file)
+    assert not record.conditions["quick"]
+    assert record.command.startswith("python -m benchmarks.peers ")
+    assert record.commit is not None and not record.commit.endswith("-dirty")
+    check(record)
+
+
+def check(record: Record) -> None:
+    """What every record of peers has."""
+    assert record.name.startswith("peers_")
+    assert "fingerprint" in record.dataset
+    assert {"quick", "threads", "seeds", "not installed or left out"} <= record.conditions.keys()
+    for key, value in record.ratios.items():
+        measure, _, peer = key.partition("/")
+        assert measure and peer and np.isfinite(value) and value > 0, key
+    for row in record.rows:
+        if "p50" in row:
+            assert row["p20"] <= row["p50"] <= row["p80"]
+    text = record.model_dump_json()
+    for folder in ("/tmp", "/home", "/root", "/work", str(ROOT)):
+        assert folder not in text
