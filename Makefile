@@ -14,7 +14,7 @@ BENCH_FLAGS ?=
 INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
-.PHONY: help env env-bench interop demo test test-gpu faults fuzz matrix lint format types results clean bench-frontier \
+.PHONY: help env env-bench docs pages interop demo test test-gpu faults fuzz matrix lint format types results clean bench-frontier \
   frontier-page $(addprefix bench-,$(BENCHES))
 
 help:
@@ -29,6 +29,8 @@ help:
 	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
 	@echo "make interop  train models of $(LIBRARIES) with and without us"
 	@echo "make frontier-page               one page of all kept frontiers: runs/frontiers.html"
+	@echo "make docs     build the documentation site, strictly, into build/site"
+	@echo "make pages    rewrite the reference pages from the code; PICTURES=--pictures draws, too"
 	@echo "make results  rewrite README's tables from benchmarks/results/"
 
 env: $(STAMP)
@@ -103,6 +105,23 @@ KILLS ?= 200
 
 faults: env
 	KILLS=$(KILLS) $(BIN)/python -m pytest -q -s tests/faults tests/training/test_checkpoint.py tests/training/test_resume.py
+
+# The documentation site, into build/site; strict: a link that leads nowhere fails. Offline once installed.
+DOCS := .venv/.docs-installed
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(DOCS)
+	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python .ci/check_site.py build/site
+
+# Rewrites the pages of docs/ that are made from the code and the records; PICTURES=--pictures draws (a minute), too.
+PICTURES ?=
+
+pages: env
+	$(BIN)/python -m pages $(PICTURES)
 
 lint: env
 	$(BIN)/ruff check .
