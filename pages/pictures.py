@@ -12,6 +12,7 @@ from tests.browser import browser
 
 from slipstream.data.prepare import prepare
 from slipstream.data.store import Store
+from slipstream.documents import read_settings
 from slipstream.models import build_model
 from slipstream.policies import Skipper, build_policy
 from slipstream.report import plots
@@ -20,7 +21,7 @@ from slipstream.report.log import read_log
 from slipstream.report.page import stylesheet
 from slipstream.report.run_page import run_page
 from slipstream.report.runs import load_runs, open_run
-from slipstream.training import TrainConfig, load_config, train
+from slipstream.training import TrainConfig, train
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -32,7 +33,7 @@ def draw() -> None:
     """Draw them all."""
     with tempfile.TemporaryDirectory() as folder:
         store = prepare(ROOT / "examples" / "movietweetings", Path(folder) / "data")
-        config = load_config(ROOT / "examples" / "movietweetings" / "train.yaml").model_dump()
+        config = read_settings(ROOT / "examples" / "movietweetings" / "train.yaml")
         gates(store, config, Path(folder) / "run")
         unbiased(store, config)
         drift(store)
