@@ -114,7 +114,7 @@ $(DOCS): $(STAMP)
 	@touch $@
 
 docs: $(DOCS)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python .ci/check_site.py build/site
 
 # Rewrites the pages of docs/ that are made from the code and the records; PICTURES=--pictures draws (a minute), too.
