@@ -16,11 +16,10 @@ from slipstream.documents import read_settings
 from slipstream.models import build_model
 from slipstream.policies import Skipper, build_policy
 from slipstream.report import plots
-from slipstream.report.html import compare_page
 from slipstream.report.log import read_log
 from slipstream.report.page import stylesheet
 from slipstream.report.run_page import run_page
-from slipstream.report.runs import load_runs, open_run
+from slipstream.report.runs import open_run
 from slipstream.training import TrainConfig, train
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +36,7 @@ def draw() -> None:
         gates(store, config, Path(folder) / "run")
         unbiased(store, config)
         drift(store)
-        screenshots(store, config, Path(folder))
+        screenshots(Path(folder))
 
 
 def gates(store: Store, config: dict, run: Path) -> None:
@@ -87,20 +86,12 @@ def drift(store: Store, slices: int = 10) -> None:
     save("drift", plots.lines(series, x="tenth of the data, in time", y="of the top 100 movies", name="drift"))
 
 
-def screenshots(store: Store, config: dict, folder: Path) -> None:
-    """The report of a run on a phone, and runs compared in dark mode, as Chromium shows them."""
-    policies = {"full": {"name": "none"}, "random": {"name": "random", "budget": 0.5}, "importance": IMPORTANCE}
-    for name, policy in policies.items():
-        settings = {**config, "data": store.path, "policy": policy, "out": folder / name, "log_every": 20}
-        train(TrainConfig.model_validate(settings), store=store)
-    pages = {
-        "report_phone": (run_page(open_run(folder / "run"), title="Slipstream: saturation"), 390, 1100, False),
-        "compare_dark": (compare_page(load_runs([folder / name for name in policies])), 1100, 1000, True),
-    }
+def screenshots(folder: Path) -> None:
+    """The report of the run on a phone, and in dark mode, as Chromium shows them."""
+    file = folder / "report.html"
+    file.write_text(run_page(open_run(folder / "run"), title="Slipstream: saturation"), encoding="utf-8")
     with browser(folder / "profile") as tab:
-        for name, (text, width, height, dark) in pages.items():
-            file = folder / f"{name}.html"
-            file.write_text(text, encoding="utf-8")
+        for name, width, height, dark in (("report_phone", 390, 1100, False), ("report_dark", 1100, 1000, True)):
             tab.open(file.as_uri(), width=width, height=height, dark=dark)
             tab.screenshot(IMAGES / f"{name}.png")
 
