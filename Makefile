@@ -18,8 +18,8 @@ PEER_VENVS := .venv-peers
 INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
-.PHONY: help env env-bench interop demo test test-gpu faults fuzz soak matrix lint format types results clean bench-frontier \
-  bench-peers bench-profile frontier-page $(addprefix bench-,$(BENCHES))
+.PHONY: help env env-bench docs pages interop demo test test-gpu faults fuzz soak matrix lint format types results clean \
+  bench-frontier bench-peers bench-profile frontier-page $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
@@ -36,6 +36,8 @@ help:
 	@echo "make interop  train models of $(LIBRARIES) with and without us"
 	@echo "make frontier-page               one page of all kept frontiers: runs/frontiers.html"
 	@echo "make bench-profile               where the time of a training step goes"
+	@echo "make docs     build the documentation site, strictly, into build/site"
+	@echo "make pages    rewrite the reference pages from the code; PICTURES=--pictures draws, too"
 	@echo "make results  rewrite README's tables and docs/results.html from benchmarks/results/"
 
 env: $(STAMP)
@@ -127,6 +129,23 @@ KILLS ?= 200
 
 faults: env
 	KILLS=$(KILLS) $(BIN)/python -m pytest -q -s tests/faults tests/training/test_checkpoint.py tests/training/test_resume.py
+
+# The documentation site, into build/site; strict: a link that leads nowhere fails. Offline once installed.
+DOCS := .venv/.docs-installed
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python .ci/check_site.py build/site
+
+# Rewrites the pages of docs/ that are made from the code and the records; PICTURES=--pictures draws (a minute), too.
+PICTURES ?=
+
+pages: env
+	$(BIN)/python -m pages $(PICTURES)
 
 lint: env
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -108,19 +109,17 @@ def browser(profile: Path) -> Iterator[Tab]:
     assert found is not None
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
-
-    def hand_over() -> None:
-        # Chromium reads from descriptor 3 and writes to 4; moved out of the way first, as they may be one of these.
-        ins, outs = os.dup(theirs_in), os.dup(theirs_out)
-        os.dup2(ins, 3)
-        os.dup2(outs, 4)
-
+    # Chromium reads from descriptor 3 and writes to 4; bash puts them there, from numbers that are neither.
+    handed = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in (theirs_in, theirs_out)]
     command = [found, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False, preexec_fn=hand_over
+        ["bash", "-c", f'exec "$@" 3<&{handed[0]} 4>&{handed[1]}', "bash", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=handed,
     )
-    os.close(theirs_in)
-    os.close(theirs_out)
+    for descriptor in (theirs_in, theirs_out, *handed):
+        os.close(descriptor)
     try:
         yield Tab(ours_out, ours_in)
     finally:

@@ -10,7 +10,19 @@ import pytest
 
 from slipstream.cli.entry import bound_spin
 
-COMMANDS = ("prepare", "train", "evaluate", "predict", "compare", "inspect", "profile", "doctor", "bench")
+COMMANDS = (
+    "prepare",
+    "train",
+    "evaluate",
+    "predict",
+    "compare",
+    "inspect",
+    "profile",
+    "doctor",
+    "bench",
+    "report",
+    "watch",
+)
 
 
 def slipstream(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -54,6 +66,21 @@ def test_help_names_every_command_and_loads_no_torch() -> None:
     code = "import slipstream.cli.app, sys; print('torch' in sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert loaded.stdout.strip() == "False"
+
+
+def test_help_says_what_statuses_mean_and_completion_knows_the_commands() -> None:
+    for command in ([], ["watch"]):
+        assert "Exit status: 0 done" in slipstream(*command, "--help").stdout
+    wanted = {"COMP_WORDS": "slipstream re", "COMP_CWORD": "1", "_SLIPSTREAM_COMPLETE": "complete_bash"}
+    assert slipstream(**wanted).stdout.split() == ["report"]
+
+
+def test_a_watched_folder_that_is_no_run_is_one_line_and_status_2(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    done = slipstream("watch", str(tmp_path))
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "is no run folder" in line
 
 
 def test_the_version_is_the_packages() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.docs.blocks import blocks, provide, run_shell
 from torch import nn
 
 from slipstream.data.batch import Batch, Inputs
@@ -63,7 +64,7 @@ def test_commands_and_options_in_the_readme_exist() -> None:
     from slipstream.cli.app import app
 
     group = typer.main.get_command(app)
-    used = re.findall(r"^    slipstream (\w+)(.*?)(?:#.*)?$", README, flags=re.MULTILINE)
+    used = re.findall(r"^ *slipstream (\w+)(.*?)(?:#.*)?$", README, flags=re.MULTILINE)
     assert len(used) >= 8
     for name, rest in used:
         command = group.commands[name]
@@ -71,6 +72,14 @@ def test_commands_and_options_in_the_readme_exist() -> None:
             command = command.commands[rest.split()[0]]
         options = {option for parameter in command.params for option in parameter.opts}
         assert set(re.findall(r"--[\w-]+", rest)) <= options, name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_line_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    provide(tmp_path)
+    (shown,) = [block for block in blocks(ROOT / "README.md") if block.language == "bash" and block.runs]
+    run_shell(shown.text, tmp_path)
 
 
 def test_every_make_target_in_the_readme_exists() -> None:

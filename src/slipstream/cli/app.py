@@ -10,8 +10,8 @@ from slipstream._version import __version__
 from slipstream.cli import bench, compare, doctor, evaluate, inspect, predict, prepare, profile, report, train, watch
 
 EPILOG = (
-    "Exit status: 0 done; 1 a check of doctor failed; 2 bad input, a wrong command line or a refusal of the system, said "
-    "in one line; 130 interrupted (Ctrl-C); 143 ended by SIGTERM, the training saved."
+    "Exit status: 0 done; 1 a check of doctor failed; 2 bad input, a wrong command line or a refusal of the system, "
+    "said in one line; 130 interrupted (Ctrl-C); 143 ended by SIGTERM, the training saved."
 )
 
 app = typer.Typer(

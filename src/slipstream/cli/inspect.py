@@ -51,7 +51,8 @@ def inspect(
     output.console.print(profile_table(profile, wide=output.console.width >= 110))
     output.say(
         "top 1 %: share of the accesses that the most popular 1 % of the rows take; top rows kept: of a slice's "
-        f"{profile.top_fraction:.0%} most popular rows, the share that were so in the slice before, mean over {len(profile.slice_starts)} slices; first to last: the last slice's against the first's"
+        f"{profile.top_fraction:.0%} most popular rows, the share that were so in the slice before, mean over "
+        f"{len(profile.slice_starts)} slices; first to last: the last slice's against the first's"
     )
     written = profile.model_dump(mode="json")
     if learning_curve:

@@ -90,10 +90,12 @@ def validate(kind: type[Config], tree: Mapping[str, Any], file: Path | None = No
 def _problem(entry: Mapping[str, Any]) -> str:
     """One wrong setting in words; pydantic's own name types that no user of the command line knows."""
     where = ".".join(str(part) for part in entry["loc"])
+    context = entry.get("ctx", {})
     said = {
         "extra_forbidden": "there is no such setting",
         "missing": "is needed",
-        "union_tag_not_found": "its name is needed (model.name=dlrm)",
+        "union_tag_not_found": f"its name is needed ({where}.name=…)",
+        "union_tag_invalid": f"there is no {context.get('tag')!r}; choose of {context.get('expected_tags')}",
     }.get(entry["type"], entry["msg"].removeprefix("Value error, "))
     return f"{where or repr('')}: {said}" if entry["loc"] else str(said)
 

@@ -40,7 +40,9 @@ def _lines(runs: Sequence[Run], caption: str, curve: Any, *, x: str, y: str) -> 
     series = {run.name: found for run in runs if (found := curve(run)) is not None}
     if not series:
         return ""
-    return figure(caption, plots.lines(series, x=x, y=y, name=caption.lower()))
+    # A single line has no legend: among several runs the caption says whose it is.
+    of = f", {next(iter(series))}" if len(series) == 1 < len(runs) else ""
+    return figure(f"{caption}{of}", plots.lines(series, x=x, y=y, name=caption.lower()))
 
 
 def outcome(runs: Sequence[Run]) -> str:
