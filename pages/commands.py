@@ -14,18 +14,27 @@ def page() -> str:
     group: Any = typer.main.get_command(app)
     parts = ["# Command line\n", f"{group.help}\n", _options(group), f"{EPILOG}\n"]
     for name, command in group.commands.items():
-        parts += [f"## slipstream {name}\n", f"{command.help}\n", f"```text\n{_usage(name, command)}\n```\n"]
-        parts += [_options(command)]
+        parts += _command(f"slipstream {name}", command)
     return "\n".join(parts)
+
+
+def _command(name: str, command: Any, level: str = "##") -> list[str]:
+    """A command, or a group of them."""
+    parts = [f"{level} {name}\n", f"{command.help}\n"]
+    if hasattr(command, "commands"):
+        for inner, one in command.commands.items():
+            parts += _command(f"{name} {inner}", one, f"{level}#")
+        return parts
+    return [*parts, f"```text\n{_usage(name, command)}\n```\n", _options(command)]
 
 
 def _usage(name: str, command: Any) -> str:
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-    shown = []
+    shown: list[str] = []
     for argument in arguments:
         text = argument.name.upper() + ("..." if argument.nargs == -1 else "")
         shown.append(text if argument.required else f"[{text}]")
-    return " ".join(["slipstream", name, *shown, "[OPTIONS]"])
+    return " ".join([name, *shown, "[OPTIONS]"])
 
 
 def _options(command: Any) -> str:
