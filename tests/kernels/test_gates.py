@@ -90,3 +90,47 @@ def test_gates_skip_lookups_with_their_duplicates_and_all_their_state(kernels: s
     for tensor in (table.weight, table.first, table.second):
         assert tensor is not None and (tensor[1:] == 1).all() and (tensor[0] != 1).all()
     assert table.last_step is not None and table.last_step.tolist() == [9, 0, 0, 0]
+
+
+def lookups_of(rows: int, batch: int) -> Lookups:
+    """All rows in turn, one a sample."""
+    return Lookups((torch.arange(batch) % rows).unsqueeze(1), None, 1)
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_gates_by_sample_draw_for_each_lookup_and_weigh_what_is_kept(kernels: str) -> None:
+    rows, batch = 6, 300
+    gate = torch.tensor([255, 0, 64, 128, 254, 1], dtype=torch.uint8)
+    table = TableState(torch.zeros(rows, 3), gate=gate, seed=5, by_sample=True)
+    found = lookups_of(rows, batch)
+    block = RowGradients(found, torch.ones(1, 1, 3).expand(batch, 1, 3), (0,))
+    counts = load(kernels).row_update([table], [block], UpdateSettings(Rule.SGD, 4, 1.0))
+    ids = found.ids[:, 0]
+    draws = hashing.gate_draw(ids, 4, 5, torch.arange(batch))
+    kept = (gate[ids] == 255) | (draws < gate[ids])
+    each = torch.bincount(ids[kept], minlength=rows).float()
+    weight = torch.where(gate == 255, 1.0, 256.0 / gate.clamp(min=1).float())
+    torch.testing.assert_close(table.weight[:, 0], -each * weight)
+    assert counts.skipped == [batch - int(kept.sum())] and counts.rows == [int((each > 0).sum())]
+
+
+def test_gradients_of_gates_by_sample_are_those_of_all_lookups_on_average() -> None:
+    gate, steps = torch.tensor([40, 200, 255], dtype=torch.uint8), 4_000
+    table = TableState(torch.zeros(3, 1), gate=gate, seed=1, by_sample=True)
+    block = RowGradients(lookups_of(3, 30), torch.ones(1, 1, 1).expand(30, 1, 1), (0,))
+    for step in range(1, steps + 1):
+        load("cpu").row_update([table], [block], UpdateSettings(Rule.SGD, step, 1.0))
+    p = torch.where(gate == 255, 1.0, gate / 256)
+    spread = (10 * (1 - p) / p / steps).sqrt()
+    assert ((table.weight[:, 0] / -steps - 10).abs() <= 5 * spread + 1e-4).all()
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+def test_lookups_of_a_row_in_one_bag_share_a_draw(kernels: str) -> None:
+    bags = 200
+    ids = torch.zeros(3 * bags, dtype=torch.int64)
+    block = RowGradients(Lookups(ids, torch.arange(bags + 1) * 3, 1), torch.ones(bags, 1, 2), (0,))
+    table = TableState(torch.zeros(1, 2), gate=torch.tensor([128], dtype=torch.uint8), by_sample=True)
+    counts = load(kernels).row_update([table], [block], UpdateSettings(Rule.SGD, 1, 1.0))
+    assert counts.skipped[0] % 3 == 0 and abs(counts.skipped[0] / (3 * bags) - 0.5) < 5 * 0.5 / bags**0.5
+    assert float(table.weight[0, 0]) == pytest.approx(-2.0 * (3 * bags - counts.skipped[0]))

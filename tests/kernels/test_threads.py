@@ -31,6 +31,7 @@ def work() -> tuple[list[TableState], list[RowGradients]]:
         gate = None if position % 2 else (torch.arange(rows) * 37 % 256).to(torch.uint8)
         first, second = random(rows, DIM).abs(), random(rows, DIM).square()
         tables.append(TableState(random(rows, DIM), first, second, gate, scale=0.3, seed=position))
+        tables[-1].by_sample = position == 2
     one_hot = Lookups(torch.stack([skewed(rows, BATCH, rows) for rows in ROWS], dim=1).int(), None, len(ROWS))
     lengths = torch.arange(2 * BATCH) % 5
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])

@@ -50,6 +50,8 @@ ALONE: list[tuple[str, dict[str, Any], str]] = [
     ("saturation", {"probe": 1}, "probe: .*less than 1"),
     ("saturation", {"refresh": 1}, "refresh: .*less than 1"),
     ("saturation", {"min_updates": 50_000}, "min_updates: .*less than or equal to 40160"),
+    ("subsampling", {"budget": 0}, f"budget must be in {RANGE}"),
+    ("subsampling", {"exponent": 0}, "exponent: .*greater than 0"),
     ("importance", {"budget": 0}, f"budget must be in {RANGE}"),
     ("importance", {"budget": 0.2, "floor": 0.3}, r"floor must be at most budget \(0.2\), got 0.3"),
     ("importance", {"bits": 40}, "bits: .*less than or equal to 28"),

@@ -114,6 +114,7 @@ def cases(draw: st.DrawFn, rule: Rule, dim: int) -> Case:
             table.gate = torch.tensor(
                 draw(st.lists(st.sampled_from(GATES), min_size=size, max_size=size)), dtype=torch.uint8
             )
+            table.by_sample = draw(st.booleans())
         if rule != Rule.NORM and draw(st.booleans()):
             table.last_step = torch.randint(0, settings.step, (size,), generator=generator, dtype=torch.int32)
         tables.append(table)

@@ -88,11 +88,13 @@ def test_rows_that_no_open_lookup_touches_stay_bit_equal(kernels: Any, data: st.
         for block in case.gradients:
             for feature, table in enumerate(block.tables):
                 if table == position:
-                    rows, _, _ = reference.feature_lookups(block.lookups, feature)
-                    touched[rows[rows != block.lookups.padding_of(feature)]] = True
-        if old.gate is not None:
-            draws = hashing.gate_draw(torch.arange(len(touched)), case.settings.step, old.seed)
-            touched &= (old.gate == 255) | (draws < old.gate)
+                    rows, samples, _ = reference.feature_lookups(block.lookups, feature)
+                    used = rows != block.lookups.padding_of(feature)
+                    if old.gate is not None:
+                        by = samples if old.by_sample else None
+                        draws = hashing.gate_draw(rows, case.settings.step, old.seed, by)
+                        used &= (old.gate[rows] == 255) | (draws < old.gate[rows])
+                    touched[rows[used]] = True
         for name, value in written(new).items():
             assert torch.equal(value[~touched], written(old)[name][~touched]), name
         if new.last_step is not None:

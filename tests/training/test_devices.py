@@ -72,10 +72,11 @@ def test_a_gpu_that_is_not_there_is_missed_before_anything_is_built(make_store: 
         train(config(make_store(300), device="cuda"))
 
 
-def test_saturation_needs_signals_of_all_rows_in_one_memory(make_store: Callable[..., Store]) -> None:
+@pytest.mark.parametrize("policy", ["saturation", "subsampling"])
+def test_what_cached_rows_cannot_do_is_refused(make_store: Callable[..., Store], policy: str) -> None:
     store = make_store(300)
-    with pytest.raises(ConfigError, match="saturation"):
-        train(config(store, row_cache_bytes=10_000, policy="saturation"), store=store)
+    with pytest.raises(ConfigError, match=policy):
+        train(config(store, row_cache_bytes=10_000, policy=policy), store=store)
 
 
 def test_a_batch_is_sent_whole_or_without_its_ids() -> None:

@@ -48,6 +48,7 @@ CASES = {
         "epochs": 2,
     },
     "saturation": {"policy": SATURATION, "epochs": 2},
+    "subsampling": {"policy": {"name": "subsampling", "budget": 0.5, "warmup_steps": 8, "every": 8}, "optimizer": ADAM},
     "saturation adam": {"policy": SATURATION, "optimizer": ADAM},
     "importance": {"policy": IMPORTANCE, **PREQUENTIAL},
     "small batches": {"policy": IMPORTANCE, "batch_size": 16, "epochs": 2, "shuffle": True},

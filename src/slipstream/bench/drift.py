@@ -46,7 +46,10 @@ def variants(steps: int, budget: float) -> dict[str, dict[str, Any]]:
     """
     warm, every, turn = max(steps // 10, 1), max(steps // 60, 1), max(steps // 8, 10)
     psse = {"name": "psse", "budget": budget, "warmup_steps": warm, "every": every}
-    saturation = {"name": "saturation", "budget": budget, "warmup_steps": warm, "every": every}
+    clocks = {"budget": budget, "warmup_steps": warm, "every": every, "half_life": steps / 4}
+    # Else a short training has no row that may be gated.
+    saturation = {"name": "saturation", **clocks, "min_updates": min(max(steps // 20, 1), 32)}
+    subsampling = {"name": "subsampling", **clocks}
     slipstream = {"name": "slipstream", "mode": "periodic", "budget": budget, "every": turn, "window": turn // 10}
     fading = slipstream | {"half_life": steps / 4}
     return {
@@ -58,6 +61,8 @@ def variants(steps: int, budget: float) -> dict[str, dict[str, Any]]:
         "psse, half-life 1/20": psse | {"half_life": steps / 20},
         "saturation, no thaw": saturation | {"probe": 0.0},
         "saturation, thaw": saturation,
+        "subsampling, decided once": subsampling | {"every": steps + 1},
+        "subsampling": subsampling,
         "slipstream, one shot": fading | {"decisions": 1},
         "slipstream, periodic": fading,
     }

@@ -55,6 +55,18 @@ def _globo(options: FrontierOptions, folder: Path) -> Settings:
     return {**GLOBO, "data": data, "cache": folder, "max_samples": samples, "score_from": samples // 3}
 
 
+def _wide(make: Maker, lr: float, embedding_lr: float) -> Maker:
+    """The same training with rows of 64 numbers and Adam, where row updates weigh most."""
+
+    def wider(options: FrontierOptions, folder: Path) -> Settings:
+        made = make(options, folder)
+        made["model"] = {**made["model"], "embedding_dim": 64}
+        made["optimizer"] = {"name": "adam", "lr": lr, "embedding_lr": embedding_lr}
+        return made
+
+    return wider
+
+
 def _pairs(name: str) -> Maker:
     """Pairs in random order, trained on as positives by BPR, and ranked among the full catalogue.
 
@@ -99,16 +111,20 @@ def _synthetic(preset: Preset, base_rate: float) -> Maker:
 SETS: Mapping[str, Maker] = {
     "movietweetings": _movietweetings,
     "globo": _globo,
+    "movietweetings-wide": _wide(_movietweetings, 0.003, 0.008),
+    "globo-wide": _wide(_globo, 0.002, 0.008),
     "ml1m": _pairs("ml1m_pairs"),
     "gowalla": _pairs("gowalla"),
     "synthetic": _synthetic("default", 0.25),
+    "synthetic-wide": _wide(_synthetic("default", 0.25), 0.002, 0.002),
     "synthetic-8": _synthetic("default", 0.08),
     "synthetic-2": _synthetic("default", 0.02),
     "starved": _synthetic("starved", 0.25),
     "starved-8": _synthetic("starved", 0.08),
     "starved-2": _synthetic("starved", 0.02),
 }
-"""Data sets by name; a number at the end is the percentage of positives (without one: 25)."""
+"""Data sets by name; a number at the end is the percentage of positives (without one: 25); ``wide``: rows
+of 64 numbers and Adam."""
 
 
 def training_of(options: FrontierOptions, folder: Path, **settings: Any) -> TrainConfig:

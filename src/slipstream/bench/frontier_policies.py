@@ -31,6 +31,7 @@ def _slipstream(config: TrainConfig, steps: int) -> Settings:
 SETTINGS: Mapping[str, Callable[[TrainConfig, int], Settings]] = {
     "psse": _clocks,
     "saturation": _clocks,
+    "subsampling": _clocks,
     "slipstream": _slipstream,
 }
 """By policy: what differs from its defaults, given the training and its steps without skipping."""
@@ -38,12 +39,13 @@ SETTINGS: Mapping[str, Callable[[TrainConfig, int], Settings]] = {
 
 VARIANTS: Mapping[str, tuple[str, Settings]] = {
     LABEL_ALONE: ("importance", {"score": "label"}),
+    "random rows": ("random", {"level": "rows"}),
     "random tail": ("random", {"protect_tail": 8}),
     "psse tail": ("psse", {"protect_tail": 8}),
     "slipstream tail": ("slipstream", {"protect_tail": 8}),
 }
 """Policies with settings that are compared with the defaults, by the name of their points; ``tail``: rare rows are
-protected."""
+protected; ``rows``: random row gates, the control of policies that skip row updates."""
 
 
 def chosen(names: Iterable[str]) -> list[str]:

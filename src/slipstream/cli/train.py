@@ -26,7 +26,8 @@ def train(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="What to skip: none, random, psse, importance, guard, saturation, slipstream, order or combine."
+            help="What to skip: none, random, psse, importance, guard, saturation, subsampling, slipstream, order or "
+            "combine."
         ),
     ] = None,
     system: Annotated[

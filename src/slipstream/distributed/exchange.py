@@ -74,11 +74,14 @@ def exchange(
         tell: Called for each table with the rows, int64 [U], that the step is going to update.
 
     Raises:
-        ConfigError: There is no process group.
+        ConfigError: There is no process group, or gates draw for each sample (policy subsampling).
     """
     need_group()
     found = list(tables(model.module if isinstance(model, DistributedDataParallel) else model).values())
     trained = [table for table in found if table.weight.requires_grad]
+    if any(table.by_sample for table in trained):
+        what = "policy subsampling draws for each sample's lookups, and ranks exchange sums of rows"
+        raise ConfigError(what, remedy="use psse, saturation or a policy of inputs, or train in one process")
     if not trained:
         return Exchanged(0, 0)
     world, device = dist.get_world_size(), trained[0].weight.device

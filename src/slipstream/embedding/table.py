@@ -50,6 +50,8 @@ class Table:
         weight: The parameter.
         gate: uint8 [R], or None while every row is open. 255: each step updates the row; 0: frozen; g between:
             updated with probability g / 256 a step.
+        by_sample: Whether gates between 0 and 255 draw for each sample's lookups of a row instead of once for the row;
+            what is kept of the row's gradient then weighs 256 / g.
         listeners: Called in every backward pass with (table, ids) of its lookups, those of gated rows included; ids
             are integers of any shape.
         signal: uint16 [R], or None while nobody asked for it: what updates measure of each row (see
@@ -61,6 +63,7 @@ class Table:
         self.name = name
         self.weight = weight
         self.gate: Tensor | None = None
+        self.by_sample = False
         self.signal: Tensor | None = None
         self.trail: Tensor | None = None
         self.listeners: list[Listener] = []

@@ -13,7 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from slipstream.kernels.hashing import KEY_FACTOR, MIX_1, MIX_2
+from slipstream.kernels.hashing import KEY_FACTOR, MIX_1, MIX_2, SAMPLE_SHIFT
 from slipstream.kernels.intrinsics import (
     load_f32,
     load_i32,
@@ -32,9 +32,10 @@ GRAD_AHEAD, GRAD_AHEAD_BYTES = 16, 4096
 
 TABLE_FIELDS = (
     "weight", "rows", "first", "second", "gate", "last_step", "seed_hash", "first_block", "end_block", "signal",
-    "trail",
+    "trail", "by_sample",
 )  # fmt: skip
-"""Addresses (0 for none), number of rows, hash of the seed, and the table's range of blocks."""
+"""Addresses (0 for none), number of rows, hash of the seed, the table's range of blocks, and whether gates draw by the
+sample (1 or 0)."""
 BLOCK_FIELDS = (
     "ids", "wide", "id_stride", "offsets", "batch_size", "grad", "grad_stride", "sample_weights", "mean", "padding",
     "lookups", "table",
@@ -67,11 +68,11 @@ def _load_id(base: int, wide: int, index: int) -> int:
 
 
 @numba.njit(cache=True)
-def _gate_is_open(gate: int, row: int, salt: int) -> bool:
+def _gate_is_open(gate: int, row: int, of_sample: int, salt: int) -> bool:
     value = load_u8(gate, row)
     if value == 255 or value == 0:
         return value == 255
-    return (mix(row, salt) >> np.uint64(56)) < np.uint64(value)
+    return (mix(row + of_sample, salt) >> np.uint64(56)) < np.uint64(value)
 
 
 @numba.njit(inline="always")
@@ -117,7 +118,7 @@ def collect(
     For each lookup, in sample order, ``owners`` holds the position of its row, ``sources`` the address of its gradient
     and ``factors`` its factor. Returns the number of lookups and of rows.
     """
-    num_rows, gate = table[1], table[4]
+    num_rows, gate, by_sample = table[1], table[4], table[11]
     lookups, skipped, bad, used, unique = 0, 0, 0, 0, 0
     one_part = part_shift >= 32
     mask, direct = clear_slots(blocks, table, slots)
@@ -128,6 +129,7 @@ def collect(
         sample_weights, mean, padding = load_i64(base, 7), load_i64(base, 8), load_i64(base, 9)
         for b in range(batch):
             begin, end = b, b + 1
+            of_sample = by_sample * ((b + 1) << SAMPLE_SHIFT)
             share = np.float32(1.0)
             if offsets != 0:
                 begin, end = load_i64(offsets, b), load_i64(offsets, b + 1)
@@ -151,7 +153,7 @@ def collect(
                 if not one_part and spread >> np.uint64(part_shift) != np.uint64(part):
                     continue
                 lookups += 1
-                if gate != 0 and not _gate_is_open(gate, row, salt):
+                if gate != 0 and not _gate_is_open(gate, row, of_sample, salt):
                     skipped += 1
                     continue
                 slot = np.uint64(row) if direct else spread & mask

@@ -98,7 +98,7 @@ def table_records(tables: Sequence[TableState]) -> tuple[tuple[np.ndarray, np.nd
                 _address(t.second),
             )
             record[4], record[5] = _address(t.gate), _address(t.last_step)
-            record[9], record[10] = _address(t.signal), _address(t.trail)
+            record[9], record[10], record[11] = _address(t.signal), _address(t.trail), t.by_sample
         records[:, 6] = np.array([(t.seed * SEED_FACTOR) & _MASK for t in tables], dtype=np.uint64).view(np.int64)
         # Work on a large table takes longest: begun last, it would leave the other threads idle.
         prepared = records, np.argsort(-records[:, 1], kind="stable")

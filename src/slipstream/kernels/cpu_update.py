@@ -32,6 +32,7 @@ from slipstream.kernels.intrinsics import (
     load_f32,
     load_i32,
     load_i64,
+    load_u8,
     load_u16,
     pointer_f64,
     pointer_i64,
@@ -65,7 +66,7 @@ ARGUMENTS = np.dtype(
         ("counter", "i8"),  # address of the int64 that hands out items
         ("num_items", "i8"),
         ("parts", "i8"),  # of each table; a power of two
-        ("tables", "i8"),  # address of int64 [T, 11], see TABLE_FIELDS
+        ("tables", "i8"),  # address of int64 [T, 12], see TABLE_FIELDS
         ("order", "i8"),  # address of int64 [T]: the tables in the order in which they are handed out
         ("scales", "i8"),  # address of float32 [T]
         ("blocks", "i8"),  # address of int64 [S, 12], see BLOCK_FIELDS: S features of forward passes, sorted by table
@@ -168,6 +169,7 @@ def update_worker(rule: int, dim: int) -> Any:
             scale = load_f32(scales, t)
             weight, first, second, last_step = table[0], table[2], table[3], table[5]
             signal, trail = table[9] * a.measured, table[10]
+            thinned = table[4] * table[11]  # the gate, where what is kept of a row weighs more
             for u in range(unique):
                 if u + AHEAD < unique and not norm:
                     soon = rows[u + AHEAD] * row_bytes
@@ -185,6 +187,10 @@ def update_worker(rule: int, dim: int) -> Any:
                 g = sums_address + u * row_bytes
                 if scale != np.float32(1.0):
                     scale_row(width, (g, scale))
+                if thinned != 0:
+                    level = load_u8(thinned, rows[u])
+                    if level != 255:
+                        scale_row(width, (g, np.float32(256.0) / np.float32(level)))
                 if norm:
                     norms[item] += squared_norm(width, (g,))
                     continue

@@ -24,9 +24,10 @@ from slipstream.kernels.cuda_pool import bag_range
 
 TABLE_FIELDS = (
     "weight", "rows", "first", "second", "gate", "last_step", "seed_hash", "signal", "trail", "base", "rounding_hash",
-    "unused",
+    "by_sample",
 )  # fmt: skip
-"""int64 numbers of a table: addresses (0 for none), rows, hashes of the seed, and the key of its row 0."""
+"""int64 numbers of a table: addresses (0 for none), rows, hashes of the seed, the key of its row 0, and whether gates
+draw by the sample (1 or 0)."""
 SETTINGS = (
     "step", "step_hash", "measured", "lr", "eps", "beta1", "beta2", "fresh1", "fresh2", "decay", "shrink", "step_size",
     "log_beta1", "log_beta2", "log_shrink", "unused",
@@ -40,7 +41,7 @@ _TABLE, _COUNTS, _CHUNK = tl.constexpr(len(TABLE_FIELDS)), tl.constexpr(COUNTS),
 
 
 @triton.jit
-def _key(tables, counts, flag, table, row, position, alive, step_hash, key_type: tl.constexpr, none):
+def _key(tables, counts, flag, table, row, position, sample, alive, step_hash, key_type: tl.constexpr, none):
     """Keys of the lookups of one feature's tile; ``alive``: those of them that are no padding."""
     fields = tables + table * _TABLE
     rows, gate = tl.load(fields + 1), tl.load(fields + 4)
@@ -50,7 +51,7 @@ def _key(tables, counts, flag, table, row, position, alive, step_hash, key_type:
     is_open = alive
     if gate != 0:
         level = tl.load(gate.to(tl.pointer_type(tl.uint8)) + row, mask=alive, other=0)
-        is_open = alive & gate_is_open(level, row, step_hash + tl.load(fields + 6))
+        is_open = alive & gate_is_open(level, row, sample, tl.load(fields + 11), step_hash + tl.load(fields + 6))
     reached = tl.sum(alive.to(tl.int32), 0).to(tl.int64)
     if reached > 0:
         tl.atomic_add(counts + table * _COUNTS, reached, sem="relaxed")
@@ -94,7 +95,7 @@ def keys_one_hot(
     if table >= 0:
         row = tl.load(ids + sample * sample_stride + feature * feature_stride, mask=mask, other=0).to(tl.int64)
         alive = mask & (row != tl.load(paddings + feature))
-        key = _key(tables, counts, flag, table, row, sample, alive, tl.load(settings + 1), key_type, none)
+        key = _key(tables, counts, flag, table, row, sample, sample, alive, tl.load(settings + 1), key_type, none)
     tl.store(keys + at, key, mask=mask)
     tl.store(sources + at, grad + feature * grad_feature + sample * grad_stride, mask=mask)
 
@@ -151,7 +152,7 @@ def keys_bags(
             inside = mask & (place < end)
             row = tl.load(ids + place, mask=inside, other=0).to(tl.int64)
             alive = inside & (row != padding)
-            key = _key(tables, counts, flag, table, row, place - first, alive, step_hash, key_type, none)
+            key = _key(tables, counts, flag, table, row, place - first, sample, alive, step_hash, key_type, none)
             tl.store(keys + place, key, mask=inside)
             tl.store(sources + place, source, mask=inside)
             factor = share

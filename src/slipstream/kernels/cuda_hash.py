@@ -11,6 +11,7 @@ import triton.language as tl
 from slipstream.kernels import hashing, rounding
 
 KEY_FACTOR = tl.constexpr(hashing.KEY_FACTOR)
+SAMPLE_SHIFT = tl.constexpr(hashing.SAMPLE_SHIFT)
 MIX_1 = tl.constexpr(hashing.MIX_1)
 MIX_2 = tl.constexpr(hashing.MIX_2)
 LEAST_NORMAL = tl.constexpr(rounding.LEAST_NORMAL)
@@ -27,9 +28,12 @@ def mix(keys, salt):
 
 
 @triton.jit
-def gate_is_open(gate, rows, salt):
-    """Whether rows (int64) with gates (uint8, same shape) are updated in the step of ``salt``."""
-    draw = (mix(rows, salt) >> 56).to(tl.int32)
+def gate_is_open(gate, rows, samples, by_sample, salt):
+    """Whether rows (int64) with gates (uint8, same shape) are updated in the step of ``salt``.
+
+    With ``by_sample`` (1 or 0) the lookups of ``samples`` (int64, same shape) draw for themselves.
+    """
+    draw = (mix(rows + by_sample * ((samples + 1) << SAMPLE_SHIFT), salt) >> 56).to(tl.int32)
     level = gate.to(tl.int32)
     return (level == 255) | (draw < level)
 

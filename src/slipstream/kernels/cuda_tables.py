@@ -105,7 +105,7 @@ def _prepare(tables: Sequence[TableState]) -> Tables:
         first_address, second_address = _address(table.first), _address(table.second)
         records.append([
             weight.data_ptr(), rows, first_address, second_address, _address(table.gate), _address(table.last_step),
-            hashes[0], _address(table.signal), _address(table.trail), bases[-1], hashes[1], 0,
+            hashes[0], _address(table.signal), _address(table.trail), bases[-1], hashes[1], int(table.by_sample),
         ])  # fmt: skip
         bases.append(bases[-1] + rows)
     return Tables(

@@ -103,6 +103,11 @@ def update_rows(
                 value = partials + slot[:, None] * D + column[None, :]
                 total += tl.load(value, mask=(number < chunks)[:, None] & inside, other=0.0)
         g = total * tl.load(scales + table, mask=mask, other=0.0)[:, None]
+        # Where gates draw by the sample, what was kept of a row weighs more.
+        gate = tl.load(fields + 4, mask=mask, other=0)
+        thinned = mask & (gate != 0) & (tl.load(fields + 11, mask=mask, other=0) != 0)
+        level = tl.load(gate.to(tl.pointer_type(tl.uint8)) + row, mask=thinned, other=255).to(tl.float32)
+        g = g * tl.where(level == 255.0, 1.0, 256.0 / level)[:, None]
 
         if RULE == NORM:
             tl.store(norms + segment, tl.sum((g * g).to(tl.float64), 1), mask=mask)

@@ -11,6 +11,8 @@ from torch import Tensor
 KEY_FACTOR = 0x9E3779B97F4A7C15
 STEP_FACTOR = 0xD1B54A32D192ED03
 SEED_FACTOR = 0x8CB92BA72F3D8DD7
+SAMPLE_SHIFT = 32
+"""Bits of a key that number a row; those above number the sample, from 1, where samples draw for themselves."""
 MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
 
@@ -43,9 +45,16 @@ def hash_uniform(keys: Tensor, seed: int, step: int = 0) -> Tensor:
     return _shift_right(mix(keys, step, seed), 40).to(torch.float32) * (1.0 / (1 << 24))
 
 
-def gate_draw(rows: Tensor, step: int, seed: int) -> Tensor:
+def gate_draw(rows: Tensor, step: int, seed: int, samples: Tensor | None = None) -> Tensor:
     """The byte (0-255, int64) that a row's gate is compared with.
 
     The row is updated when it is below the gate, or the gate is 255.
+
+    Args:
+        rows: Integers, any shape.
+        step: Optimizer step.
+        seed: The table's.
+        samples: Same shape: the sample of each lookup, where each draws for itself; None: one draw a row.
     """
-    return _shift_right(mix(rows, step, seed), 56)
+    keys = rows if samples is None else rows.to(torch.int64) + ((samples.to(torch.int64) + 1) << SAMPLE_SHIFT)
+    return _shift_right(mix(keys, step, seed), 56)

@@ -96,7 +96,7 @@ def row_update(
     counts = UpdateCounts([0] * len(tables), [0] * len(tables), [0] * len(tables), [0.0] * len(tables))
     work: list[tuple[int, Tensor, Tensor]] = []
     for position, table in enumerate(tables):
-        rows_of, grads_of = [], []
+        rows_of, samples_of, grads_of = [], [], []
         for block in gradients:
             for feature, target in enumerate(block.tables):
                 if target != position:
@@ -106,6 +106,7 @@ def row_update(
                 used = rows != block.lookups.padding_of(feature)
                 rows, bags, factor = rows[used], bags[used], factor[used]
                 rows_of.append(rows)
+                samples_of.append(bags)
                 grad = block.grad[:, feature][bags].to(_computed(table.weight.dtype))
                 grads_of.append(grad * factor.unsqueeze(1).to(grad.dtype))
         if not rows_of:
@@ -114,7 +115,8 @@ def row_update(
         counts.lookups[position] = len(rows)
         if table.gate is not None:
             gate = table.gate[rows].to(torch.int64)
-            is_open = (gate == 255) | (gate_draw(rows, settings.step, table.seed) < gate)
+            samples = torch.cat(samples_of) if table.by_sample else None
+            is_open = (gate == 255) | (gate_draw(rows, settings.step, table.seed, samples) < gate)
             rows, grads = rows[is_open], grads[is_open]
             counts.skipped[position] = counts.lookups[position] - len(rows)
         work.append((position, rows, grads))
@@ -123,12 +125,22 @@ def row_update(
         total = torch.zeros(len(unique), grads.shape[1], dtype=grads.dtype, device=grads.device)
         total.index_add_(0, inverse, grads)
         total *= tables[position].scale
+        if tables[position].by_sample:
+            total *= _kept_weight(tables[position].gate, unique).unsqueeze(1).to(total.dtype)
         counts.rows[position] = len(unique)
         if settings.rule == Rule.NORM:
             counts.squared_norm[position] = float(total.double().square().sum())
         elif len(unique):
             _apply(tables[position], unique, total, settings)
     return counts
+
+
+def _kept_weight(gate: Tensor | None, rows: Tensor) -> Tensor:
+    """What the sum of the lookups that were kept is scaled by, float32 [N], where gates draw by the sample."""
+    if gate is None:
+        return torch.ones(len(rows), device=rows.device)
+    level = gate[rows].to(torch.float32)
+    return torch.where(level == 255, 1.0, 256.0 / level)
 
 
 def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> None:

@@ -98,6 +98,8 @@ class TableState:
         second: [R, D] (Adam second moment), or None.
         gate: uint8 [R], or None when every row is open: 255 always updates, 0 never, g between them with probability
             g / 256.
+        by_sample: Whether gates between 0 and 255 draw for each sample's lookups of a row instead of once for the row;
+            what is left of the row's gradient is then scaled by 256 / g, which keeps its expectation.
         last_step: int32 [R], the step of each row's last update (only for ``catch_up``), or None.
         scale: Factor on the gradients (loss scaling, clipping); a scalar tensor where it is not to be waited for.
         seed: Key of the gate's hash.
@@ -115,6 +117,7 @@ class TableState:
     seed: int = 0
     signal: Tensor | None = None
     trail: Tensor | None = None
+    by_sample: bool = False
 
 
 class TableSet(list[TableState]):

@@ -46,8 +46,8 @@ class Part:
                 state.weight = table.weight
         for position, table, state in zip(self.positions, self.owners, self.tables, strict=True):
             state.scale = gradients[position].scale * unscale
-            if state.gate is not table.gate:
-                state.gate = table.gate
+            if state.gate is not table.gate or state.by_sample != table.by_sample:
+                state.gate, state.by_sample = table.gate, table.by_sample
                 self._changed()
             if table.signal is not state.signal or table.trail is not state.trail:
                 if table.signal is not None and state.second is None:  # no moments to measure

@@ -220,7 +220,10 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
             first, second = (*(state.get(name) for name in self.row_state), None, None)[:2]
             # Else equal ids of all tables would draw alike.
             seed = (self.gate_seed << 20) + order.get(id(table.weight), 0)
-            tables.append(TableState(table.weight, first, second, table.gate, state.get("last_step"), seed=seed))
+            last_step = state.get("last_step")
+            tables.append(
+                TableState(table.weight, first, second, table.gate, last_step, seed=seed, by_sample=table.by_sample)
+            )
         return Part(positions, owners, tables, states, [], {})
 
     def new_row_state(self, weight: nn.Parameter) -> dict[str, Any]:

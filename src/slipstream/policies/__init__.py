@@ -15,6 +15,7 @@ from slipstream.policies.random import Random, RandomConfig
 from slipstream.policies.saturation import Saturation, SaturationConfig
 from slipstream.policies.skipper import Skipper, SkipReport
 from slipstream.policies.slipstream import Slipstream, SlipstreamConfig
+from slipstream.policies.subsampling import Subsampling, SubsamplingConfig
 
 __all__ = [
     "PSSE",
@@ -41,5 +42,7 @@ __all__ = [
     "Skipper",
     "Slipstream",
     "SlipstreamConfig",
+    "Subsampling",
+    "SubsamplingConfig",
     "build_policy",
 ]

@@ -18,6 +18,7 @@ from slipstream.policies.psse import PSSE, PsseConfig
 from slipstream.policies.random import Random, RandomConfig
 from slipstream.policies.saturation import Saturation, SaturationConfig
 from slipstream.policies.slipstream import Slipstream, SlipstreamConfig
+from slipstream.policies.subsampling import Subsampling, SubsamplingConfig
 
 _PartConfig = (
     NoneConfig
@@ -26,6 +27,7 @@ _PartConfig = (
     | ImportanceConfig
     | GuardConfig
     | SaturationConfig
+    | SubsamplingConfig
     | SlipstreamConfig
     | OrderConfig
 )
@@ -74,6 +76,7 @@ _BUILD: dict[type[PolicyBaseConfig], Callable[..., Policy]] = {
     SlipstreamConfig: Slipstream,
     OrderConfig: Order,
     SaturationConfig: Saturation,
+    SubsamplingConfig: Subsampling,
     CombineConfig: _combine,
 }
 

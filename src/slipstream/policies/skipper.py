@@ -12,6 +12,7 @@ from torch.nn import functional
 from slipstream.data.batch import Batch
 from slipstream.embedding import tables as tables_of
 from slipstream.embedding.cached import cached_tables
+from slipstream.embedding.table import Table
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
 from slipstream.policies.base import Gated, Policy, Progress
@@ -111,6 +112,9 @@ class Skipper:
         self._packer = Packer()
         # Tables count over their whole life; the Skipper reports what happened since it came.
         self._before = {name: (table.lookups, table.skipped) for name, table in self.tables.items()}
+        for table in self.tables.values():
+            if policy.skips_rows and isinstance(table, Table):
+                table.by_sample = False  # whatever an earlier policy's gates did
         policy.attach(self.tables, seed=seed)
         policy.attach_model(model, losses)
         self._listens = type(policy).observe_lookups is not Policy.observe_lookups

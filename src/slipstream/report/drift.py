@@ -20,6 +20,7 @@ CONTRASTS: dict[tuple[str, str], str] = {
     ("psse, half-life 1/4", "psse, exact counts"): "psse with a long half-life above exact counts",
     ("psse, half-life 1/20", "psse, exact counts"): "psse with a short half-life above exact counts",
     ("saturation, thaw", "saturation, no thaw"): "saturation with thaw above without",
+    ("subsampling", "subsampling, decided once"): "subsampling decided again above decided once",
     ("slipstream, periodic", "slipstream, one shot"): "slipstream periodic above one shot",
 }
 """Pairs of variants, the one that follows the drift first, and what their difference in AUC is called."""
