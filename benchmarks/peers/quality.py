@@ -132,7 +132,7 @@ def _once(
 def _words(measure: str, epochs: int, *, prequential: bool) -> dict[str, str]:
     words = {
         "grid": "each system's rates times 1/3, 1, 3, and on to 1/27 or 27 while the best is at an end, chosen on a "
-        "part of the training samples that is not scored in the end; policies have the engine's rates, published systems "
+        "part of the training samples not scored in the end; policies have the engine's rates, published systems "
         "and bf16 those of the same arithmetic",
         "not counted": "opening of data, compilation, prediction; every other second of the loop counts",
         "seconds_to": "the whole pass, of systems whose AUC over all scored samples is at or above the target"
