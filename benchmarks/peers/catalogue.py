@@ -12,7 +12,7 @@ from slipstream.errors import ConfigError
 
 Settings = dict[str, Any]
 FACTORS = (1 / 3, 1.0, 3.0)
-"""On a system's learning rates: the grid, of the same size for all."""
+"""On a system's learning rates: the grid that all begin with."""
 ENGINE, REFERENCE = "benchmarks.peers.engine", "benchmarks.peers.dlrm_reference"
 
 

@@ -131,8 +131,9 @@ def _once(
 
 def _words(measure: str, epochs: int, *, prequential: bool) -> dict[str, str]:
     words = {
-        "grid": "each system's rates times 1/3, 1, 3, chosen on a part of the training samples that is not scored in "
-        "the end; policies have the engine's rates, published systems and bf16 those of the same arithmetic",
+        "grid": "each system's rates times 1/3, 1, 3, and on to 1/27 or 27 while the best is at an end, chosen on a "
+        "part of the training samples not scored in the end; policies have the engine's rates, published systems "
+        "and bf16 those of the same arithmetic",
         "not counted": "opening of data, compilation, prediction; every other second of the loop counts",
         "seconds_to": "the whole pass, of systems whose AUC over all scored samples is at or above the target"
         if prequential
@@ -144,8 +145,8 @@ def _words(measure: str, epochs: int, *, prequential: bool) -> dict[str, str]:
         words["target"] = f"best {measure} of RecBole's BPR within {epochs} epochs, of the same seed"
         words["scored on"] = f"the full catalogue, at most {RANKED_USERS:,} users, the same for all"
         words["grid"] = (
-            f"each system's rate (ALS: alpha) times 1/3, 1, 3, {EPOCHS} epochs (implicit BPR 20), "
-            "a tenth of the training pairs scored"
+            "each system's rate (ALS: alpha) times 1/3, 1, 3, and on to 1/27 or 27 while the best is at an end, "
+            f"{EPOCHS} epochs (implicit BPR 20), a tenth of the training pairs scored"
         )
         words["epochs of implicit"] = "its defaults, BPR 100 and ALS 15; scored after each, later after every tenth"
     return words

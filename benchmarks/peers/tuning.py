@@ -1,4 +1,4 @@
-"""Learning rates: the same small grid for every system, on a part of the data that no score is taken from."""
+"""Learning rates: the same grid and rule for every system, on a part of the data that no score is taken from."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from benchmarks.peers.datasets import Dataset
 
 from slipstream.data.atomic import write_text
 
+STEP, REACH = 3.0, 28.0
+"""Factor between two rates, and the largest one from the middle: the grid goes on while its best rate is at an end."""
 EPOCHS = 4
 """Of a trial, for data that is ranked."""
 
@@ -50,27 +52,43 @@ def known_as(name: str, systems: Mapping[str, System], known: Mapping[str, Syste
     return (systems.get(name) or known[name]).rates_of or name
 
 
+def _best(tried: Mapping[float, float | None]) -> float:
+    return max(tried, key=lambda factor: tried[factor] or 0.0)
+
+
+def _beyond(tried: Mapping[float, float | None]) -> list[float]:
+    """The next factor where the best one is at an end of those that were tried."""
+    best = _best(tried)
+    if best == max(tried) and best * STEP <= REACH:
+        return [best * STEP]
+    return [best / STEP] if best == min(tried) and best / STEP >= 1 / REACH else []
+
+
 def _tuned(name: str, system: System, data: Dataset, options: Options) -> dict[str, Any]:
     settings = system.settings(data)
     if options.quick:
         return {"factor": 1.0, "trials": {}}
     key = json.dumps(
-        [name, settings, data.title, list(data.tuning().train), list(FACTORS), EPOCHS, system.epochs], sort_keys=True
+        [name, settings, data.title, list(data.tuning().train), [*FACTORS, REACH], EPOCHS, system.epochs],
+        sort_keys=True,
     )
     file = options.cache / "tuned" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
-    trials: dict[str, float | None] = {}
+    tried: dict[float, float | None] = {}
     part = data.tuning()
     epochs = max(EPOCHS, (system.epochs or 0) // 5) if data.mode == "ranking" else 1
-    for factor in FACTORS:
+    waiting = list(FACTORS)
+    while waiting:
+        factor = waiting.pop(0)
         done = train(name, system, with_rate(system, settings, factor), part, options, epochs=epochs, marks=1)
-        if name in options.left_out and done is None and options.python(name, system) is None:
+        if done is None and options.python(name, system) is None:
             return {"factor": 1.0, "trials": {}}
-        trials[f"{factor:.3g}"] = None if done is None else round(done.quality, 5)
+        tried[factor] = None if done is None else round(done.quality, 5)
+        if not waiting:
+            waiting = _beyond(tried)
     options.left_out.pop(name, None)  # a rate that diverged does not leave the system out
-    best = max(FACTORS, key=lambda factor: trials[f"{factor:.3g}"] or 0.0)
-    outcome = {"factor": best, "trials": trials}
+    outcome = {"factor": _best(tried), "trials": {f"{factor:.3g}": quality for factor, quality in tried.items()}}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(outcome))
     return outcome
