@@ -30,6 +30,7 @@ from slipstream.training.checkpoint.folder import Loaded
 from slipstream.training.checkpoint.manifest import CheckpointManifest
 from slipstream.training.checkpoint.tree import join_tree, split_tree
 from slipstream.training.config import TrainConfig
+from slipstream.training.termination import Termination
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PIECE = 1 << 30
@@ -70,6 +71,7 @@ class Ranks:
         self.ledger = Ledger()
         self._agreed = (False, False)
         self._watch: Watch | None = None
+        self._termination = Termination()
 
     @property
     def first(self) -> bool:
@@ -77,6 +79,7 @@ class Ranks:
         return self.rank == 0
 
     def __enter__(self) -> Ranks:
+        self._termination.__enter__()
         again = "start all ranks again with --resume (torchrun --max-restarts does), and look for its own message"
         try:
             if not dist.is_initialized():
@@ -93,8 +96,13 @@ class Ranks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._watch is not None:
-            self._watch.__exit__(kind, error, trace)
+        # torchrun sends SIGTERM as soon as it sees that a rank is gone: there must be time to say which.
+        try:
+            with self._termination.deferred():
+                if self._watch is not None:
+                    self._watch.__exit__(kind, error, trace)
+        finally:
+            self._termination.__exit__(None, None, None)
 
     def _meet(self) -> None:
         """Makes the process group, under names of this start's own: torchrun may keep its store when it starts anew."""
