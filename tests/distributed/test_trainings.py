@@ -68,11 +68,11 @@ def free_port() -> int:
 
 
 def outcome(folder: Path) -> Any:
-    """Weights, metrics and result, but for times."""
+    """Weights, metrics and result, but for times and the like."""
 
     def without_times(tree: Any) -> Any:
         if isinstance(tree, dict):
-            timed = ("seconds", "samples_per_second", "bytes_exchanged")
+            timed = ("seconds", "samples_per_second", "bytes_exchanged", "commit")
             return {key: without_times(value) for key, value in tree.items() if not key.endswith(timed)}
         return [without_times(entry) for entry in tree] if isinstance(tree, list) else tree
 
@@ -105,7 +105,7 @@ def played(folder: Path) -> dict[str, Any]:
     hung = {
         "jobs": [{**long, "epochs": 30, "out": str(folder / "hung")}],
         "signal": int(signal.SIGSTOP),
-        "silence": 3.0,
+        "silence": 6.0,
     }
     rounds["hung"] = {"world": 2, "kill": [1, str(folder / "hung" / "checkpoints" / "step-*")], **hung}
     rounds["uninterrupted 2"] = {"world": 2, "jobs": [{**long, "out": str(folder / "whole2")}]}

@@ -19,7 +19,7 @@ from types import TracebackType
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from slipstream.errors import SlipstreamError
+from slipstream.errors import Interrupted, SlipstreamError
 
 _EVERY = 0.5
 """Seconds between two signs of life."""
@@ -87,10 +87,12 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            # Asked to end while another error was on its way out: that one counts.
+            cause = error.__context__ if isinstance(error, Interrupted) and error.__context__ else error
             if error is None:
                 self._finish()
-            elif of_network(error):
-                raise self.lost(error) from error
+            elif cause is not None and of_network(cause):
+                raise self.lost(cause) from error
             elif isinstance(error, SlipstreamError):
                 self._tell(error)
         except dist.DistError as gone:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,16 @@ def _sharded(model: Any) -> dict[str, Any]:
     return found
 
 
+def kernels(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that look rows up for a sharded model's tables; TorchRec keeps them out of ``modules()``."""
+    for module in model.modules():
+        for lookup in getattr(module, "_lookups", ()):
+            yield from lookup.modules()
+
+
 def _fbgemm(model: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
     """FBGEMM's modules, which count the optimizer's steps (Adam's corrections need them) outside of its state."""
-    return [module for module in model.modules() if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)]
+    return [module for module in kernels(model) if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)]
 
 
 def _flat(extra: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slipstream.errors import NotInstalled, UnsupportedOption
+from slipstream.interop.torchrec import kernels
 from slipstream.kernels import registry
 from slipstream.policies import PSSE
 from slipstream.policies.base import OPEN, Gated
@@ -106,9 +107,9 @@ class RowGates:
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         self.seed = seed
         self.shards: dict[str, GatedShard] = {}
-        kernels = [m for m in model.modules() if isinstance(m, BaseBatchedEmbeddingBag | BaseBatchedEmbedding)]
-        _refuse_alike(next((why for kernel in kernels if (why := _problem(kernel)) is not None), ""))
-        for kernel in kernels:
+        found = [m for m in kernels(model) if isinstance(m, BaseBatchedEmbeddingBag | BaseBatchedEmbedding)]
+        _refuse_alike(next((why for kernel in found if (why := _problem(kernel)) is not None), ""))
+        for kernel in found:
             self._take_over(kernel)
 
     @property

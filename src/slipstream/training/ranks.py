@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from slipstream import distributed
 from slipstream.data.batch import Batch
@@ -29,6 +30,7 @@ from slipstream.training.checkpoint.folder import Loaded
 from slipstream.training.checkpoint.manifest import CheckpointManifest
 from slipstream.training.checkpoint.tree import join_tree, split_tree
 from slipstream.training.config import TrainConfig
+from slipstream.training.termination import Termination
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PIECE = 1 << 30
@@ -69,6 +71,7 @@ class Ranks:
         self.ledger = Ledger()
         self._agreed = (False, False)
         self._watch: Watch | None = None
+        self._termination = Termination()
 
     @property
     def first(self) -> bool:
@@ -76,11 +79,11 @@ class Ranks:
         return self.rank == 0
 
     def __enter__(self) -> Ranks:
+        self._termination.__enter__()
         again = "start all ranks again with --resume (torchrun --max-restarts does), and look for its own message"
         try:
             if not dist.is_initialized():
-                # Who is gone is the watch's to find; to wait for a rank that writes or prepares is no failure.
-                dist.init_process_group("gloo", timeout=timedelta(days=1))
+                self._meet()
             self._watch = Watch(self.rank, self.world, silence=self._silence, again=again).__enter__()
         except dist.DistError as error:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -93,8 +96,28 @@ class Ranks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._watch is not None:
-            self._watch.__exit__(kind, error, trace)
+        # torchrun sends SIGTERM as soon as it sees that a rank is gone: there must be time to say which.
+        try:
+            with self._termination.deferred():
+                if self._watch is not None:
+                    self._watch.__exit__(kind, error, trace)
+        finally:
+            self._termination.__exit__(None, None, None)
+
+    def _meet(self) -> None:
+        """Makes the process group, under names of this start's own: torchrun may keep its store when it starts anew."""
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        meeting = TCPStore(host, port, is_master=self.first and not agent, wait_for_workers=False)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            "gloo",
+            store=PrefixStore(f"slipstream/group/{attempt}", meeting),
+            rank=self.rank,
+            world_size=self.world,
+            # Who is gone is the watch's to find; to wait for a rank that writes or prepares is no failure.
+            timeout=timedelta(days=1),
+        )
 
     @staticmethod
     def check(config: TrainConfig, model: Recommender) -> None:

@@ -28,12 +28,10 @@ class Termination:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """The block asks for ``requested`` itself."""
+        """The block asks for ``requested`` itself; an error that leaves it is not replaced by a signal any more."""
         self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
+        yield
+        self._deferred = False
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
