@@ -102,7 +102,7 @@ def test_a_missing_peer_is_named_and_its_ratio_left_out(monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("small_tables")
 def test_gates_skip_the_share_they_say() -> None:
     record = run("gates", QUICK)
-    assert record.ratios.keys() == {"cold", "hot", "all_open"}
+    assert record.ratios.keys() == {"cold", "hot", "all_open", "thinned"}
     for kind in ("cold", "hot"):
         assert record.quality[f"share of accesses skipped, {kind} gated"] == pytest.approx(gates.GATED, abs=0.03)
     assert record.quality["share of accesses skipped, all open"] == 0.0

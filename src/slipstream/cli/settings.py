@@ -91,6 +91,8 @@ def _problem(entry: Mapping[str, Any]) -> str:
     """One wrong setting in words; pydantic's own name types that no user of the command line knows."""
     where = ".".join(str(part) for part in entry["loc"])
     context = entry.get("ctx", {})
+    if entry["type"] == "union_tag_invalid":
+        where += ".name"
     said = {
         "extra_forbidden": "there is no such setting",
         "missing": "is needed",
