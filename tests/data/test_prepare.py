@@ -311,7 +311,7 @@ def test_columns_of_a_table_are_inferred_only_without_doubt(tmp_path):
 
 def test_a_missing_column_is_named(tmp_path):
     pl.DataFrame({"y": [1], "a": ["x"]}).write_csv(tmp_path / "t.csv")
-    with pytest.raises(DataError, match=r"t\.csv, column 'b': the column is missing; the file has y, a"):
+    with pytest.raises(DataError, match=r"t\.csv, column 'b': the column is missing; the file has 'y', 'a'"):
         prepare(tmp_path / "t.csv", tmp_path / "out", schema=Schema(label="y", categorical=("a", "b")))
     pl.DataFrame({"y": [1], "a": ["x"]}).write_parquet(tmp_path / "t.parquet")
     with pytest.raises(DataError, match="column 'b': the column is missing"):
@@ -336,8 +336,24 @@ def test_bad_rows_of_parquet_and_nulls(tmp_path):
     side = (store.path / "quarantine.tsv").read_text().splitlines()[1:]
     assert [row.split("\t")[1:4] for row in side] == [
         ["3", "y", "has no label"],
-        ["4", "d", "value is NaN or infinite"],
+        ["4", "d", "value is NaN or infinite (prepared with --set nan=missing, it counts as missing)"],
     ]
+
+
+def test_words_for_a_missing_number_are_refused_with_the_remedy_or_count_as_missing(tmp_path):
+    rows = ["y,c,d", "1,a,2.5", "0,b,NA", "1,a,null", "0,b,N/A", "1,a,nan", "0,b,"]
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    schema = Schema(label="y", categorical=("c",), dense=("d",))
+    with pytest.raises(DataError, match=r"t\.csv:3, column 'd': 'NA' is not a number .*nan=missing"):
+        prepare(tmp_path / "t.csv", tmp_path / "out", schema=schema)
+    options = PrepareOptions(nan="missing", dense="none")
+    store = prepare(tmp_path / "t.csv", tmp_path / "out", schema=schema, options=options)
+    assert store.dense[:, 0].tolist() == [2.5, 0, 0, 0, 0, 0]
+    (batch,) = encode_raw(tmp_path / "t.csv", Encoder.load(store.path), 10)
+    assert torch.equal(batch.inputs.dense, store.dense)
+    (tmp_path / "t.csv").write_text("\n".join([*rows, "1,a,?"]) + "\n")
+    with pytest.raises(DataError, match=r"t\.csv:8, column 'd': '\?' is not a number; correct"):
+        prepare(tmp_path / "t.csv", tmp_path / "other", schema=schema, options=options)
 
 
 def test_labels_may_be_any_numbers_or_get_a_threshold(tmp_path):

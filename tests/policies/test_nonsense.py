@@ -89,9 +89,12 @@ HOT = {"hot_bytes": 16 * 85, "sample_share": 1.0}
 TOGETHER: list[tuple[dict[str, Any], str]] = [
     (
         {"name": "psse", "warmup_steps": 29},
-        r"warmup_steps=29 leaves no decision in a training of 29 batches; set it in \[0, 27\]",
+        r"warmup_steps=29 leaves no decision in a training of 29 batches; set policy\.warmup_steps in \[0, 27\]",
     ),
-    ({"name": "saturation", "warmup_steps": 500}, r"warmup_steps=500 leaves no decision .* set it in \[0, 27\]"),
+    (
+        {"name": "saturation", "warmup_steps": 500},
+        r"warmup_steps=500 leaves no decision .* set policy\.warmup_steps in \[0, 27\]",
+    ),
     (
         {"name": "slipstream", "mode": "periodic", "every": 25, "window": 4},
         r"every=25 and window=4 leave no decision .* in \[5, 24\]",

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from slipstream.errors import DataError
-from slipstream.report.runs import baseline, differing_settings, load_runs
+from slipstream.report.runs import baseline, differing_settings, load_runs, same_data
 from slipstream.report.table import columns, comparison, csv_text, terminal_table
 
 
@@ -42,6 +43,17 @@ def test_a_damaged_result_says_so(make_run: Callable[..., Path], text: str) -> N
     (folder / "result.json").write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=r"result\.json"):
         load_runs([folder])
+
+
+def test_a_comparison_of_runs_on_different_data_says_that_it_means_nothing(make_run: Callable[..., Path]) -> None:
+    folders = [make_run("a"), make_run("b")]
+    for folder in folders:
+        file = folder / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"dataset": f"of {folder.name}"}))
+    runs = load_runs(folders)
+    assert same_data(runs[:1]) and not same_data(runs)
+    assert "mean nothing" not in str(terminal_table(runs[:1]).caption)
+    assert "mean nothing" in str(terminal_table(runs).caption)
 
 
 def test_tables_agree_with_the_results(make_run: Callable[..., Path]) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from slipstream.cli import output
+from slipstream.report.columns import GAP, fill
 
 if TYPE_CHECKING:
     from slipstream.data.store import Store
@@ -48,7 +49,7 @@ def inspect(
     store = Store.open(data)
     describe(store)
     profile = popularity_profile(store, slices=slices)
-    output.console.print(profile_table(profile, wide=output.console.width >= 110))
+    output.console.print(profile_table(profile, width=output.console.width))
     output.say(
         "top 1 %: share of the accesses that the most popular 1 % of the rows take; top rows kept: of a slice's "
         f"{profile.top_fraction:.0%} most popular rows, the share that were so in the slice before, mean over "
@@ -57,7 +58,10 @@ def inspect(
     written = profile.model_dump(mode="json")
     if learning_curve:
         found = _redundancy(store, config, {"data": str(data), "model.name": model}, assign or (), seeds)
+        fit, trainings = found.fit, "one training" if found.seeds == 1 else f"{found.seeds} trainings"
+        output.say(f"AUC of a share n of the inputs: {fit.a:.4f} - {fit.b:.4f} n^-{fit.c:.2f}, {trainings} each")
         output.console.print(curve_table(found))
+        output.say("what skipping inputs at random costs")
         output.console.print(cost_table(found))
         output.say("at random, with the rates given; a policy that chooses what to skip has to cost less than that")
         written["learning_curve"] = found.model_dump(mode="json")
@@ -79,8 +83,7 @@ def _redundancy(
 def curve_table(found: Redundancy) -> Table:
     """AUC at each share of the training inputs, measured and by the curve."""
     fit = found.fit
-    title = f"AUC of a share n of the inputs: {fit.a:.4f} - {fit.b:.4f} n^-{fit.c:.2f}, {found.seeds} training(s) each"
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for name in ("inputs", "AUC", "spread", "curve", "time (s)"):
         table.add_column(name, justify="right")
     for point in found.measured:
@@ -92,7 +95,7 @@ def curve_table(found: Redundancy) -> Table:
 
 def cost_table(found: Redundancy) -> Table:
     """What skipping costs at random."""
-    table = Table(title="what skipping inputs at random costs", title_justify="left")
+    table = Table()
     for name in ("kept", "AUC lost"):
         table.add_column(name, justify="right")
     for budget, cost in found.cost.items():
@@ -100,25 +103,21 @@ def cost_table(found: Redundancy) -> Table:
     return table
 
 
-def profile_table(profile: PopularityProfile, *, wide: bool = True) -> Table:
-    """One line per feature, all together first; ``wide`` ones have how many rows are seen and Zipf's exponent too."""
-    table = Table()
+def profile_table(profile: PopularityProfile, *, width: int) -> Table:
+    """One line per feature, all together first; a wide one has how many rows are seen and Zipf's exponent too."""
     shares = list(profile.overall.top_shares)
     titles = ["feature", "rows", "seen", *(f"top {share * 100:g} %" for share in shares), "Gini", "Zipf"]
     titles += ["top rows kept", "first to last", "new accesses"]
-    left_out = () if wide else ("seen", "Zipf")
-    for number, title in enumerate(titles):
-        if title not in left_out:
-            longest = max(map(len, title.split()))
-            table.add_column(
-                title, justify="right" if number else "left", overflow="fold", min_width=longest if number else 12
-            )
+    left_out = () if width >= 110 else ("seen", "Zipf")
+    rows: list[list[str]] = []
     for row in (profile.overall, *profile.features):
         cells = [row.name, f"{row.num_rows:,}", f"{row.rows_seen / row.num_rows:.0%}"]
         cells += [f"{row.top_shares[share]:.1%}" for share in shares]
         cells += [f"{row.gini:.3f}", "–" if row.zipf_exponent is None else f"{row.zipf_exponent:.2f}"]
         cells += [_mean(row.overlap), f"{row.overlap_first_last:.0%}", _mean(row.new_accesses)]
-        table.add_row(*(Text(cell) for title, cell in zip(titles, cells, strict=True) if title not in left_out))
+        rows.append([cell for title, cell in zip(titles, cells, strict=True) if title not in left_out])
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    fill(table, [title for title in titles if title not in left_out], rows, width=width)
     return table
 
 

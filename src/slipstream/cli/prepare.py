@@ -90,13 +90,16 @@ def progress() -> Iterator[Callable[[str, int], None]]:
 def describe(store: Store) -> None:
     """Print what a prepared data set holds."""
     provenance = store.manifest.provenance
+    bad, drawn = provenance.get("bad_rows"), provenance.get("negatives")
+    each = drawn.get("per_positive") if isinstance(drawn, dict) else None
     output.facts(
         {
             "format": provenance.get("format"),
             "samples": store.num_samples,
             "sparse features": ", ".join(f"{feature.name} ({feature.num_rows:,} rows)" for feature in store.features),
             "dense features": store.num_dense or None,
-            "quarantined rows": provenance.get("bad_rows") or None,
+            "non-clicks": f"{each} drawn for each click" if each else None,
+            "quarantined rows": f"{bad:,}, see {store.path / 'quarantine.tsv'}" if bad else None,
             "fingerprint": store.fingerprint[:12],
             "folder": store.path,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -160,11 +161,13 @@ def train(
     output.facts(
         {
             "policy": result.policy,
+            **_guard_facts(result.policy_report),
             **ranking_facts(result.ranking),
             "AUC": None if result.auc is None else f"{result.auc:.4f}",
             "log-loss": f"{result.log_loss:.4f}",
             "calibration": f"{result.calibration:.3f}",
             "time": f"{result.seconds:.1f} s, {result.samples_per_second:,.0f} samples/s",
+            "not counted": f"{result.setup_seconds:.1f} s setting up, {result.prediction_seconds:.1f} s scoring",
             "inputs trained": f"{result.share_of_inputs_trained:.1%}",
             "row updates skipped": f"{result.share_of_row_updates_skipped:.1%}",
             "batches left out": result.nonfinite_batches or None,
@@ -172,6 +175,14 @@ def train(
             "run": settings.out,
         }
     )
+
+
+def _guard_facts(report: Mapping[str, Any]) -> dict[str, str]:
+    """What a guard skips by, what it found to be worth keeping at last, and why; nothing of other policies."""
+    if not report.get("moves"):
+        return {}
+    last = report["moves"][-1]
+    return {"skips by": report["policy"], "budget": f"{last['budget']:.4g} at last: {last['reason']}"}
 
 
 def _ranks() -> Ranks:
@@ -215,7 +226,8 @@ def _announce(event: training.Event) -> None:
     from slipstream.training import RunStarted
 
     if isinstance(event, RunStarted):
-        memory = f"about {event.memory / 1e9:.2f} GB of memory for {event.parameters:,} parameters"
+        size = f"{event.memory / 1e9:,.2f} GB" if event.memory >= 1e8 else f"{event.memory / 1e6:,.1f} MB"
+        memory = f"about {size} of memory for {event.parameters:,} parameters"
         at = "" if event.resumed_at is None else f"; going on after sample {event.resumed_at:,}"
         output.say(f"training: {memory}{at}")
 

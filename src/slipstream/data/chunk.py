@@ -136,7 +136,7 @@ class Rules(NamedTuple):
     binary: bool
     """Labels other than 0 and 1 are bad."""
     nan_is_missing: bool
-    """A dense value that is NaN or infinite counts as missing instead of bad."""
+    """A dense value that is NaN or infinite, or a word for a missing one, counts as missing instead of bad."""
 
 
 def decode(chunk: RawChunk, rules: Rules) -> Decoded:
@@ -160,8 +160,9 @@ def decode(chunk: RawChunk, rules: Rules) -> Decoded:
     for i, name in enumerate(schema.dense):
         dense[:, i], status = _numbers(chunk.columns[name])
         if rules.nan_is_missing:
-            status = np.where(status == NOT_FINITE, MISSING, status)
-        marks.numbers(name, chunk.columns[name], status)
+            missing = (status == NOT_FINITE) | _says_missing(chunk.columns[name], status)
+            status = np.where(missing, MISSING, status)
+        marks.numbers(name, chunk.columns[name], status, dense=True)
         marks.add(np.abs(dense[:, i]) > _LARGEST, name, lambda row, i=i: f"value {dense[row, i]:g} is too large")
     texts = [_text(chunk.columns[name], name, chunk.file) for name in schema.categorical]
     for role, name in (("user", schema.user), ("item", schema.item)):
@@ -225,14 +226,18 @@ class _Marks:
         *,
         missing: str | None = None,
         what: str = "number",
+        dense: bool = False,
     ) -> None:
+        hint = " (prepared with --set nan=missing, it counts as missing)" if dense else ""
+
         def not_a_number(row: int) -> str:
             shown = repr(column.field(row)[:40]) if isinstance(column, Text) else "value"
-            return f"{shown} is not a {what}"
+            said = hint if isinstance(column, Text) and _is_missing_word(column.field(row)) else ""
+            return f"{shown} is not a {what}{said}"
 
         if missing is not None:
             self.add(status == MISSING, name, lambda row: missing)
-        self.add(status == NOT_FINITE, name, lambda row: "value is NaN or infinite")
+        self.add(status == NOT_FINITE, name, lambda row: f"value is NaN or infinite{hint}")
         self.add(status == NOT_A_NUMBER, name, not_a_number)
 
 
@@ -259,6 +264,23 @@ def unix_seconds(column: Column) -> Numbers:
         good = np.abs(parsed) <= _LATEST
         values[rows[good]], status[rows[good]] = parsed[good], OK
     return Numbers(np.floor(values), status)
+
+
+_MISSING_WORDS = frozenset({"na", "n/a", "<na>", "null", "none"})
+"""What pandas, R and databases write for a missing number; NaN is one already."""
+
+
+def _is_missing_word(field: str) -> bool:
+    return field.strip().lower() in _MISSING_WORDS
+
+
+def _says_missing(column: Column, status: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Which fields are a word for a missing number, bool ``[n]``."""
+    found = np.zeros(status.size, dtype=np.bool_)
+    if isinstance(column, Text):
+        for row in np.flatnonzero(status == NOT_A_NUMBER).tolist():
+            found[row] = _is_missing_word(column.field(row))
+    return found
 
 
 def _numbers(column: Column) -> Numbers:

@@ -22,7 +22,7 @@ def missing_columns(needed: Sequence[str], found: Sequence[str], file: Path) -> 
     times = Counter(found)
     for name in needed:
         if not times[name]:
-            there = ", ".join(found[:12]) + (", …" if len(found) > 12 else "")
+            there = ", ".join(map(repr, found[:12])) + (", …" if len(found) > 12 else "")
             remedy = "correct the file, or its schema"
             raise DataError(
                 f"the column is missing; the file has {there or 'none'}", file=file, column=name, remedy=remedy

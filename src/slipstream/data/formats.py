@@ -26,6 +26,7 @@ FormatName = Literal[
     "criteo", "criteo_terabyte", "avazu", "movietweetings", "movielens", "globo", "pairs", "parquet", "csv"
 ]
 FORMATS: tuple[str, ...] = get_args(FormatName)
+_PASS = f"pass --format, one of {', '.join(FORMATS)}"
 DenseTransform = Literal["log1p", "standardise", "none"]
 NegativeMethod = Literal["recent", "uniform", "popularity"]
 
@@ -158,7 +159,7 @@ def detect(path: Path) -> FormatName:
             return "criteo_terabyte"
         if any(name.endswith(".parquet") for name in names):
             return "parquet"
-        raise ConfigError(f"cannot tell the format of the folder {path}", remedy=f"pass one of {', '.join(FORMATS)}")
+        raise ConfigError(f"cannot tell the format of the folder {path}", remedy=f"name a file in it, or {_PASS}")
     if _is_parquet(path):
         columns = set(open_parquet(path).schema_arrow.names)
         if {"click_article_id", "click_timestamp"} <= columns:
@@ -173,7 +174,7 @@ def detect(path: Path) -> FormatName:
     named = path.suffix == ".csv" or path.suffixes[-2:] == [".csv", ".gz"]
     if len(commas) > 1 and (named or all(re.fullmatch(r"[A-Za-z_][\w .-]*", name) for name in commas)):
         return "pairs" if only_pairs(commas) else "csv"
-    raise ConfigError(f"cannot tell the format of {path}", remedy=f"pass one of {', '.join(FORMATS)}")
+    raise ConfigError(f"cannot tell the format of {path}", remedy=_PASS)
 
 
 def _is_parquet(path: Path) -> bool:

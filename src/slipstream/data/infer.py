@@ -56,7 +56,7 @@ def _only(columns: dict[str, str], names: tuple[str, ...], file: Path, role: str
     found = [name for name in columns if name.lower() in names]
     if len(found) > 1 or (required and not found):
         what = f"columns {', '.join(map(repr, found))} could all be the {role}" if found else f"no column is the {role}"
-        there = ", ".join([*columns][:12]) + (", …" if len(columns) > 12 else "")
+        there = ", ".join(map(repr, [*columns][:12])) + (", …" if len(columns) > 12 else "")
         raise ConfigError(f"{file}: {what} (the columns are {there})", remedy=_REMEDY)
     return found[0] if found else None
 

@@ -30,7 +30,7 @@ class PrepareOptions(BaseModel):
     on_bad_row: Literal["stop", "quarantine"] = "stop"
     """stop: raise an error that says where. quarantine: write the row to ``quarantine.tsv`` in the store and go on."""
     nan: Literal["error", "missing"] = "error"
-    """Whether a dense value that is NaN or infinite makes a bad row, or counts as missing."""
+    """Whether a dense value that is NaN, infinite, NA, N/A, null or None makes a bad row, or counts as missing."""
     negatives: int | None = Field(default=None, ge=0, le=1000)
     """Negatives drawn after each row of data without label. None: as the format has it (globo 2, pairs 1)."""
     negative_method: NegativeMethod | None = None

@@ -140,7 +140,8 @@ def share_in_range(name: str) -> Callable[[float], float]:
 def check_warm_up(name: str, steps: int, batches: int) -> None:
     """Raise ConfigError unless a first decision after so many steps comes within a training of so many batches."""
     if max(steps, 1) >= batches:
-        allowed = f"set it in [0, {batches - 2}]" if batches > 1 else "use more samples or a smaller batch_size"
+        fewer = f"set policy.warmup_steps in [0, {batches - 2}], a tenth of the batches say, or use smaller batches"
+        allowed = fewer if batches > 1 else "use more samples or a smaller batch_size"
         raise ConfigError(
             f"policy {name!r}: warmup_steps={steps} leaves no decision in a training of {batches} batches",
             remedy=allowed,

@@ -190,6 +190,11 @@ def baseline(runs: Sequence[Run]) -> Run:
     return next((run for run in runs if run.policy == "none"), runs[0])
 
 
+def same_data(runs: Sequence[Run]) -> bool:
+    """Whether the runs are of one data set, as far as they say."""
+    return len({run.result["dataset"] for run in runs if run.result.get("dataset")}) < 2
+
+
 def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Settings in which runs differ, by dotted name, with one value per run (``–`` where it has none)."""
     flat = [dict(settings(run)) for run in runs]

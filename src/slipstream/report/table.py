@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slipstream.report.runs import Run, baseline
+from slipstream.report.columns import GAP, fill
+from slipstream.report.runs import Run, baseline, same_data
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,26 +105,28 @@ def comparison(runs: Sequence[Run]) -> list[list[str]]:
 
 def terminal_table(runs: Sequence[Run], *, width: int = 80) -> Table:
     """The comparison for a terminal of ``width`` characters; a narrow one gets fewer columns."""
-    from rich.box import SIMPLE
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
-    from rich.text import Text
 
     chosen = columns(runs)
     shown = [place for place, column in enumerate(chosen) if column.brief or width >= 140]
     table = Table(
-        box=SIMPLE,
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, GAP - 1, 0, 0),
         pad_edge=False,
-        caption=f"differences and speed-up against {baseline(runs).name}",
+        caption=_caption(runs),
         caption_justify="left",
     )
-    for place in shown:
-        column = chosen[place]
-        word = max(map(len, column.title.split()))
-        table.add_column(column.title, justify="right" if column.numeric else "left", overflow="fold", min_width=word)
-    for row in comparison(runs):
-        # Text, not str: a run's name in square brackets is no markup.
-        table.add_row(*(Text(row[place]) for place in shown))
+    titles = [chosen[place].title for place in shown]
+    rows = [[row[place] for place in shown] for row in comparison(runs)]
+    fill(table, titles, rows, width=width, left=sum(not chosen[place].numeric for place in shown))
     return table
+
+
+def _caption(runs: Sequence[Run]) -> str:
+    against = f"differences and speed-up against {baseline(runs).name}"
+    return against if same_data(runs) else f"{against}, which mean nothing: the runs are of different data"
 
 
 def csv_text(runs: Sequence[Run]) -> str:

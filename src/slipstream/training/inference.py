@@ -41,7 +41,8 @@ class Evaluation(BaseModel):
     popularity_feature: str | None
     """That feature."""
     new_items: dict[str, Scores]
-    """``new``: of the samples whose row of that feature is in no sample of the data before the first one scored."""
+    """``new``: of the samples whose row of that feature is in no sample of the data before the first one scored; empty
+    where that is the first one of the data."""
     ranking: RankingScores | None
     """Figures of the ranked lists; None where the data is not of pairs or the model has no vectors."""
     dataset: str
@@ -97,8 +98,9 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
     if feature is not None:
         rows = store.ids[start:stop, feature].numpy()
         buckets = score_by_popularity(rows, access_counts(store, feature, start, stop), labels, logits)
-        found = score_new_items(first_seen(store, feature, stop)[rows], start, None, labels, logits)
-        new = {"new": found["new"]}
+        if start:
+            found = score_new_items(first_seen(store, feature, stop)[rows], start, None, labels, logits)
+            new = {"new": found["new"]}
     ranker = Ranker.of(model, store, (0, start), (start, stop), config.ranking.k)
     return Evaluation(
         scores=score(labels, logits),
