@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from hashlib import sha256
 from types import TracebackType
 from typing import Any
 
@@ -33,6 +34,8 @@ from slipstream.training.config import TrainConfig
 from slipstream.training.termination import Termination
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_OWN = ("data", "cache", "columns", "out", "continue_from", "threads", "max_memory")
+"""Settings that ranks may have of their own."""
 _PIECE = 1 << 30
 """Bytes of a state that are sent at a time."""
 
@@ -145,6 +148,12 @@ class Ranks:
         yield
         if not late:
             dist.barrier()
+
+    def check_settings(self, config: TrainConfig) -> None:
+        """Raise ConfigError unless all ranks train by the same settings; paths and threads may be a machine's own."""
+        mine = config.model_dump(mode="json", exclude=set(_OWN))
+        mine |= {"saved": config.out is not None, "continued": config.continue_from is not None}
+        self.check_same("settings", sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest())
 
     def check_same(self, what: str, value: str) -> None:
         """Raise ConfigError unless all ranks have the same text."""
