@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from tests.training.conftest import write_store
 from torch import nn
 
@@ -98,3 +100,17 @@ def test_ranks_of_other_settings_are_told_apart(monkeypatch: pytest.MonkeyPatch)
     for other in others:
         with pytest.raises(ConfigError, match="the ranks have different settings"):
             ranks.check_settings(TrainConfig.model_validate({**settings, **other}))
+
+
+def test_ranks_that_cannot_meet_leave_signals_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+
+    def fail(self: Ranks) -> None:
+        raise dist.DistNetworkError("no route")
+
+    monkeypatch.setattr(Ranks, "_meet", fail)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ConfigError, match=r"rank 1 cannot meet the others at 1:1 \(no route\)"), Ranks():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from hashlib import sha256
 from types import TracebackType
@@ -82,18 +82,20 @@ class Ranks:
         return self.rank == 0
 
     def __enter__(self) -> Ranks:
-        self._termination.__enter__()
         again = "start all ranks again with --resume (torchrun --max-restarts does), and look for its own message"
-        try:
-            if not dist.is_initialized():
-                self._meet()
-            self._watch = Watch(self.rank, self.world, silence=self._silence, again=again).__enter__()
-        except dist.DistError as error:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise ConfigError(
-                f"rank {self.rank} cannot meet the others at {where} ({str(error).splitlines()[0]})",
-                remedy="see that the machine can be reached and the port is free",
-            ) from error
+        with ExitStack() as stack:
+            stack.enter_context(self._termination)
+            try:
+                if not dist.is_initialized():
+                    self._meet()
+                self._watch = Watch(self.rank, self.world, silence=self._silence, again=again).__enter__()
+            except dist.DistError as error:
+                where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+                raise ConfigError(
+                    f"rank {self.rank} cannot meet the others at {where} ({str(error).splitlines()[0]})",
+                    remedy="see that the machine can be reached and the port is free",
+                ) from error
+            stack.pop_all()  # left in __exit__
         return self
 
     def __exit__(
