@@ -109,7 +109,7 @@ class Training:
 
     @property
     def quality(self) -> float:
-        """At its end; ranked data: the best of its epochs."""
+        """At its end."""
         return self.curve[-1].quality
 
     def seconds_to(self, target: float) -> float | None:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer
 from typing import TypeVar
 
 from benchmarks.peers.protocol import Close, Closed, Job, Message, Missing, Open, Opened, ProtocolError, decode, encode
@@ -95,14 +95,15 @@ class Worker:
             PeerFailed: The process ended, took too long, or said something else.
         """
         assert self.process.stdout is not None
-        watchdog = Timer(LIMIT_SECONDS, self.process.kill)
+        late = Event()
+        watchdog = Timer(LIMIT_SECONDS, lambda: (late.set(), self.process.kill()))
         watchdog.start()
         try:
             line = self.process.stdout.readline()
         finally:
             watchdog.cancel()
         if not line:
-            raise self._failed()
+            raise PeerFailed(f"{self.name} took longer than {LIMIT_SECONDS:g} s") if late.is_set() else self._failed()
         try:
             reply = decode(line)
         except ProtocolError as error:
@@ -121,7 +122,10 @@ class Worker:
     def close(self) -> Closed:
         """Ends it in order; what it used."""
         closed = self.ask(Close(), Closed)
-        self.process.wait(timeout=60)
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()  # all that was asked of it is said
         return closed
 
     def kill(self) -> None:

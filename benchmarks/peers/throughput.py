@@ -110,10 +110,16 @@ def _size(record: Record, data: Dataset, dim: int, batch: int, options: Options)
         spent = _rounds(workers, systems, batch, options)
         for name in list(spent):
             epoch = {}
-            if options.quick or ((dim, batch) == HEADLINE and systems[name].peer != SLOW_PEER):
-                epoch = _epoch(workers[name], data)
+            try:
+                if options.quick or ((dim, batch) == HEADLINE and systems[name].peer != SLOW_PEER):
+                    epoch = _epoch(workers[name], data)
+                peak = workers[name].close().peak_rss
+            except PeerFailed as error:
+                options.left_out[name] = without_paths(str(error))
+                del spent[name]
+                continue
+            if epoch:
                 record.quality |= {f"AUC {name}": epoch["AUC"], f"log-loss {name}": epoch["log-loss"]}
-            peak = workers[name].close().peak_rss
             record.rows.append(_row(name, dim, batch, spent[name], peak) | epoch)
     seconds = {name: [sum(s.seconds.values()) / s.samples for s in turns] for name, turns in spent.items()}
     headline = (dim, batch) == HEADLINE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,13 @@ class Fake:
     def steps(self, count: int) -> Spent:
         if self.job.settings.get("fail"):
             raise RuntimeError("out of paper")
+        if self.job.settings.get("slow"):
+            time.sleep(60.0)
         return Spent(count * 8, dict.fromkeys(PHASES, 0.25))
 
     def fit(self, request: Fit) -> Fitted:
+        if self.job.settings.get("fail_fit"):
+            raise RuntimeError("out of ink")
         start, stop = self.job.test
         points = []
         for number, mark in enumerate(request.marks):

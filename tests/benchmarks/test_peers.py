@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.peers import catalogue, datasets, memory, quality, throughput
+from benchmarks.peers import catalogue, datasets, memory, processes, quality, throughput
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.catalogue import System
 from benchmarks.peers.common import Mark, Options, Training, against_goals
@@ -32,6 +32,7 @@ from benchmarks.peers.tuning import _beyond
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slipstream.bench import workload
 from slipstream.errors import ConfigError
 from slipstream.report.record import Record
 
@@ -135,6 +136,15 @@ def test_a_process_that_fails_says_why(cache: Path) -> None:
             worker.ask(Steps(1), Spent)
 
 
+def test_a_process_that_hangs_is_ended(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = datasets.clicks("synthetic_25", cache, samples=4_000)
+    job = Job(FAKE, str(data.folder), list(data.train), list(data.test), {"slow": True})
+    with opened(Path(sys.executable), "fake", job) as (worker, _, _):
+        monkeypatch.setattr(processes, "LIMIT_SECONDS", 0.2)
+        with pytest.raises(PeerFailed, match=r"fake took longer than 0\.2 s"):
+            worker.ask(Steps(1), Spent)
+
+
 def test_a_package_that_is_missing_is_named(cache: Path) -> None:
     data = datasets.clicks("synthetic_25", cache, samples=4_000)
     job = Job("benchmarks.peers.nobody", str(data.folder), list(data.train), list(data.test))
@@ -166,6 +176,18 @@ def test_throughput_with_plain_torch_ours_and_absent_peers(options: Options) -> 
     for row in record.rows:
         assert sum(row[f"{phase} p50"] for phase in PHASES) == pytest.approx(row["p50"], rel=0.5)
     check(record)
+
+
+def test_throughput_goes_on_without_who_fails_in_its_epoch(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    systems = {"xdl": {"fail_fit": True}, "dlrm_reference": {}}
+    fakes = {name: System(None, FAKE, lambda data, own=own: dict(own)) for name, own in systems.items()}
+    monkeypatch.setattr(catalogue, "CLICKS", fakes)
+    options.quick, options.systems = False, tuple(fakes)
+    monkeypatch.setattr(throughput, "SAMPLES", 16_384)
+    monkeypatch.setattr(workload, "TOTAL_ROWS", 300_000)
+    record = throughput.run(options, [throughput.HEADLINE])
+    assert [row["system"] for row in record.rows] == ["dlrm_reference"]
+    assert "out of ink" in record.conditions["not installed or left out"]["xdl"]
 
 
 def test_ranking_of_ours(options: Options) -> None:

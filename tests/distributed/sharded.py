@@ -24,7 +24,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 import slipstream as sl
 from slipstream import distributed
 from slipstream.data import Columns
-from slipstream.errors import CheckpointError, UnsupportedOption
+from slipstream.errors import CheckpointError, ConfigError, OutputError, UnsupportedOption
 from slipstream.interop.torchrec import load_checkpoint, save_checkpoint
 from slipstream.interop.torchrec_gates import RowGates
 from slipstream.policies import PSSE, Importance, Random
@@ -175,6 +175,10 @@ def gated(folder: Path) -> dict[str, Any]:
     together = RowGates.together(PSSE(0.8, warmup_steps=2, every=2))
     listening = Training(together, gates=True)
     listening.train(0, 8)
+    try:
+        listening.save(folder / "shards", 8)
+    except ConfigError as error:
+        own = str(error)
     half = Training(Random(0.5, level="rows"), gates=True)
     half.train(0, 8)
     try:
@@ -185,6 +189,13 @@ def gated(folder: Path) -> dict[str, Any]:
         load_checkpoint(folder / "nothing", free.model)
     except CheckpointError as error:
         missing = str(error)
+    (folder / "taken").write_text("")
+    unwritten: list[str] = []
+    for path in (folder / "taken", folder / "taken" / "below"):  # refused to rank 0 alone, and to DCP
+        try:
+            save_checkpoint(path, free.model, {})
+        except OutputError as error:
+            unwritten.append(str(error))
     assert listening.gates is not None and half.gates is not None
     shards = list(half.gates.shards.values())
     return {
@@ -197,6 +208,8 @@ def gated(folder: Path) -> dict[str, Any]:
         "half": (sum(s.skipped for s in shards), sum(s.lookups for s in shards)),
         "refused": refused,
         "missing": missing,
+        "unwritten": unwritten,
+        "own": own,
     }
 
 

@@ -95,3 +95,16 @@ def test_what_cannot_be_gated_or_read_is_refused(folder: Path) -> None:
     found = of(folder, "gated")
     assert "is pooled by mean" in found["refused"] and "PoolingType.SUM" in found["refused"]
     assert "holds no checkpoint" in found["missing"]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks(folder: Path) -> None:
+    for rank in (0, 1):
+        first, second = of(folder, "gated", rank)["unwritten"]
+        assert "taken: cannot be written (" in first and "below: cannot be written (" in second
+    assert not list(folder.glob(".*.partial-*"))
+
+
+def test_the_state_of_shards_is_not_kept_as_if_it_were_the_same(folder: Path) -> None:
+    for rank in (0, 1):
+        assert "other tensors on some ranks" in of(folder, "gated", rank)["own"]
+    assert not (folder / "shards").exists()

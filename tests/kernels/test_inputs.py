@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slipstream.errors import ConfigError
 from slipstream.kernels import hashing, inputs, registry
 
 
@@ -45,6 +46,13 @@ def test_bags_of_any_inputs_in_any_order(lengths: list[int], picks: list[int], d
 def test_bags_outside_are_refused(offsets: list[int], row: int) -> None:
     with pytest.raises(IndexError, match="bags"):
         inputs.select_bags(torch.arange(3), torch.tensor(offsets), torch.tensor([row]))
+
+
+def test_bags_of_another_dtype_are_refused() -> None:
+    offsets, to_offsets = torch.tensor([0, 3]), torch.zeros(2, dtype=torch.int64)
+    to_values = torch.empty(4, dtype=torch.int32)
+    with pytest.raises(ConfigError, match=r"torch\.int64 and torch\.int32"):
+        inputs.append_bags(torch.arange(3) << 40, offsets, torch.tensor([0]), to_values, to_offsets, 0)
 
 
 @settings(deadline=None)

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 from tests.browser import Tab
 from tests.cli.test_run_commands import call
 
 from slipstream.errors import ConfigError, DataError
+from slipstream.report.live import terminal
 from slipstream.report.live.feed import Feed
 from slipstream.report.live.server import LiveServer
 from slipstream.report.live.terminal import sparkline, watch_in_terminal
@@ -156,6 +158,20 @@ def test_the_terminal_follows_to_the_end(trained: Path, tmp_path: Path) -> None:
     writing.join()
     text = console.export_text()
     assert "Finished; policy saturation." in text and "AUC so far" in text and "unreadable lines" in text
+
+
+def test_the_terminal_shows_at_once_what_there_is(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(trained / "metrics.jsonl", run)
+    watched, shown = Watched(run), []
+    watched.look()  # as the command does, to see whether it is over
+    monkeypatch.setattr(terminal, "screen", lambda run: shown.append(run.finished) or Text())
+    monkeypatch.setattr(terminal.time, "sleep", lambda seconds: shutil.copy(trained / "result.json", run))
+    watch_in_terminal(watched, Console(file=(tmp_path / "screen").open("w")))
+    assert shown == [False, True]
 
 
 def test_a_finished_run_is_said_to_be_over(trained: Path) -> None:

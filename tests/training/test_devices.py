@@ -89,3 +89,6 @@ def test_a_batch_is_sent_whole_or_without_its_ids() -> None:
     sent = Sender(meta, keep_ids=True).send(batch)
     assert sent.inputs.dense.device == sent.labels.device == meta
     assert sent.inputs.ids is batch.inputs.ids and sent.inputs.bags is batch.inputs.bags
+    batch.carried = {"history": torch.zeros(2, 3)}
+    carried = batch.to(meta).carried
+    assert carried is not None and carried["history"].is_meta

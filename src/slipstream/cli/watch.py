@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slipstream.cli import output
+from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
     from slipstream.report.live.server import LiveServer
@@ -30,6 +31,8 @@ def watch(
     """Follow a training while it runs, on a page of a local server or in the terminal; ends with the training."""
     from slipstream.report.live.watched import Watched
 
+    if terminal and port:
+        raise ConfigError("--port is of the page, which --terminal does without", remedy="leave one of them out")
     watched = Watched(run)
     watched.look()
     if watched.finished:

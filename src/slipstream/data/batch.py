@@ -82,9 +82,9 @@ class Batch:
         inputs = self.inputs
         bags = tuple(Bag(fn(bag.values), fn(bag.offsets)) for bag in inputs.bags)
         time = None if self.time is None else fn(self.time)
-        return Batch(
-            Inputs(fn(inputs.dense), fn(inputs.ids), bags), fn(self.labels), fn(self.index), fn(self.weights), time
-        )
+        carried = None if self.carried is None else {name: fn(column) for name, column in self.carried.items()}
+        columns = fn(self.labels), fn(self.index), fn(self.weights), time, carried
+        return Batch(Inputs(fn(inputs.dense), fn(inputs.ids), bags), *columns)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same samples on a device; tensors that are there already are not copied.

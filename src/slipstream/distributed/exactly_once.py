@@ -83,9 +83,9 @@ class Ledger:
                 f"{int(self._handed_out[0]):,} were"
             )
 
-    def state(self) -> list[int]:
-        """Plain numbers, after :meth:`check`."""
-        return self._handed_out.tolist()
+    def state(self) -> list[int] | None:
+        """Plain numbers, after :meth:`check`; None where a part of the training is not known."""
+        return self._handed_out.tolist() if self._whole else None
 
     def load(self, state: Sequence[int] | None) -> None:
         """Goes on after these: what all ranks trained on so far counts as rank 0's.

@@ -51,7 +51,7 @@ class _OverRanks(Policy):
         self.name = inner.name  # type: ignore[misc]
         self.skips_inputs, self.skips_rows = inner.skips_inputs, inner.skips_rows
         self.plans_order, self.plans_runs = inner.plans_order, inner.plans_runs
-        self.wants_losses = inner.wants_losses
+        self.wants_losses, self.decides_alone = inner.wants_losses, inner.decides_alone
         self._tables: list[Gated] = []
         self._number: dict[int, int] = {}
         self._steps: list[Progress] = []  # not passed on yet

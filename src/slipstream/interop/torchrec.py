@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from slipstream import distributed
 from slipstream.data.atomic import replace_folder
-from slipstream.errors import CheckpointError, NotInstalled, OutputError
+from slipstream.errors import CheckpointError, ConfigError, DataError, NotInstalled, OutputError
 from slipstream.training.checkpoint.tree import join_tree, split_tree
 
 try:
@@ -54,21 +57,31 @@ def save_checkpoint(path: str | Path, model: nn.Module, extra: Mapping[str, Any]
             Nested dicts, lists and tuples of tensors, numbers, texts and None.
 
     Raises:
-        OutputError: It cannot be written.
+        ConfigError: ``extra`` is not the same on all ranks: its tensors differ in name, dtype or shape.
+        OutputError: It cannot be written; on all ranks, whichever of them could not.
     """
-    path = Path(path)
+    path, flat = Path(path), _flat(extra)
+    _check_same(flat)
     token = torch.tensor([secrets.randbits(32)])
     dist.broadcast(token, src=0)
     partial = path.with_name(f".{path.name}.partial-{int(token):x}")
     steps = torch.tensor([max((int(fbgemm.iter_cpu) for fbgemm in _fbgemm(model)), default=0)])
     dist.all_reduce(steps, dist.ReduceOp.MAX)  # a rank may hold no table
+    reason = ""
     try:
-        save({**_sharded(model), **_flat(extra), _STEPS: steps}, checkpoint_id=partial)
+        save({**_sharded(model), **flat, _STEPS: steps}, checkpoint_id=partial)
         if dist.get_rank() == 0:
             replace_folder(partial, path)
-    except OSError as error:
-        raise OutputError(path, error) from error
-    dist.barrier()
+    except CheckpointException as error:  # DCP raises it on all ranks
+        reason = _first_reason(error)
+    except (OSError, DataError) as error:
+        reason = str(error)
+    failed = torch.tensor([int(bool(reason))])
+    dist.all_reduce(failed)  # nobody waits for a rank that gave up
+    if failed.item():
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(path, OSError(reason or "another rank could not"))
 
 
 def load_checkpoint(path: str | Path, model: nn.Module) -> Any:
@@ -104,8 +117,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> Any:
     try:
         load(state, checkpoint_id=path)
     except CheckpointException as error:
-        reason = str(next(iter(error.failures.values()), (error,))[0])
-        raise CheckpointError(f"{path}: cannot be loaded ({reason.splitlines()[0]})") from error
+        raise CheckpointError(f"{path}: cannot be loaded ({_first_reason(error)})") from error
     model.load_state_dict(
         {name.removeprefix("model/"): value for name, value in state.items() if name.startswith("model/")}
     )
@@ -115,6 +127,22 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> Any:
     tree = json.loads(extra[_TREE].numpy().tobytes())
     named = {name.removeprefix(f"{_TENSOR}/"): value for name, value in extra.items() if name != _TREE}
     return join_tree(tree, named)
+
+
+def _check_same(flat: Mapping[str, Tensor]) -> None:
+    """Raise ConfigError where a rank has other tensors, of which DCP would keep one rank's."""
+    kinds = sorted((name, str(t.dtype), list(t.shape)) for name, t in flat.items() if name != _TREE)
+    digest = bytearray(sha256(json.dumps(kinds).encode()).digest())
+    if distributed.same_everywhere({"extra": torch.frombuffer(digest, dtype=torch.uint8)}):
+        raise ConfigError(
+            "extra holds other tensors on some ranks, and a checkpoint keeps it once",
+            remedy="give what is the same on all; a policy that gates rows of shards is each rank's own to save",
+        )
+
+
+def _first_reason(error: CheckpointException) -> str:
+    """What went wrong on the first rank that failed."""
+    return str(next(iter(error.failures.values()), (error,))[0]).splitlines()[0]
 
 
 def _sharded(model: Any) -> dict[str, Any]:

@@ -199,7 +199,10 @@ def append_bags(
 
     Raises:
         IndexError: A row is not between 0 and B - 1, or the offsets leave ``values``.
+        ConfigError: The values are of another dtype.
     """
+    if values.dtype != to_values.dtype:
+        raise ConfigError(f"cannot join bags of {values.dtype} and {to_values.dtype}")
     first = int(to_offsets[at])
     taken = to_offsets[at : at + rows.numel() + 1].numpy()
     arrays = offsets.contiguous().numpy(), rows.contiguous().numpy()

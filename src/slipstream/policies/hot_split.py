@@ -63,7 +63,7 @@ def split_inputs(
 ) -> HotSplit:
     """Counts accesses in a sample of the inputs, marks the hottest rows, and tells hot inputs from cold ones.
 
-    Drawn with replacement, counted per row over all tables, the top K kept. [paper] [code] Rows that the sample did
+    Drawn with replacement, counted per row over all tables, the top K kept. [paper, code] Rows that the sample did
     not hold have the count 0, and are hot only where the budget holds them too. [ours]
 
     Args:

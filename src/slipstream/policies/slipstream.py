@@ -76,7 +76,7 @@ class SlipstreamConfig(PolicyBaseConfig):
 class Slipstream(Policy):
     """Drops hot inputs most of whose rows stopped moving: sample dropping, without reweighting.
 
-    ``once`` [paper] [code]: all cold inputs first, then the hot ones; hot rows are copied after S and after
+    ``once`` [paper, code]: all cold inputs first, then the hot ones; hot rows are copied after S and after
     E = S + round(m · hot batches) hot batches; a row is stale when it moved by less than T in every dimension; T is
     found by bisection so that D ± band of a sample of the hot inputs not yet trained would be dropped; from then on
     hot inputs with at least ``alpha`` stale lookups are dropped. If the band is never met nothing is dropped. Decided

@@ -123,7 +123,8 @@ class Subsampling(Policy):
         for name, table in tables.items():
             if not hasattr(table, "by_sample"):
                 raise ConfigError(
-                    f"policy 'subsampling' cannot draw for single samples in table {name!r}, whose rows are cached",
+                    f"policy 'subsampling' cannot draw for single samples in table {name!r}: its rows are behind a row "
+                    "cache, or it is a shard of TorchRec's",
                     remedy="train without a row cache, or use policy 'psse'",
                 )
             cast(_Drawn, table).by_sample = True

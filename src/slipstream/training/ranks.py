@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from hashlib import sha256
 from types import TracebackType
 from typing import Any
 
@@ -33,6 +34,8 @@ from slipstream.training.config import TrainConfig
 from slipstream.training.termination import Termination
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_OWN = ("data", "cache", "columns", "out", "continue_from", "threads", "max_memory")
+"""Settings that ranks may have of their own."""
 _PIECE = 1 << 30
 """Bytes of a state that are sent at a time."""
 
@@ -79,18 +82,20 @@ class Ranks:
         return self.rank == 0
 
     def __enter__(self) -> Ranks:
-        self._termination.__enter__()
         again = "start all ranks again with --resume (torchrun --max-restarts does), and look for its own message"
-        try:
-            if not dist.is_initialized():
-                self._meet()
-            self._watch = Watch(self.rank, self.world, silence=self._silence, again=again).__enter__()
-        except dist.DistError as error:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise ConfigError(
-                f"rank {self.rank} cannot meet the others at {where} ({str(error).splitlines()[0]})",
-                remedy="see that the machine can be reached and the port is free",
-            ) from error
+        with ExitStack() as stack:
+            stack.enter_context(self._termination)
+            try:
+                if not dist.is_initialized():
+                    self._meet()
+                self._watch = Watch(self.rank, self.world, silence=self._silence, again=again).__enter__()
+            except dist.DistError as error:
+                where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+                raise ConfigError(
+                    f"rank {self.rank} cannot meet the others at {where} ({str(error).splitlines()[0]})",
+                    remedy="see that the machine can be reached and the port is free",
+                ) from error
+            stack.pop_all()  # left in __exit__
         return self
 
     def __exit__(
@@ -145,6 +150,12 @@ class Ranks:
         yield
         if not late:
             dist.barrier()
+
+    def check_settings(self, config: TrainConfig) -> None:
+        """Raise ConfigError unless all ranks train by the same settings; paths and threads may be a machine's own."""
+        mine = config.model_dump(mode="json", exclude=set(_OWN))
+        mine |= {"saved": config.out is not None, "continued": config.continue_from is not None}
+        self.check_same("settings", sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest())
 
     def check_same(self, what: str, value: str) -> None:
         """Raise ConfigError unless all ranks have the same text."""

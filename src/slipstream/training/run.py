@@ -134,6 +134,8 @@ def _train(
     if folder is not None:
         everyone += [JsonlMetrics(folder.path / METRICS), ResultWriter(folder.path)]
     with _closing(everyone):
+        if ranks is not None:
+            ranks.check_settings(config)
         if store is None:
             with nullcontext() if ranks is None else ranks.one_after_another():
                 store = open_data(config)

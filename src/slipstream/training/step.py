@@ -108,6 +108,7 @@ class Step:
         """The same on this rank's part of the batch, with the gradients of all."""
         own = ranks.part(batch)
         loss, losses = self._forward(own)
+        self._clock.lap("forward")
         share = self._model.terms(own) / max(self._model.terms(batch), 1)
         if share:
             # Summed over the ranks, then divided by their number.
@@ -115,6 +116,7 @@ class Step:
         value = ranks.mean_dense(self._model, float(loss.detach()) * share if share else 0.0)
         if not math.isfinite(value):
             return self._leave_out(batch, f"the loss is {value}", done)
+        self._clock.lap("backward")
         self._hear(batch, losses)
         ranks.exchange(self._model, send_frozen=self._config.optimizer.clip is not None)
         if not gradients_are_finite(self._model):

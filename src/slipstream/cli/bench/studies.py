@@ -34,6 +34,7 @@ from slipstream.cli.bench.common import (
     numbers,
     split,
 )
+from slipstream.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -71,7 +72,9 @@ def frontier(
     """Quality against time."""
     from slipstream.report.frontier_page import frontier_page
 
-    if html is not None and also and data is None:
+    if also and html is None:
+        raise ConfigError("--also adds records to a page", remedy="name the page with --html")
+    if also and data is None:
         draw(html, lambda: frontier_page(load(also)))
         return
     wanted = given(

@@ -30,10 +30,12 @@ def watch_in_terminal(watched: Watched, console: Console, *, poll: float = 0.5) 
     Raises:
         DataError: A file of the run cannot be read.
     """
+    stale = True  # nothing was shown yet, of what an earlier look may have found
     with Live(console=console, refresh_per_second=4, transient=False) as live:
         while True:
-            if watched.look() or watched.finished:
+            if watched.look() or stale:
                 live.update(screen(watched.run()))
+                stale = False
             if watched.finished:
                 return
             time.sleep(poll)

@@ -1,0 +1,116 @@
+"""What can be seen of several ranks in one process."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from tests.training.conftest import write_store
+from torch import nn
+
+from slipstream import distributed
+from slipstream.data import Batch
+from slipstream.distributed import Ledger, exactly_once, hearing
+from slipstream.errors import ConfigError
+from slipstream.policies import PSSE, Combine, Guard, Importance, Policy, Saturation
+from slipstream.training import TrainConfig
+from slipstream.training.loop import Trainer
+from slipstream.training.ranks import Ranks
+
+
+@pytest.mark.parametrize(
+    "policy", [PSSE(), Saturation(), Guard(), Combine(Importance(0.5), PSSE())], ids=lambda policy: policy.name
+)
+def test_a_policy_over_ranks_is_read_and_ordered_as_in_one_process(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hearing, "need_group", lambda: None)
+    wrapped = hearing.over_ranks(policy)
+    assert wrapped is not policy
+    for trait, kind in Policy.__annotations__.items():
+        if kind == "bool":
+            assert getattr(wrapped, trait) == getattr(policy, trait), trait
+
+
+def test_samples_of_one_process_are_not_missed_after_a_second_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exactly_once.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(exactly_once.dist, "all_reduce", lambda tensor: None)
+    ledger = Ledger()
+    ledger.load(None)  # one process trained on samples 0 to 3, and saved; then there were several
+    ledger.add(torch.arange(4, 6), torch.arange(4, 6))
+    ledger.check()
+    again = Ledger()
+    again.load(ledger.state())
+    again.add(torch.arange(6, 8), torch.arange(6, 8))
+    again.finish(8, range(8), 1)
+
+
+class _One(Ranks):
+    """Ranks of a training that is one process's."""
+
+    def part(self, batch: Batch) -> Batch:
+        return batch
+
+    def mean_dense(self, model: nn.Module, loss: float) -> float:
+        return loss
+
+    def exchange(self, model: nn.Module, *, send_frozen: bool) -> None:
+        pass
+
+
+def test_the_times_of_a_step_on_ranks_are_those_of_its_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    model = {"name": "dlrm", "embedding_dim": 4, "bottom": [4], "top": [4]}
+    settings = {"data": "", "model": model, "batch_size": 64, "threads": 1, "policy": {"name": "guard"}}
+    trainer = Trainer(TrainConfig.model_validate(settings).resolved(), write_store(tmp_path / "data", 640))
+    trainer.step._ranks = _One()
+    laps: list[str] = []
+    monkeypatch.setattr(trainer.training, "lap", lambda phase=None: laps.append(phase))
+    batch = trainer.store.take(np.arange(64))
+    trainer.step(batch, 0)
+    assert laps == ["forward", "backward", "policy", "backward", "update"]
+
+
+def test_ranks_of_other_settings_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    compared: list[bytes] = []
+
+    def compare(values: dict[str, torch.Tensor]) -> list[str]:
+        compared.append(values["settings"].numpy().tobytes())
+        return [] if compared[0] == compared[-1] else ["settings"]
+
+    monkeypatch.setattr(distributed, "same_everywhere", compare)
+    ranks = Ranks()
+    settings = {"data": "a", "out": "a", "seed": 3, "policy": {"name": "importance", "budget": 0.5}}
+    ranks.check_settings(TrainConfig.model_validate(settings))
+    ranks.check_settings(TrainConfig.model_validate({**settings, "data": "b", "out": "b", "threads": 2}))
+    others = [
+        {"seed": 4},
+        {"out": None},
+        {"optimizer": {"lr": 0.5}},
+        {"checkpoint": {"steps": 5}},
+        {"continue_from": "c"},
+    ]
+    for other in others:
+        with pytest.raises(ConfigError, match="the ranks have different settings"):
+            ranks.check_settings(TrainConfig.model_validate({**settings, **other}))
+
+
+def test_ranks_that_cannot_meet_leave_signals_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+
+    def fail(self: Ranks) -> None:
+        raise dist.DistNetworkError("no route")
+
+    monkeypatch.setattr(Ranks, "_meet", fail)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ConfigError, match=r"rank 1 cannot meet the others at 1:1 \(no route\)"), Ranks():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
