@@ -27,20 +27,24 @@ def prepare(
     ] = None,
     on_bad_row: Annotated[
         str | None,
-        typer.Option(help="stop: end at a malformed row; quarantine: set such rows aside in a file and count them."),
+        typer.Option(
+            help="stop (default): end at a malformed row; quarantine: set such rows aside in a file and count them."
+        ),
     ] = None,
     min_frequency: Annotated[
-        int | None, typer.Option(help="Categories seen less often share the out-of-vocabulary row.")
+        int | None, typer.Option(help="Categories seen less often share the out-of-vocabulary row (1).")
     ] = None,
     hash_rows: Annotated[
         int | None, typer.Option(help="Hash categories to tables of so many rows instead of keeping vocabularies.")
     ] = None,
     negatives: Annotated[
-        int | None, typer.Option(help="Non-clicks drawn for each click, for data of clicks only.")
+        int | None, typer.Option(help="Non-clicks drawn for each click, for data of clicks only (globo 2, pairs 1).")
     ] = None,
     label_threshold: Annotated[float | None, typer.Option(help="Labels at least this are 1, others 0.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with options by name.")] = None,
-    assign: Annotated[list[str] | None, typer.Option("--set", help="Any option, name=value; repeatable.")] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="Any option, such as nan=missing; repeatable.")
+    ] = None,
     extend_vocabulary: Annotated[
         Path | None,
         typer.Option(

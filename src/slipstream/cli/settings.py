@@ -105,4 +105,7 @@ def _problem(entry: Mapping[str, Any]) -> str:
 def _remedy(kind: type[BaseModel], error: ValidationError) -> str:
     known = ", ".join(kind.model_fields)
     unknown = [entry for entry in error.errors() if entry["type"] == "extra_forbidden" and len(entry["loc"]) == 1]
-    return f"the settings are {known}" if unknown else "correct the setting"
+    if unknown:
+        return f"the settings are {known}"
+    absent = any(entry["type"] in ("missing", "union_tag_not_found") for entry in error.errors())
+    return "add it to the command line, or to the file of --config" if absent else "correct the setting"

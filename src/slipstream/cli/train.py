@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 
 def train(
     data: Annotated[Path | None, typer.Argument(help="Prepared data set, or a raw file to prepare on the way.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder.", file_okay=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; without it, nothing is written.", file_okay=False)
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML configuration; flags win over it.", dir_okay=False)] = None,
-    model: Annotated[str | None, typer.Option(help="dlrm, dcnv2, deepfm, mf or two_tower.")] = None,
+    model: Annotated[str | None, typer.Option(help="dlrm (default), dcnv2, deepfm, mf or two_tower.")] = None,
     policy: Annotated[
         str | None,
         typer.Option(
-            help="What to skip: none, random, psse, importance, guard, saturation, subsampling, slipstream, order or "
-            "combine."
+            help="What to skip: none (default), random, psse, importance, guard, saturation, subsampling, slipstream, "
+            "order or combine."
         ),
     ] = None,
     system: Annotated[
@@ -41,20 +43,26 @@ def train(
             help="The policy's budget, the share that is kept; auto: the guard finds it for random or importance."
         ),
     ] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd, adagrad, rowwise_adagrad, adam or adamw.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the dense part.")] = None,
-    embedding_lr: Annotated[float | None, typer.Option(help="Learning rate of the tables.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples in a batch.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training samples.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd, adagrad (default), rowwise_adagrad, adam or adamw.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the dense part (0.01).")] = None,
+    embedding_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of the tables (that of the dense part).")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples in a batch (1024).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training samples (1).")] = None,
     mode: Annotated[
         str | None,
-        typer.Option(help="holdout: score the last samples; prequential: predict each chunk, then train on it."),
+        typer.Option(
+            help="holdout (default): score the last samples; prequential: predict each chunk, then train on it."
+        ),
     ] = None,
     max_samples: Annotated[int | None, typer.Option(help="Use only the first so many samples.")] = None,
     bf16: Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="bfloat16 autocast.")] = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads to compute with.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads to compute with (torch's default).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn (0).")] = None,
     assign: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any setting, such as optimizer.lr=0.01; wins over all; repeatable."),
@@ -89,7 +97,8 @@ def train(
     on_nonfinite: Annotated[
         str | None,
         typer.Option(
-            help="A batch whose loss or a gradient is not finite: stop, and name its samples, or skip, and count it."
+            help="A batch whose loss or a gradient is not finite: stop (default), and name its samples, or skip, "
+            "and count it."
         ),
     ] = None,
     max_memory: Annotated[
@@ -226,8 +235,9 @@ def _announce(event: training.Event) -> None:
     from slipstream.training import RunStarted
 
     if isinstance(event, RunStarted):
-        size = f"{event.memory / 1e9:,.2f} GB" if event.memory >= 1e8 else f"{event.memory / 1e6:,.1f} MB"
-        memory = f"about {size} of memory for {event.parameters:,} parameters"
+        from slipstream.training.memory import in_words
+
+        memory = f"about {in_words(event.memory)} of memory for {event.parameters:,} parameters"
         at = "" if event.resumed_at is None else f"; going on after sample {event.resumed_at:,}"
         output.say(f"training: {memory}{at}")
 

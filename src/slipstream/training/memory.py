@@ -46,6 +46,13 @@ def estimate_memory(config: TrainConfig, store: Store) -> int:
     return total
 
 
+def in_words(size: int) -> str:
+    """Bytes as people read them: 4 kB, 35.2 MB, 1.25 GB."""
+    if size < 10**5:
+        return f"{size / 1e3:.0f} kB"
+    return f"{size / 1e6:.1f} MB" if size < 10**9 else f"{size / 1e9:,.2f} GB"
+
+
 def check_memory(config: TrainConfig, store: Store) -> int:
     """The estimate.
 
@@ -55,7 +62,7 @@ def check_memory(config: TrainConfig, store: Store) -> int:
     needed = estimate_memory(config, store)
     if config.max_memory is not None and needed > config.max_memory:
         raise ConfigError(
-            f"the training needs about {needed / 1e9:.2f} GB of memory, max_memory is {config.max_memory / 1e9:.2f} GB",
+            f"the training needs about {in_words(needed)} of memory, max_memory is {in_words(config.max_memory)}",
             remedy="use a smaller embedding_dim, rowwise_adagrad, min_frequency or hash_rows in prepare, or raise it",
         )
     return needed
