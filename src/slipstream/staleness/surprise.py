@@ -117,11 +117,16 @@ def check_labels(labels: Tensor) -> None:
         raise ConfigError("surprise needs labels in [0, 1]", remedy="use another policy, or binary labels")
 
 
+AT_ONCE = 512
+"""Inputs that a scout predicts before it learns from them: of many more, popular ids would all be pushed one way by
+the same prediction, and overshoot."""
+
+
 class Scout:
     """An on-line logistic regression over an input's ids and dense columns, learning from every input.
 
     [ours] Ids of all features share ``2^bits`` slots by a hash: two ids may meet, and the memory, 16 bytes a slot,
-    does not grow with the tables. The scout learns from no input of a batch before it has predicted all of them.
+    does not grow with the tables. The scout learns from no input before it has predicted its ``AT_ONCE`` neighbours.
 
     Args:
         bits: Slots are ``2^bits``, 8 to 28.
@@ -151,7 +156,7 @@ class Scout:
         labels: Tensor,
         learn: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Predicts all inputs, then learns from them: no label tells on another input of the batch.
+        """Predicts inputs, then learns from them, ``AT_ONCE`` by ``AT_ONCE``: no label tells on its neighbours.
 
         Args:
             ids: int32 or int64 [B, F].
@@ -179,10 +184,18 @@ class Scout:
             known = self.table.shape[0] - (1 << self.bits) - 1
             raise ConfigError(f"inputs have {dense.shape[1]} dense columns, those before had {known}")
         slots, starts = registry.hash_lookups(ids, bags, self.bits)
-        probability, seen, loss = registry.scout(self.table, slots, starts, dense, labels, learn, self.lr)
-        self.inputs += labels.numel()
-        self.loss += loss
-        return probability, seen
+        parts: list[tuple[Tensor, Tensor]] = []
+        size = labels.numel()
+        for a in range(0, max(size, 1), AT_ONCE):
+            b = min(a + AT_ONCE, size)
+            first, last = int(starts[a]), int(starts[b])
+            chosen = None if learn is None else learn[a:b]
+            here = slots[first:last], starts[a : b + 1] - first, dense[a:b], labels[a:b]
+            probability, seen, loss = registry.scout(self.table, *here, chosen, self.lr)
+            parts.append((probability, seen))
+            self.loss += loss
+        self.inputs += size
+        return parts[0] if len(parts) == 1 else (torch.cat([p for p, _ in parts]), torch.cat([s for _, s in parts]))
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, counts and the running loss."""
