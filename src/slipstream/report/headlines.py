@@ -87,10 +87,14 @@ HEADLINES: tuple[Headline, ...] = (
         ),
     ),
     Headline(
-        "Skipping, same engine: half the inputs by `importance`, synthetic clicks, 8 % positives",
-        "full training, equal quality",
+        "Skipping, same engine, 0.7 of the inputs kept: by label alone / `importance`; synthetic clicks, 8 % positives",
+        "full training",
         "frontier_synthetic_8",
-        ("equal quality, importance 0.5",),
-        (("AUC of full training", "AUC of full training"), ("closest, importance 0.7", "difference at 0.7")),
+        ("equal quality, label alone 0.7", "equal quality, importance 0.7"),
+        (
+            ("AUC of full training", "AUC of full training"),
+            ("closest, label alone 0.7", "label alone"),
+            ("closest, importance 0.7", "importance"),
+        ),
     ),
 )
