@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from benchmarks.peers.arrays import Arrays
 from benchmarks.peers.dlrm import Batches, bf16, dense_part, predict
-from benchmarks.peers.loops import Loop
-from benchmarks.peers.protocol import Fit, Fitted, Job, Spent
+from benchmarks.peers.loops import Stepper
+from benchmarks.peers.protocol import Job
 from torch import Tensor, nn
 
 
@@ -29,7 +29,7 @@ def make(job: Job) -> Reference:
     return Reference(job)
 
 
-class Reference:
+class Reference(Stepper):
     """See the module.
 
     Args:
@@ -37,6 +37,7 @@ class Reference:
     """
 
     def __init__(self, job: Job) -> None:
+        super().__init__(job)
         data, settings = Arrays.load(job.data), job.settings
         self.rows, self.batch_size, self.bf16 = sum(data.rows), int(settings["batch_size"]), bool(settings.get("bf16"))
         dim = settings["dim"]
@@ -47,21 +48,12 @@ class Reference:
         optimizer = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}[settings["optimizer"]]
         self.optimizer: Any = optimizer([*self.tables.parameters(), *self.dense.parameters()], lr=settings["lr"])
         self.batches = Batches(data, job)
-        self.loop = Loop(self, job)
 
     def table_bytes(self) -> int:
         """Tables, and Adagrad's sums of squares."""
         weights = sum(weight.nbytes for weight in self.tables.parameters())
         state = (self.optimizer.state.get(weight, {}).get("sum") for weight in self.tables.parameters())
         return weights + sum(tensor.nbytes for tensor in state if tensor is not None)
-
-    def steps(self, count: int) -> Spent:
-        """Trains so many steps."""
-        return self.loop.steps(count)
-
-    def fit(self, request: Fit) -> Fitted:
-        """Trains once over the samples."""
-        return self.loop.fit(request)
 
     def rewind(self) -> None:
         """Begins anew."""
@@ -75,10 +67,6 @@ class Reference:
         """Cross-entropy."""
         dense, ids, labels = batch
         return nn.functional.binary_cross_entropy_with_logits(self._logits(dense, ids), labels)
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients, sparse for the tables."""
-        loss.backward()
 
     def update(self) -> None:
         """The optimizer's step."""

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.peers.loops import Loop
+from benchmarks.peers.loops import Stepper
 from benchmarks.peers.pairs import Vectors
-from benchmarks.peers.protocol import Fit, Fitted, Job, Point, Spent
+from benchmarks.peers.protocol import Fit, Fitted, Job, Point
 
 from slipstream import systems
 from slipstream.cli.settings import validate
@@ -37,7 +37,7 @@ def make(job: Job) -> Engine:
     return Engine(job)
 
 
-class Engine:
+class Engine(Stepper):
     """See the module.
 
     Args:
@@ -45,9 +45,10 @@ class Engine:
     """
 
     def __init__(self, job: Job) -> None:
+        super().__init__(job)
         settings = dict(job.settings)
         system = settings.pop("system", None)
-        self.job, self.store = job, Store.open(Path(job.data) / "store")
+        self.store = Store.open(Path(job.data) / "store")
         settings |= {"data": str(self.store.path), "seed": job.seed, "threads": job.threads, "epochs": job.epochs}
         settings["max_samples"] = job.test[1]
         if settings.get("mode") == "prequential":
@@ -63,7 +64,6 @@ class Engine:
         self.batch_size = self.config.batch_size
         self.rows = sum(feature.num_rows for feature in self.store.features)
         self.batches: Any = iter(())
-        self.loop = Loop(self, job)
         self.vectors: Vectors | None = None
         self.before = 0.0
         if self.config.compile:
@@ -90,10 +90,6 @@ class Engine:
             if isinstance(tensor, torch.Tensor) and tensor.dim()
         ]
         return sum(weight.nbytes for weight in tables.values()) + sum(state)
-
-    def steps(self, count: int) -> Spent:
-        """Trains so many steps, outside the trainer's loop so that phases can be told apart."""
-        return self.loop.steps(count)
 
     def fit(self, request: Fit) -> Fitted:
         """Trains by the trainer's own loop; its clock is the trainer's."""
@@ -167,10 +163,6 @@ class Engine:
         """The loss."""
         with autocast(self.config.bf16):
             return self.trainer.model.loss(batch)
-
-    def backward(self, loss: Any) -> None:
-        """Gradients."""
-        loss.backward()
 
     def update(self) -> None:
         """The optimizers' steps."""

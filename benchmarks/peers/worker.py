@@ -1,7 +1,8 @@
 """A contestant's process, ``python -m benchmarks.peers.worker``: requests come on stdin, replies go to stdout.
 
 Runs in the contestant's own interpreter. What libraries print goes to standard error. A contestant is whatever
-``make(job)`` of its module gives: ``versions``, ``rows``, ``table_bytes()``, ``steps(count)`` and ``fit(request)``.
+``make(job)`` of its module gives: ``rows``, ``table_bytes()``, ``fit(request)`` and, where it trains step by step,
+``steps(count)``; the module has ``versions()``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import resource
 import sys
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from benchmarks.peers.protocol import (
     Close,
@@ -40,12 +41,17 @@ class Contestant(Protocol):
         """Bytes of tables and their optimizer state; 0 where it cannot say."""
         ...
 
-    def steps(self, count: int) -> Spent:
-        """Trains so many steps."""
-        ...
-
     def fit(self, request: Fit) -> Fitted:
         """Trains as asked."""
+        ...
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """One that also trains step by step."""
+
+    def steps(self, count: int) -> Spent:
+        """Trains so many steps."""
         ...
 
 
@@ -67,11 +73,13 @@ class _Session:
             return self._open(request.job)
         if isinstance(request, Close):
             return Closed(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, resident())
-        if self.contestant is not None and isinstance(request, Steps):
+        if isinstance(self.contestant, Stepwise) and isinstance(request, Steps):
             return self.contestant.steps(request.count)
         if self.contestant is not None and isinstance(request, Fit):
             return self.contestant.fit(request)
-        raise ProtocolError(f"{type(request).__name__} is no request, or came before Open")
+        raise ProtocolError(
+            f"{type(request).__name__} is no request, came before Open, or is none of this contestant's"
+        )
 
     def _open(self, job: Job) -> Message:
         try:
@@ -79,8 +87,9 @@ class _Session:
         except ImportError as error:
             return Missing(str(error))
         before = resident()
-        self.contestant = module.make(job)
-        return Opened(module.versions(), before, self.contestant.rows, self.contestant.table_bytes())
+        contestant: Contestant = module.make(job)
+        self.contestant = contestant
+        return Opened(module.versions(), before, contestant.rows, contestant.table_bytes())
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from benchmarks.peers.arrays import Arrays
-from benchmarks.peers.loops import Loop
-from benchmarks.peers.protocol import Fit, Fitted, Job, Spent
+from benchmarks.peers.loops import Stepper
+from benchmarks.peers.protocol import Job
 from examples.fuxictr import models
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.dataloaders.npz_dataloader import NpzDataLoader
@@ -39,7 +39,7 @@ def make(job: Job) -> FuxiCTR:
     return FuxiCTR(job)
 
 
-class FuxiCTR:
+class FuxiCTR(Stepper):
     """See the module.
 
     Args:
@@ -47,6 +47,7 @@ class FuxiCTR:
     """
 
     def __init__(self, job: Job) -> None:
+        super().__init__(job)
         settings, self.data = job.settings, Arrays.load(job.data)
         self.rows, self.batch_size = sum(self.data.rows), int(settings["batch_size"])
         self.dense_names = [f"dense{column}" for column in range(self.data.dense.shape[1])]
@@ -75,7 +76,6 @@ class FuxiCTR:
         self.loader = NpzDataLoader(fields, str(file), batch_size=self.batch_size, num_workers=0)
         file.unlink()
         self.iterator = iter(self.loader)
-        self.loop = Loop(self, job)
 
     def _columns(self, start: int, stop: int) -> dict[str, npt.NDArray]:
         ids, dense = self.data.ids[start:stop], self.data.dense[start:stop]
@@ -90,14 +90,6 @@ class FuxiCTR:
         moments = sum(t.nbytes for entry in state for t in entry.values() if isinstance(t, Tensor) and t.dim())
         return sum(p.nbytes for p in tables) + moments
 
-    def steps(self, count: int) -> Spent:
-        """Trains so many steps."""
-        return self.loop.steps(count)
-
-    def fit(self, request: Fit) -> Fitted:
-        """Trains once over the samples."""
-        return self.loop.fit(request)
-
     def rewind(self) -> None:
         """Begins anew."""
         self.iterator = iter(self.loader)
@@ -110,10 +102,6 @@ class FuxiCTR:
     def forward(self, batch: Any) -> Tensor:
         """Its loss, as its ``train_step`` computes it."""
         return self.model.compute_loss(self.model.forward(batch), self.model.get_labels(batch))
-
-    def backward(self, loss: Tensor) -> None:
-        """Dense gradients, the tables' included."""
-        loss.backward()
 
     def update(self) -> None:
         """Clipping and Adam, as its ``train_step`` does it."""

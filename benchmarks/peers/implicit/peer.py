@@ -13,7 +13,7 @@ import numpy as np
 import threadpoolctl
 from benchmarks.peers.arrays import Arrays
 from benchmarks.peers.pairs import Vectors
-from benchmarks.peers.protocol import Fit, Fitted, Job, Spent
+from benchmarks.peers.protocol import Fit, Fitted, Job
 from implicit.cpu.als import AlternatingLeastSquares
 from implicit.cpu.bpr import BayesianPersonalizedRanking
 from scipy.sparse import csr_matrix
@@ -49,10 +49,6 @@ class Implicit:
     def table_bytes(self) -> int:
         """Factors, float32; there is no optimizer state."""
         return 4 * self.rows * (self.model.factors + isinstance(self.model, BayesianPersonalizedRanking))
-
-    def steps(self, count: int) -> Spent:
-        """Not of this model: it trains in epochs."""
-        raise NotImplementedError("implicit trains in whole epochs")
 
     def fit(self, request: Fit) -> Fitted:
         """Trains so many epochs."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from benchmarks.peers.arrays import Arrays
 from benchmarks.peers.pairs import Vectors
-from benchmarks.peers.protocol import Fit, Fitted, Job, Point, Spent
+from benchmarks.peers.protocol import Fit, Fitted, Job, Point
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
@@ -79,10 +79,6 @@ class RecBole:
         """Tables and Adam's two moments."""
         tables = [p for name, p in self.model.named_parameters() if "embedding" in name]
         return 3 * sum(p.nbytes for p in tables)
-
-    def steps(self, count: int) -> Spent:
-        """Not of this contestant: it trains in epochs."""
-        raise NotImplementedError("RecBole is measured in whole epochs")
 
     def fit(self, request: Fit) -> Fitted:
         """Trains so many epochs."""

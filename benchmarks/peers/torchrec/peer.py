@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from benchmarks.peers.arrays import Arrays
 from benchmarks.peers.dlrm import Batches, bf16, dense_part, predict
-from benchmarks.peers.loops import Loop
-from benchmarks.peers.protocol import Fit, Fitted, Job, Spent
+from benchmarks.peers.loops import Stepper
+from benchmarks.peers.protocol import Job
 from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
@@ -35,7 +35,7 @@ def make(job: Job) -> TorchRec:
     return TorchRec(job)
 
 
-class TorchRec:
+class TorchRec(Stepper):
     """See the module.
 
     Args:
@@ -43,6 +43,7 @@ class TorchRec:
     """
 
     def __init__(self, job: Job) -> None:
+        super().__init__(job)
         data, settings = Arrays.load(job.data), job.settings
         self.rows, self.batch_size, self.bf16 = sum(data.rows), int(settings["batch_size"]), bool(settings.get("bf16"))
         self.dim, self.names = settings["dim"], data.names
@@ -64,19 +65,10 @@ class TorchRec:
         self.dense, self.run_dense = dense_part(data, job)
         self.optimizer = torch.optim.Adam(self.dense.parameters(), lr=settings["lr"], fused=True)
         self.batches = Batches(data, job)
-        self.loop = Loop(self, job)
 
     def table_bytes(self) -> int:
         """Tables, and one float32 a row."""
         return sum(weight.nbytes for _, weight in self.tables.named_parameters()) + 4 * self.rows
-
-    def steps(self, count: int) -> Spent:
-        """Trains so many steps."""
-        return self.loop.steps(count)
-
-    def fit(self, request: Fit) -> Fitted:
-        """Trains once over the samples."""
-        return self.loop.fit(request)
 
     def rewind(self) -> None:
         """Begins anew."""
@@ -94,10 +86,6 @@ class TorchRec:
         """Cross-entropy."""
         dense, jagged, labels = batch
         return nn.functional.binary_cross_entropy_with_logits(self._logits(dense, jagged, self.run_dense), labels)
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of the dense part, and the tables' update."""
-        loss.backward()
 
     def update(self) -> None:
         """The dense part's step."""
