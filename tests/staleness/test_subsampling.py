@@ -25,7 +25,7 @@ def test_the_share_is_met_and_gates_fall_with_popularity(scores: list[float], sk
     p = np.where(gate.numpy() == 255, 1.0, gate.numpy() / 256)
     found = float((score.double().numpy() * (1 - p)).sum() / score.double().sum())
     assert found == pytest.approx(cut.skipped_share, abs=1e-4)
-    assert found == pytest.approx(skip, abs=0.006)  # gates are multiples of 1/256, and 255 stands for 1
+    assert found == pytest.approx(skip, abs=0.004)  # gates are multiples of 1/256, and 255 stands for 1
     order = score.argsort()
     assert (np.diff(p[order.numpy()]) <= 0).all()
 

@@ -71,8 +71,8 @@ def subsampling_cut(scores: Sequence[Tensor], skip: float, exponent: float) -> S
             low = middle
         else:
             high = middle
-    levels = np.rint(256 * _keep(popularity, high, exponent))
-    gates[used] = np.where(levels > OPEN - 1, OPEN, np.maximum(levels, 1))
+    levels = 256 * _keep(popularity, high, exponent)
+    gates[used] = np.where(levels >= OPEN, OPEN, np.rint(levels).clip(1, OPEN - 1))  # 255 stands for 256
     left_out = float(mass @ np.where(gates == OPEN, 0.0, 1.0 - gates / 256))
     return SubsamplingCut(gates, float(mass[gates != OPEN].sum() / total), left_out / total)
 

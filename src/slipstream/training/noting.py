@@ -94,5 +94,5 @@ class Notes:
         for number, bucket in enumerate(BUCKETS):
             rows = self._buckets == number
             if rows.any():
-                chances[bucket] = 1.0 if gate is None else float(gate[rows].float().mean()) / 255
+                chances[bucket] = 1.0 if gate is None else float(gate[rows].sum()) / (255 * int(rows.sum()))
         tell(trainer.listeners, GatesNoted(trainer.samples, name, chances, trainer.training.seconds))
