@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+from tests.outcome import outcome
 
 from slipstream.data.prepare import prepare
 
@@ -84,20 +84,6 @@ def server(project: Path) -> Iterator[Server]:
     assert server.process.stdin is not None
     server.process.stdin.close()
     server.process.wait(timeout=30)
-
-
-def outcome(folder: Path) -> Any:
-    """Weights, metrics and result, but for times."""
-
-    def without_times(tree: Any) -> Any:
-        if isinstance(tree, dict):
-            timed = ("seconds", "samples_per_second")
-            return {key: without_times(value) for key, value in tree.items() if not key.endswith(timed)}
-        return [without_times(entry) for entry in tree] if isinstance(tree, list) else tree
-
-    metrics = [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    weights = {name: value.numpy().tobytes() for name, value in load_file(folder / "model.safetensors").items()}
-    return weights, metrics, without_times(json.loads((folder / "result.json").read_text()))
 
 
 def orphans(folder: Path) -> list[str]:

@@ -105,21 +105,25 @@ def test_what_cannot_be_continued_is_refused(days, tmp_path):
         train(TrainConfig.model_validate(again), store=unrelated)
 
 
-def same(ours: object, saved: object, path: str = "") -> None:
+GROWN = {21: 31}
+"""Rows of the items' table on the first day, and on the second."""
+
+
+def same(ours: object, saved: object, path: str = "", *, grown: bool = False) -> None:
     """Equal trees; a table that has grown begins with what it held."""
     if isinstance(saved, dict):
         assert isinstance(ours, dict) and ours.keys() == saved.keys(), path
         for name, value in saved.items():
-            same(ours[name], value, f"{path}/{name}")
+            same(ours[name], value, f"{path}/{name}", grown=grown)
     elif isinstance(saved, list | tuple):
         assert isinstance(ours, list | tuple) and len(ours) == len(saved), path
         for i, value in enumerate(saved):
-            same(ours[i], value, f"{path}/{i}")
+            same(ours[i], value, f"{path}/{i}", grown=grown)
     elif isinstance(saved, torch.Tensor):
         assert isinstance(ours, torch.Tensor), path
         assert torch.equal(ours[: len(saved)] if saved.dim() else ours, saved), path
-    elif "/num_rows/" in f"{path}/":
-        assert ours >= saved, path
+    elif grown and "/num_rows" in path:
+        assert ours in (saved, GROWN.get(saved)), path
     else:
         assert ours == saved, path
 
@@ -160,7 +164,7 @@ def check_carried(days: list[Store], tmp_path: Path, policy: object, optimizer: 
     told, before = ours["skipper"]["policy_state"], saved["skipper"]["policy_state"]
     if ours["skipper"]["policy"] == "guard":
         told, before = told["inner"], before["inner"]  # its evidence begins anew
-    same(told, before)
+    same(told, before, grown=grown)
     assert ours["skipper"]["epoch"] == saved["skipper"]["epoch"]
     assert ours["skipper"]["earlier"] == [saved["skipper"]["steps"], saved["skipper"]["samples"]]
     assert (ours["samples"], ours["steps"], ours["skipper"]["inputs_seen"]) == (0, 0, 0)

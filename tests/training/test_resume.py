@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from tests.outcome import outcome
 
 from slipstream.errors import ConfigError
 from slipstream.training import CheckpointSaved, TrainConfig, train
@@ -82,20 +81,6 @@ class Dies:
 
 def configured(out: Path, settings: dict) -> TrainConfig:
     return TrainConfig.model_validate({**SMALL, **settings, "out": out})
-
-
-def outcome(folder: Path) -> tuple:
-    """What has to be equal: weights, metrics and the result, but for times."""
-
-    def without_times(tree: object) -> object:
-        if isinstance(tree, dict):
-            timed = ("seconds", "samples_per_second")
-            return {key: without_times(value) for key, value in tree.items() if not key.endswith(timed)}
-        return [without_times(entry) for entry in tree] if isinstance(tree, list) else tree
-
-    metrics = [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    weights = {name: value.numpy().tobytes() for name, value in load_file(folder / "model.safetensors").items()}
-    return weights, metrics, without_times(json.loads((folder / "result.json").read_text()))
 
 
 def left_over(folder: Path) -> list[str]:
