@@ -11,7 +11,7 @@ import numpy as np
 from slipstream.errors import DataError
 from slipstream.report import plots
 from slipstream.report.frontier import Spread
-from slipstream.report.page import figure, page, table
+from slipstream.report.page import figure, measured, page, table
 from slipstream.report.record import Record
 
 Point = Mapping[str, Any]
@@ -92,15 +92,14 @@ def continue_page(record: Record, *, title: str = "Slipstream: frequent updates"
     """
     if not record.points or "way" not in record.points[0]:
         raise DataError(f"record {record.name} is no study of updates", remedy="name a record of bench continue")
-    machine = f"{record.machine.processor}, {record.machine.cores} cores, {record.machine.threads} threads"
     parts = [
         f"<h1>{escape(title)}</h1>",
         '<p class="soft">Each model is scored on the slice after the last one that it saw. Continued: trained on with '
         "each slice, with its optimizer's and policy's state; retrained: trained from scratch on all slices so far; "
         "stale: trained on the first slice alone. Lines are means over the seeds; seconds are those of training. "
         "To full retrained: AUC less that of retraining without skipping.</p>",
-        f'<p class="soft">{escape(record.dataset)}; {escape(machine)}; commit {escape(record.commit or "–")}; '
-        f"{escape(record.date)}; {escape(record.command)}</p>",
+        f'<p class="soft">{escape(record.dataset)}</p>',
+        measured(record),
         f"<ul>{''.join(f'<li>{escape(line)}.</li>' for line in _sentences(record.points))}</ul>",
     ]
     groups = _grouped(record.points)

@@ -11,7 +11,7 @@ import numpy as np
 from slipstream.errors import DataError
 from slipstream.report import plots
 from slipstream.report.frontier import Spread
-from slipstream.report.page import figure, page, table
+from slipstream.report.page import figure, measured, page, table
 from slipstream.report.record import Record
 
 Point = Mapping[str, Any]
@@ -93,14 +93,12 @@ def drift_page(record: Record, *, title: str = "Slipstream: what drift does to d
     """
     if not record.points or "gates_shut" not in record.points[0]:
         raise DataError(f"record {record.name} is no study of drift", remedy="name a record of bench drift")
-    machine = f"{record.machine.processor}, {record.machine.cores} cores, {record.machine.threads} threads"
     parts = [
         f"<h1>{escape(title)}</h1>",
         '<p class="soft">Prequential: each chunk is predicted, then trained on. Lines are means over the seeds. '
         "Columns: to full: AUC less full training's; new items: of items in no sample before the scored ones; skipped: "
         "share of the row updates; shut at the end: share of the rows looked up so far whose gate is not open.</p>",
-        f'<p class="soft">{escape(machine)}; commit {escape(record.commit or "–")}; {escape(record.date)}; '
-        f"{escape(record.command)}</p>",
+        measured(record),
     ]
     rows = summary(record.points)
     titles = [name for name in rows[0] if name != "data"]

@@ -21,7 +21,7 @@ from slipstream.report.frontier import (
     summary,
     time_saved,
 )
-from slipstream.report.page import figure, page, table
+from slipstream.report.page import figure, measured, page, table
 from slipstream.report.record import Record
 
 Series = dict[str, list[tuple[float, float, float]]]
@@ -70,11 +70,10 @@ def section(record: Record, name: str, anchor: str) -> list[str]:
     titles = list(rows[0])
     short = {key: value for key, value in record.conditions.items() if isinstance(value, int | float | str)}
     conditions = ", ".join(f"{key}: {value}" for key, value in short.items() if value is not False)
-    machine = f"{record.machine.processor}, {record.machine.cores} cores, {record.machine.threads} threads"
     return [
         f'<h2 id="{anchor}">{escape(record.dataset)}</h2>',
-        f'<p class="soft">{escape(conditions)}.</p><p class="soft">{escape(machine)}; commit '
-        f"{escape(record.commit or '–')}; {escape(record.date)}; {escape(record.command)}</p>",
+        f'<p class="soft">{escape(conditions)}.</p>',
+        measured(record),
         f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in findings(record))}</ul>",
         f'<div class="plots">{"".join(_figures(points, name))}</div>',
         table(

@@ -9,6 +9,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+from slipstream.report.record import Record
 from slipstream.report.runs import Run
 
 
@@ -52,6 +53,13 @@ def page(title: str, parts: Sequence[str], *, script: str = "") -> str:
 {chr(10).join(parts)}
 {ran}</body></html>
 """
+
+
+def measured(record: Record) -> str:
+    """On which machine a record was made, of which commit, when and by which command: one soft paragraph."""
+    machine = f"{record.machine.processor}, {record.machine.cores} cores, {record.machine.threads} threads"
+    said = "; ".join([machine, f"commit {record.commit or '–'}", record.date, record.command])
+    return f'<p class="soft">{escape(said)}</p>'
 
 
 def figure(caption: str, svg: str) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from textwrap import wrap
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -88,19 +89,18 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: s
 
     def draw(axes: Axes) -> None:
         for number, (label, (horizontal, vertical)) in enumerate(series.items()):
-            axes.plot(
-                horizontal,
-                vertical,
-                color=_STAND_IN[number % SERIES],
-                linestyle=_DASHES[number // SERIES % len(_DASHES)],
-                linewidth=1.8,
-                marker="o" if len(horizontal) < 30 else None,
-                markersize=3.5,
-                label=_short(label),
+            _line(
+                axes, number, label, horizontal, vertical, marker="o" if len(horizontal) < 30 else None, markersize=3.5
             )
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
     return _svg(draw, x=x, y=y, name=name, legend=len(series))
+
+
+def _line(axes: Axes, number: int, label: str, x: Sequence[float], y: Sequence[float], **marks: Any) -> None:
+    """The line of the series of that number."""
+    colour, dashes = _STAND_IN[number % SERIES], _DASHES[number // SERIES % len(_DASHES)]
+    axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.8, label=_short(label), **marks)
 
 
 def frontier(
@@ -210,16 +210,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: 
 
     def draw(axes: Axes) -> None:
         for number, (label, (horizontal, vertical)) in enumerate(series.items()):
-            axes.plot(
-                horizontal,
-                vertical,
-                color=_STAND_IN[number % SERIES],
-                linestyle=_DASHES[number // SERIES % len(_DASHES)],
-                linewidth=1.8,
-                marker=_MARKERS[number % len(_MARKERS)],
-                markersize=5,
-                label=_short(label),
-            )
+            _line(axes, number, label, horizontal, vertical, marker=_MARKERS[number % len(_MARKERS)], markersize=5)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.margins(0.1)

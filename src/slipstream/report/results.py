@@ -12,7 +12,7 @@ from slipstream.data.atomic import write_text
 from slipstream.errors import ConfigError, DataError, SlipstreamError
 from slipstream.report import plots
 from slipstream.report.frontier_page import section
-from slipstream.report.page import figure, page, table
+from slipstream.report.page import figure, measured, page, table
 from slipstream.report.record import Record
 
 TITLE = "Slipstream: what was measured"
@@ -67,8 +67,8 @@ def _section(name: str, record: Record) -> list[str]:
     parts = [
         f'<h2 id="{_anchor(name)}">{escape(_title(name))}</h2>',
         f'<p class="soft">{escape(record.dataset)}</p>',
-        f'<p class="soft">{escape(_conditions(record))}.</p><p class="soft">{escape(_machine(record))}; commit '
-        f"{escape(record.commit or '–')}; {escape(record.date)}; {escape(record.command)}</p>",
+        f'<p class="soft">{escape(_conditions(record))}.</p>',
+        measured(record),
         f'<div class="plots">{drawn}</div>' if drawn else "",
     ]
     if record.ratios:
