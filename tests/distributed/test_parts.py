@@ -15,8 +15,9 @@ from torch import nn
 from slipstream import distributed
 from slipstream.data import Batch
 from slipstream.distributed import Ledger, exactly_once, hearing
+from slipstream.embedding import Embedding
 from slipstream.errors import ConfigError
-from slipstream.policies import PSSE, Combine, Guard, Importance, Policy, Saturation
+from slipstream.policies import PSSE, Combine, Guard, Importance, Policy, Saturation, Skipper, Subsampling
 from slipstream.training import TrainConfig
 from slipstream.training.loop import Trainer
 from slipstream.training.ranks import Ranks
@@ -34,6 +35,15 @@ def test_a_policy_over_ranks_is_read_and_ordered_as_in_one_process(
     for trait, kind in Policy.__annotations__.items():
         if kind == "bool":
             assert getattr(wrapped, trait) == getattr(policy, trait), trait
+
+
+@pytest.mark.parametrize("policy", [Subsampling(), Combine(Importance(0.5), Subsampling())], ids=lambda p: p.name)
+def test_gates_that_draw_for_each_sample_are_refused_at_the_start(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hearing, "need_group", lambda: None)
+    with pytest.raises(ConfigError, match="subsampling draws for each sample"):
+        Skipper(Embedding(4, 2), hearing.over_ranks(policy), batch_size=8)
 
 
 def test_samples_of_one_process_are_not_missed_after_a_second_resume(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ the tables, without a dense gradient or a COO tensor: a rank sends each distinct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -79,9 +79,7 @@ def exchange(
     need_group()
     found = list(tables(model.module if isinstance(model, DistributedDataParallel) else model).values())
     trained = [table for table in found if table.weight.requires_grad]
-    if any(table.by_sample for table in trained):
-        what = "policy subsampling draws for each sample's lookups, and ranks exchange sums of rows"
-        raise ConfigError(what, remedy="use psse, saturation or a policy of inputs, or train in one process")
+    refuse_by_sample(trained)
     if not trained:
         return Exchanged(0, 0)
     world, device = dist.get_world_size(), trained[0].weight.device
@@ -176,6 +174,13 @@ class _Part(NamedTuple):
     """Whether there is a dense gradient beside."""
     left_out: int
     """Rows left out because they are frozen."""
+
+
+def refuse_by_sample(tables: Iterable[object]) -> None:
+    """Raise ConfigError if gates draw for each sample: what ranks exchange no longer tells samples apart."""
+    if any(getattr(table, "by_sample", False) for table in tables):
+        what = "policy subsampling draws for each sample's lookups, and ranks exchange sums of rows"
+        raise ConfigError(what, remedy="use psse, saturation or a policy of inputs, or train in one process")
 
 
 def _distinct(table: Table, send_frozen: bool) -> _Part:

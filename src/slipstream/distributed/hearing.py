@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from slipstream.data.batch import Batch
+from slipstream.distributed.exchange import refuse_by_sample
 from slipstream.distributed.parts import bounds, gather, gather_uneven, need_group, part
 from slipstream.policies.base import Gated, Policy, Progress, TrainingData
 from slipstream.staleness.own_past import Losses
@@ -65,13 +66,18 @@ class _OverRanks(Policy):
         return self._bytes
 
     def attach(self, tables: Mapping[str, Gated], *, seed: int) -> None:
-        """Passed on."""
+        """Passed on.
+
+        Raises:
+            ConfigError: The policy draws for each sample.
+        """
         self._tables = list(tables.values())
         self._number = {id(table): number for number, table in enumerate(self._tables)}
         self._heard = [self._nothing()]
         if any(table.num_rows > torch.iinfo(torch.int32).max for table in self._tables):
             self._dtype = torch.int64
         self._inner.attach(tables, seed=seed)
+        refuse_by_sample(self._tables)
 
     def attach_model(self, model: nn.Module, losses: Losses) -> None:
         """A copy of the model predicts this rank's part, and all get the losses of the whole batch."""
