@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
@@ -10,7 +9,6 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from slipstream.data.batch import Batch
 from slipstream.data.batches import Batches
@@ -18,13 +16,11 @@ from slipstream.data.store import Store
 from slipstream.data.transfer import Sender, checked_device
 from slipstream.distributed import over_ranks
 from slipstream.embedding import CachedEmbeddingCollection
-from slipstream.errors import NonFiniteError
 from slipstream.evaluation import RankingScores, score
-from slipstream.kernels import registry
 from slipstream.models import Recommender, RowCacheOptions, build_model
 from slipstream.policies import Skipper, build_policy
 from slipstream.training.config import TrainConfig
-from slipstream.training.events import ChunkScored, EpochDone, Listener, PolicyMoved, StepDone, tell
+from slipstream.training.events import ChunkScored, EpochDone, Listener, tell
 from slipstream.training.noting import Notes
 from slipstream.training.optimizers import build_optimizers, state_elements
 from slipstream.training.position import Position, Stopwatch
@@ -32,7 +28,8 @@ from slipstream.training.predicting import autocast, labels_of, predict_range, s
 from slipstream.training.ranges import check_labels, ranges
 from slipstream.training.ranked import Ranker
 from slipstream.training.ranks import Ranks
-from slipstream.training.samples import StoredSamples
+from slipstream.training.reports import Reports
+from slipstream.training.samples import StoredSamples, with_next
 from slipstream.training.schedule import Schedule
 from slipstream.training.state import load_tables, tables_state
 from slipstream.training.step import Step
@@ -121,13 +118,12 @@ class Trainer:
         )
         self.skipper.policy.check_length(-(-self.total_samples // config.batch_size))
         self.training, self.predicting = Stopwatch(), Stopwatch()
-        self.step = Step(
-            config, self.model, self.optimizers, self.skipper, self.sender, self.training, self._report_moves, ranks
-        )
+        self._reports = Reports(self)
+        moved = self._reports.moves
+        self.step = Step(config, self.model, self.optimizers, self.skipper, self.sender, self.training, moved, ranks)
         self.samples = self.steps = self.epoch = 0
         self._predicted, self._scoring = 0, False
         self._logits = np.empty(self.epoch_samples if config.mode == "prequential" else 0, dtype=np.float32)
-        self._losses: list[float | Tensor] = []
         self._following: Batch | None = None  # what the data holds next, of which rows in host memory may be sent for
         self._notes = Notes(self)
         self._batches: Batches | None = None
@@ -169,8 +165,7 @@ class Trainer:
         if at_boundary is not None:
             self._at_boundary = at_boundary
         outcome = self._prequential() if self.config.mode == "prequential" else self._holdout()
-        if self._losses:
-            self._report_loss()
+        self._reports.flush()
         if self.ranks is not None:
             self.ranks.ledger.finish(self.skipper.inputs_kept, self._all_samples(), self.config.epochs)
         return outcome
@@ -272,7 +267,7 @@ class Trainer:
     def _train(self, batches: Iterable[Batch], end: int = 0) -> None:
         """Trains on batches; while fewer than ``end`` samples have passed in all, it may be saved after each."""
         # Reading ahead moves the data's position on, so it is done only where it is good for something.
-        pairs = ((batch, None) for batch in batches) if self.cached is None else _with_next(batches)
+        pairs = ((batch, None) for batch in batches) if self.cached is None else with_next(batches)
         for batch, following in pairs:
             self.store.check_unchanged()
             # The rates go by the data that passed before this batch, however many steps become of it.
@@ -298,31 +293,8 @@ class Trainer:
         if loss is None:
             return
         self.steps += 1
-        self._losses.append(loss)
-        if self.steps % self.config.log_every == 0:
-            self._report_loss()
+        self._reports.add(loss)
         self.training.lap()
-
-    def _report_loss(self) -> None:
-        values = [float(loss) for loss in self._losses]
-        if not self.savable:
-            first = self.steps - len(values) + 1
-            for step, value in enumerate(values, start=first):
-                if not math.isfinite(value):
-                    raise NonFiniteError(f"the loss is {value} at step {step}", remedy="lower the learning rates")
-            if self.sender.device.type != "cpu":
-                registry.check_errors(self.sender.device)
-        mean = sum(values) / len(values)
-        self._losses.clear()
-        rates = self.schedule.dense_lr, self.schedule.embedding_lr
-        skipper = self.skipper
-        counts = skipper.inputs_seen, skipper.inputs_kept, *skipper.row_updates()
-        seconds = self.training.seconds
-        tell(self.listeners, StepDone(self.steps, self.samples, mean, *rates, seconds, *counts, self.phase_seconds))
-
-    def _report_moves(self) -> None:
-        for move in self.skipper.policy.take_moves():
-            tell(self.listeners, PolicyMoved(self.skipper.policy.name, move, self.training.seconds))
 
     def predict(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Logits of samples ``start`` to ``stop``, by the model as it is now; counted as prediction time."""
@@ -355,7 +327,7 @@ class Trainer:
             "phase_seconds": dict(self.training.laps),
             "prediction_seconds": self.predicting.seconds,
             "rates": [self.schedule.dense_lr, self.schedule.embedding_lr],
-            "losses": [float(loss) for loss in self._losses],
+            "losses": self._reports.losses(),
             "logits": torch.from_numpy(self._logits[:done]),
             **self.step.state_dict(),
             "random": torch.get_rng_state(),
@@ -384,7 +356,7 @@ class Trainer:
         self.training.set(float(state["training_seconds"]), state.get("phase_seconds", {}))
         self.predicting.set(float(state["prediction_seconds"]), {})
         self.schedule.dense_lr, self.schedule.embedding_lr = state["rates"]
-        self._losses = list(state["losses"])
+        self._reports.load(state["losses"])
         if self.config.mode == "prequential":
             self._logits[: self._predicted] = state["logits"].numpy()
         else:
@@ -393,13 +365,3 @@ class Trainer:
         if self.ranks is not None:
             self.ranks.ledger.load(state.get("ledger"))
         torch.set_rng_state(state["random"])
-
-
-def _with_next(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch | None]]:
-    """Each batch with the one after it, or None after the last."""
-    iterator = iter(batches)
-    batch = next(iterator, None)
-    while batch is not None:
-        following = next(iterator, None)
-        yield batch, following
-        batch = following

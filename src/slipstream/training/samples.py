@@ -1,8 +1,8 @@
-"""The training samples of a store, as policies may read them before training."""
+"""The training samples of a store, as policies may read them before training; batches with a look ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
@@ -41,3 +41,13 @@ class StoredSamples:
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All of them, in order."""
         return iter(self._store.batches(batch_size, start=self._start, stop=self._stop))
+
+
+def with_next(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch | None]]:
+    """Each batch with the one after it, or None after the last."""
+    iterator = iter(batches)
+    batch = next(iterator, None)
+    while batch is not None:
+        following = next(iterator, None)
+        yield batch, following
+        batch = following
