@@ -164,14 +164,15 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
             batch_size=self.batch_size,
             seed=seed,
             total_samples=len(whole) * self.epochs,
+            adds_log_odds=True,
         )
         model.train()
         for _ in range(self.epochs):
             order = torch.randperm(len(whole))
             for batch in skipper(whole.select(part) for part in order.split(self.batch_size)):
-                losses = functional.binary_cross_entropy_with_logits(
-                    model(batch.inputs), batch.labels, reduction="none"
-                )
+                logits = model(batch.inputs)
+                logits = logits if batch.log_odds is None else logits + batch.log_odds
+                losses = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
                 if skipper.policy.wants_losses:
                     skipper.observe(batch, losses.detach())
                 optimizer.zero_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -192,6 +194,9 @@ def test_probabilities_stay_within_floor_and_one(
         keep = policy.keep_probability(Batch(inputs, labels, torch.arange(size), torch.ones(size)))
         assert keep is not None and keep.dtype == torch.float32 and keep.shape == (size,)
         assert bool(((keep >= floor * (1 - 1e-6)) & (keep <= 1.0)).all())
+        log_odds = policy.log_odds(Batch(inputs, labels, torch.arange(size), torch.ones(size)))
+        assert log_odds.shape == (size,) and bool(log_odds.isfinite().all())
+        assert bool((log_odds.abs() <= -math.log(floor) + 1e-5).all())
 
 
 @pytest.mark.parametrize(
@@ -219,7 +224,8 @@ def test_labels_outside_the_unit_interval(label: float) -> None:
 @pytest.mark.parametrize("total", [60.0, 300.0, 511.0, 512.0])
 def test_probabilities_in_proportion_add_up(total: float) -> None:
     score = torch.rand(512, generator=torch.Generator().manual_seed(1)) ** 4
-    keep = in_proportion(score, 0.1, total)
+    keep, factor = in_proportion(score, 0.1, total)
+    assert torch.equal(keep, (score * factor).clamp(0.1, 1.0))
     assert float(keep.sum()) == pytest.approx(total, rel=1e-3)
     free = (keep > 0.1) & (keep < 1.0)
     ratios = keep[free] / score[free]
@@ -237,4 +243,4 @@ def test_a_small_budget_leaves_a_choice(score: str) -> None:
 
 
 def test_scores_of_zero_get_the_floor() -> None:
-    assert torch.equal(in_proportion(torch.zeros(4), 0.2, 3.0), torch.full((4,), 0.2))
+    assert torch.equal(in_proportion(torch.zeros(4), 0.2, 3.0)[0], torch.full((4,), 0.2))

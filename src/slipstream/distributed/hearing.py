@@ -53,6 +53,7 @@ class _OverRanks(Policy):
         self.skips_inputs, self.skips_rows = inner.skips_inputs, inner.skips_rows
         self.plans_order, self.plans_runs = inner.plans_order, inner.plans_runs
         self.wants_losses, self.decides_alone = inner.wants_losses, inner.decides_alone
+        self.chooses_by_label = inner.chooses_by_label
         self._tables: list[Gated] = []
         self._number: dict[int, int] = {}
         self._steps: list[Progress] = []  # not passed on yet
@@ -166,6 +167,10 @@ class _OverRanks(Policy):
     def keep_probability(self, batch: Batch) -> Tensor | None:
         """Passed on: the batch is that of all ranks."""
         return self._inner.keep_probability(batch)
+
+    def log_odds(self, batch: Batch) -> Tensor:
+        """Passed on."""
+        return self._inner.log_odds(batch)
 
     def take_moves(self) -> list[dict[str, Any]]:
         """Passed on."""

@@ -156,8 +156,17 @@ class Recommender(nn.Module):
 
         The mean is over the samples, not over the weights: weights already average about 1.
         """
+        return functional.binary_cross_entropy_with_logits(self._logits(batch), batch.labels, batch.weights)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """Those of the loss, float32 ``[B]``: with what an input policy's choice by label added to the log odds."""
         logits = self(batch.inputs).float()
-        return functional.binary_cross_entropy_with_logits(logits, batch.labels, batch.weights)
+        return logits if batch.log_odds is None else logits + batch.log_odds
+
+    @property
+    def adds_log_odds(self) -> bool:
+        """Whether :meth:`loss` is the cross-entropy of single labels, the batch's ``log_odds`` added to the logits."""
+        return True
 
     @property
     def separable(self) -> bool:
@@ -174,8 +183,7 @@ class Recommender(nn.Module):
 
     def losses(self, batch: Batch) -> Tensor:
         """Cross-entropy of each sample, not weighted, float32 ``[B]``; times the weights its mean is :meth:`loss`."""
-        logits = self(batch.inputs).float()
-        return functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
+        return functional.binary_cross_entropy_with_logits(self._logits(batch), batch.labels, reduction="none")
 
 
 def draw_items(batch: Batch, rows: Tensor, step: int, num_items: int, seed: int) -> Tensor:

@@ -94,6 +94,11 @@ class MatrixFactorization(Recommender):
         names = self.feature_names
         return Vectors(names[self.user], names[self.item], users[:, :-1], items[:, :-1], items[:, -1])
 
+    @property
+    def adds_log_odds(self) -> bool:
+        """Not with BPR."""
+        return self.objective == "logistic"
+
     def losses(self, batch: Batch) -> Tensor:
         """See the base class.
 

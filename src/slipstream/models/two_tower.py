@@ -118,6 +118,11 @@ class TwoTower(Recommender):
         """Not with the softmax."""
         return self.objective == "logistic"
 
+    @property
+    def adds_log_odds(self) -> bool:
+        """Not with the softmax."""
+        return self.objective == "logistic"
+
     def losses(self, batch: Batch) -> Tensor:
         """See the base class.
 

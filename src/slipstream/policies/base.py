@@ -172,6 +172,9 @@ class Policy:
     """Whether ``keep_probability`` depends on nothing but the batches given to it, not on the model's steps: a training
     with small batches then has it decide on several at a time."""
 
+    chooses_by_label: bool = False
+    """Whether an input's probability depends on its label, and :meth:`log_odds` says how."""
+
     def warm_up(self) -> None:
         """Compiles, or loads from the cache, what a training will need, so that no step has to wait for it."""
 
@@ -240,6 +243,20 @@ class Policy:
             mean weight at about 1; p = 0 drops an input for good, and no other input weighs more for it.
         """
         return None
+
+    def log_odds(self, batch: Batch) -> Tensor:
+        """What the last :meth:`keep_probability` made of each input's odds, for trainings that add it to the logits.
+
+        Called after it, for the same batch, in place of weights 1/p, if ``chooses_by_label``.
+
+        Args:
+            batch: B inputs, as given to :meth:`keep_probability`.
+
+        Returns:
+            float32 [B]: log of the probability to be kept with the label 1 over that with the label 0, the rest of the
+            input being as it is.
+        """
+        raise NotImplementedError(f"policy {self.name!r} says chooses_by_label, and not by how much")
 
     def observe_lookups(self, table: Gated, ids: Tensor) -> None:
         """Called in each backward pass, for each table.

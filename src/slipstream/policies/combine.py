@@ -64,7 +64,7 @@ class Combine(Policy):
         if planner.plans_runs:
             self.test_positions, self.next_run = planner.test_positions, planner.next_run
         self.wants_losses = inputs.wants_losses or rows.wants_losses
-        self.decides_alone = inputs.decides_alone
+        self.decides_alone, self.chooses_by_label = inputs.decides_alone, inputs.chooses_by_label
         self.split = split
         self.budget: float | None = None
         if budget is not None:
@@ -100,6 +100,10 @@ class Combine(Policy):
     def keep_probability(self, batch: Batch) -> Tensor | None:
         """That of the input policy."""
         return self.inputs.keep_probability(batch) if self.skips_inputs else None
+
+    def log_odds(self, batch: Batch) -> Tensor:
+        """Those of the input policy."""
+        return self.inputs.log_odds(batch)
 
     def observe_lookups(self, table: Gated, ids: Tensor) -> None:
         """Tells both."""

@@ -1,7 +1,9 @@
 """Importance: unbiased skipping of inputs that a cheap scout already predicts well.
 
-Importance sampling with 1/p weights (Katharopoulos and Fleuret, arXiv 1803.00942), its score taken from a scout instead
-of the model itself, so that a skipped input costs no forward pass. [ours]
+Importance sampling (Katharopoulos and Fleuret, arXiv 1803.00942), its score taken from a scout instead of the model
+itself, so that a skipped input costs no forward pass [ours]. What the choice did to the labels' odds is corrected in
+the logits (local case-control sampling: Fithian and Hastie, arXiv 1306.3706, section 3; for rare events Wang, Zhang and
+Wang, arXiv 2110.13048), or by weights 1/p where the loss is another.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ class ImportanceConfig(PolicyBaseConfig):
     """
     score: Literal["scout", "label"] = "scout"
     """Whose surprise counts: the scout's, or that of the labels' base rate alone, which costs nothing."""
+    correction: Literal["odds", "weights"] = "odds"
+    """``odds``: added to the logits in the loss by trainings that can (a logistic loss of labels 0 and 1); others, and
+    all with ``weights``, weigh kept inputs by 1/p."""
     power: float = Field(default=1.0, gt=0.0, le=4.0)
     """The keep-probability grows with surprise to this power."""
     fresh_below: int = Field(default=0, ge=0)
@@ -69,22 +74,28 @@ class ImportanceConfig(PolicyBaseConfig):
 
 
 class Importance(Policy):
-    """Keeps each input with a probability that grows with its surprise, and weighs it by the inverse.
+    """Keeps each input with a probability that grows with its surprise, and corrects for it.
 
     Surprise is ``|p - y|``, p the probability that an on-line logistic regression over the same ids gave the label y
     before it learned from it. It is, up to a factor, the norm of a logistic loss's gradient with respect to the logit:
-    the choice of least variance among those of equal cost. Needs labels, so it serves training alone. Expected
-    gradients are those of the full data.
+    the choice of least variance among those of equal cost. Needs labels, so it serves training alone.
+
+    An input of label y was kept with probability a(y). With ``correction="odds"`` the loss is the cross-entropy of
+    logit + log(a(1) / a(0)): that logit fits the labels of what was kept where the logit itself fits all labels, so
+    the model is calibrated as it is, and no input weighs more than another. With ``"weights"``, or where the training's
+    loss is not a logistic one of labels 0 and 1, a kept input weighs 1/a: expected gradients are those of the full data
+    whatever the loss, but they vary more.
 
     With ``score="label"`` p is the labels' base rate of late: negative down-sampling as it is common for click logs
-    (He et al., 2014), with weights in place of a later recalibration. It takes no time, and is the control that a
-    scout has to beat. A scout that explains next to nothing (on logs whose negatives were drawn to match, say) is not
-    worth its time: it rests, and wakes for one batch in 16 to see whether that has changed.
+    (He et al., 2014), corrected while training in place of a later recalibration. It takes no time, and is the control
+    that a scout has to beat. A scout that explains next to nothing (on logs whose negatives were drawn to match, say)
+    is not worth its time: it rests, and wakes for one batch in 16 to see whether that has changed.
 
     Args:
         budget: Share of the inputs trained on, in (0, 1].
         floor: Least keep-probability, in (0, budget]; None: 0.1, or half the budget if that is less.
         score: ``scout`` or ``label``.
+        correction: ``odds`` or ``weights``.
         power: Exponent of the surprise, in (0, 4].
         fresh_below: Inputs with a row seen fewer times are always kept, up to half the budget; the scout never rests.
         warmup_samples: Inputs kept by their labels alone at the start.
@@ -106,6 +117,7 @@ class Importance(Policy):
         *,
         floor: float | None = None,
         score: Literal["scout", "label"] = "scout",
+        correction: Literal["odds", "weights"] = "odds",
         power: float = 1.0,
         fresh_below: int = 0,
         warmup_samples: int = 20_000,
@@ -119,6 +131,7 @@ class Importance(Policy):
                 "budget": budget,
                 "floor": floor,
                 "score": score,
+                "correction": correction,
                 "power": power,
                 "fresh_below": fresh_below,
                 "warmup_samples": warmup_samples,
@@ -127,6 +140,7 @@ class Importance(Policy):
                 "lr": lr,
             },
         )
+        self.chooses_by_label = correction == "odds"
         self._floor = floor  # as asked for; the one in use follows the budget
         self._base = BaseRate()
         self._scout = Scout(bits=bits, lr=lr) if score == "scout" else None
@@ -134,6 +148,7 @@ class Importance(Policy):
         self._inputs = self._batches = self._rested = 0
         self._debt = 0.0  # inputs that the budget allowed and that were not kept, in expectation
         self._expected = 0.0
+        self._last: tuple[Tensor, Tensor | None, Tensor, float] | None = None  # score, fresh, probability, factor
 
     def warm_up(self) -> None:
         """Loads the scout."""
@@ -167,8 +182,6 @@ class Importance(Policy):
             self._expected += size
             return None
         wanted = config.budget + self._debt / (_CORRECTION * size)
-        if config.power != 1.0:
-            score = score**config.power
         keep = self._spread(score, None if seen is None else seen < config.fresh_below, wanted)
         expected = float(keep.sum())
         self._expected += expected
@@ -199,16 +212,39 @@ class Importance(Policy):
 
     def _spread(self, score: Tensor, fresh: Tensor | None, wanted: float) -> Tensor:
         """Probabilities in proportion to the score, within [floor, 1], with the mean ``wanted`` if it can be had."""
-        floor = self.config.least
+        floor, power = self.config.least, self.config.power
         wanted = min(max(wanted, floor), 1.0)
+        chance = score if power == 1.0 else score**power
         always = 0 if fresh is None else int(fresh.sum())
         if fresh is None or not always:
-            return in_proportion(score, floor, wanted * score.numel())
-        score = score.masked_fill(fresh, 0.0)
-        # What the fresh ones take of the batch's budget: all they want, but at most half.
-        of_fresh = min(1.0, max(floor, 0.5 * wanted * score.numel() / always))
-        goal = wanted * score.numel() - always * of_fresh + always * floor
-        return in_proportion(score, floor, goal).masked_fill_(fresh, of_fresh)
+            keep, factor = in_proportion(chance, floor, wanted * score.numel())
+        else:
+            # What the fresh ones take of the batch's budget: all they want, but at most half.
+            of_fresh = min(1.0, max(floor, 0.5 * wanted * score.numel() / always))
+            goal = wanted * score.numel() - always * of_fresh + always * floor
+            keep, factor = in_proportion(chance.masked_fill(fresh, 0.0), floor, goal)
+            keep.masked_fill_(fresh, of_fresh)
+        self._last = score, fresh, keep, factor
+        return keep
+
+    def log_odds(self, batch: Batch) -> Tensor:
+        """See the base class; of fresh inputs, which are kept whatever their label, 0.
+
+        Raises:
+            ConfigError: A label is neither 0 nor 1.
+        """
+        if not len(batch):
+            return torch.empty(0)
+        if bool(((batch.labels != 0) & (batch.labels != 1)).any()):
+            raise ConfigError(
+                "policy 'importance': correction='odds' needs labels of 0 and 1", remedy="set correction to weights"
+            )
+        assert self._last is not None, "keep_probability comes first"
+        score, fresh, keep, factor = self._last
+        # The other label would have been as surprising as this one was expected.
+        other = ((1.0 - score) ** self.config.power * factor).clamp_(self.config.least, 1.0)
+        log_odds = torch.where(batch.labels > 0, keep / other, other / keep).log_()
+        return log_odds if fresh is None else log_odds.masked_fill_(fresh, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Scout, base rate, what the scout explains, and the account of the budget."""

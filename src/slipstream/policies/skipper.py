@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ class Skipper:
     An input is kept when the hash of (its index, seed, epoch) is below its probability p: a decision never depends on
     how inputs are batched. A kept input weighs (1/p) · (kept so far / decided so far), the expected gradient's
     direction being that of the full data and the mean weight about 1, so a learning rate keeps its meaning.
-    Inputs that a policy drops for good (p = 0) count in neither number.
+    Inputs that a policy drops for good (p = 0) count in neither number. A loop that adds ``batch.log_odds`` to its
+    logits, and says so by ``adds_log_odds``, lets a policy that chooses by the label correct there, at weights of 1.
 
     Decisions are made on the CPU: batches come from a loader and are handed out there; a training on a GPU sends what
     it was handed (``batch.to(device, non_blocking=True)``). Gates, signals and counts of accesses lie where the tables
@@ -65,6 +67,9 @@ class Skipper:
         losses: The loss of each sample of a batch under a model (float32 [B], not weighted), for policies that set the
             model against an earlier copy of itself; by default the cross-entropy of ``model(batch.inputs)``.
         tables: Tables by name that the policy sees, where they are not of ours (TorchRec's shards); None: the model's.
+        adds_log_odds: The loop's loss is the cross-entropy of labels 0 and 1, and it adds ``batch.log_odds`` (where
+            that is not None) to the logits. A policy that chooses by label and says how much then corrects by them, and
+            not by weights: the loss varies less.
 
     Raises:
         ConfigError: ``batch_size`` is below 1, or the policy skips rows and the model has no table of ours.
@@ -81,6 +86,7 @@ class Skipper:
         total_samples: int | None = None,
         losses: Losses = cross_entropies,
         tables: Mapping[str, Gated] | None = None,
+        adds_log_odds: bool = False,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
@@ -95,6 +101,8 @@ class Skipper:
         self.seed = seed
         self.batch_size = batch_size
         self.to_batch = to_batch
+        # A policy that watches losses needs the model's own, with weights that make them the full data's.
+        self._by_log_odds = adds_log_odds and policy.chooses_by_label and not policy.wants_losses
         self.total_samples = total_samples
         self.inputs_seen = 0
         """Inputs pushed."""
@@ -165,13 +173,17 @@ class Skipper:
         )
         self.inputs_kept += rows.numel()
         self._dropped += dropped
-        return Batch(batch.inputs, batch.labels, batch.index, weights, batch.time, batch.carried), rows
+        if self._by_log_odds:
+            return replace(batch, log_odds=self.policy.log_odds(batch)), rows
+        return replace(batch, weights=weights), rows
 
     def _take(self, batch: Batch, rows: Tensor | None) -> Iterator[Batch]:
         size = self.batch_size
         if size is None or (rows is None and len(batch) == size and not self._packer.waiting):
             yield self._hand_out(batch)
             return
+        if self._by_log_odds and batch.log_odds is None:  # all were kept; others that wait were chosen
+            batch = replace(batch, log_odds=torch.zeros(len(batch)))
         self._packer.add(batch, torch.arange(len(batch)) if rows is None else rows, size)
         while (full := self._packer.take()) is not None:
             yield self._hand_out(full)
@@ -230,8 +242,12 @@ class Skipper:
             steps=self.steps,
             share_of_inputs_trained=self.share_of_inputs_trained,
             share_of_row_updates_skipped=self.share_of_row_updates_skipped,
-            details=self.policy.report(),
+            details=self.policy.report() | self._correction(),
         )
+
+    def _correction(self) -> dict[str, str]:
+        """How kept inputs stand for those left out, of a policy that lets the training choose."""
+        return {"corrected_by": "odds" if self._by_log_odds else "weights"} if self.policy.chooses_by_label else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, inputs that wait for a full batch, and the policy's state: tensors, numbers, dicts and lists."""
@@ -291,7 +307,10 @@ class Skipper:
         self._samples, self._dropped = int(state["samples"]), int(state["dropped"])
         steps, samples = state.get("earlier", (0, 0))
         self._earlier = (int(steps), int(samples))
-        self._packer.load_state_dict(state["waiting"], self.batch_size)
+        waiting = dict(state["waiting"])
+        if waiting and self._by_log_odds:  # a state of before there were any: those inputs have weights
+            waiting.setdefault("log_odds", torch.zeros_like(waiting["labels"]))
+        self._packer.load_state_dict(waiting, self.batch_size)
         # The tables' own counters may or may not have been restored: set the zero point so that the share goes on
         # from the state's.
         self._before = {name: (table.lookups, table.skipped) for name, table in self.tables.items()}

@@ -15,7 +15,7 @@ from slipstream.kernels import scout as scout_kernel
 from slipstream.staleness.compiled import factor_for_sum
 
 
-def in_proportion(score: Tensor, floor: float, total: float) -> Tensor:
+def in_proportion(score: Tensor, floor: float, total: float) -> tuple[Tensor, float]:
     """Probabilities in proportion to a score, within [floor, 1], that add up to ``total`` as nearly as they can.
 
     Args:
@@ -24,10 +24,10 @@ def in_proportion(score: Tensor, floor: float, total: float) -> Tensor:
         total: Their sum.
 
     Returns:
-        float32 [B].
+        float32 [B], and the factor: they are the scores times it, clamped.
     """
     factor = factor_for_sum(score.numpy(), floor, total)
-    return (score * factor).clamp_(floor, 1.0)
+    return (score * factor).clamp_(floor, 1.0), factor
 
 
 def log_losses(probability: Tensor, labels: Tensor) -> Tensor:

@@ -78,7 +78,14 @@ class Run:
             torch.manual_seed(seed)
             self.model = _Model(rows)
         self.optimizer = optim.Adam(self.model.parameters(), lr=0.01)
-        self.skipper = Skipper(self.model, self.policy, batch_size=batch_size, seed=seed, total_samples=len(data))
+        self.skipper = Skipper(
+            self.model,
+            self.policy,
+            batch_size=batch_size,
+            seed=seed,
+            total_samples=len(data),
+            adds_log_odds=True,
+        )
         self.pieces = Data(data, batch_size)
         order = self.policy.plan(self.pieces)
         if order is not None:
@@ -98,9 +105,9 @@ class Run:
     def _step(self, batch: Batch) -> None:
         self.trace.append(batch.index.clone())
         self.optimizer.zero_grad()
-        losses = nn.functional.binary_cross_entropy_with_logits(
-            self.model(batch.inputs), batch.labels, reduction="none"
-        )
+        logits = self.model(batch.inputs)
+        logits = logits if batch.log_odds is None else logits + batch.log_odds
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
         self.skipper.observe(batch, losses)
         (losses * batch.weights).mean().backward()
         self.optimizer.step()

@@ -44,6 +44,7 @@ class Watched(Policy):
         self.skips_inputs, self.skips_rows = policy.skips_inputs, policy.skips_rows
         self.plans_order, self.plans_runs = policy.plans_order, policy.plans_runs
         self.wants_losses, self.decides_alone = policy.wants_losses, policy.decides_alone
+        self.chooses_by_label = policy.chooses_by_label
         self._tables: Mapping[str, Gated] = {}
 
     def warm_up(self) -> None:
@@ -88,6 +89,15 @@ class Watched(Policy):
             in_range = bool(((keep >= 0.0) & (keep <= 1.0)).all())
             check(in_range, self.name, "returns probabilities outside [0, 1], or NaN")
         return keep
+
+    def log_odds(self, batch: Batch) -> Tensor:
+        """Passes on; they must be finite, float32 [B]."""
+        with self._hands_off("log_odds"):
+            log_odds = self.policy.log_odds(batch)
+        kind = f"log odds of {log_odds.dtype} and shape {tuple(log_odds.shape)}, not float32 ({len(batch)},)"
+        check(log_odds.dtype == torch.float32 and log_odds.shape == (len(batch),), self.name, f"returns {kind}")
+        check(bool(log_odds.isfinite().all()), self.name, "returns log odds that are not finite")
+        return log_odds
 
     def observe_lookups(self, table: Gated, ids: Tensor) -> None:
         """Passes on; the ids must stay the same."""
