@@ -154,8 +154,8 @@ CLICKS: Mapping[str, System] = {
 
 def _bpr(data: Dataset) -> Settings:
     return {
-        "model": {"name": "mf", "embedding_dim": 64, "objective": "bpr"},
-        "optimizer": {"name": "adam", "lr": 0.003, "weight_decay": 1e-5},
+        "model": {"name": "mf", "embedding_dim": 64, "objective": "bpr", "init_std": 0.01},
+        "optimizer": {"name": "adam", "lr": 0.003},
         "schedule": {"dense": "constant"},
         "batch_size": 2048,
         "ranking": {"k": 20},
