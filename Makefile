@@ -26,7 +26,8 @@ help:
 	@echo "make demo     prepare MovieTweetings, train with and without skipping, compare"
 	@echo "make test     all tests          make lint / make types / make format"
 	@echo "make test-gpu the kernels' tests, compiled, on a GPU (see docs/gpu.md)"
-	@echo "make fuzz MINUTES=30   damaged input for every reader, so long each; TARGETS=\"csv config\" names some"
+	@echo "make fuzz MINUTES=30 JOBS=2   damaged input for every reader, so many processor minutes of each, in pieces if need"
+	@echo "                       be: goes on where the record of this commit ends; TARGETS=\"csv config\" names some"
 	@echo "make soak MINUTES=120   trainings that continue one another, in one process; memory, threads and files stay flat"
 	@echo "make matrix   tests at the lowest and newest versions of the dependencies, in environments of their own"
 	@echo "make faults   KILLS=200 kills at random moments, each resumed to the same bits"
@@ -107,12 +108,15 @@ GPU_TESTS := tests/gpu tests/kernels tests/properties
 test-gpu:
 	SLIPSTREAM_TEST_GPU=1 PYTHONPATH=src $(GPU_PYTHON) -m pytest -q $(GPU_TESTS)
 
-# Hypothesis with damaged input, so many minutes for each target; ends at the first finding.
+# Hypothesis with damaged input, so many processor minutes of each target, JOBS targets at a time. A run goes on where
+# the record of the same commit ends; one to keep: make fuzz MINUTES=30 FUZZ_RECORD=benchmarks/results/fuzz.json
 MINUTES ?= 5
 TARGETS ?=
+JOBS ?= 1
+FUZZ_RECORD ?= runs/fuzz.json
 
 fuzz: env
-	PYTHONPATH=. $(BIN)/python -m tests.fuzz $(MINUTES) $(TARGETS)
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz $(MINUTES) $(TARGETS) --jobs $(JOBS) --record $(FUZZ_RECORD)
 
 # Trainings in one process for so long; keeps what memory, threads and open files did.
 soak: env

@@ -1,75 +1,121 @@
-"""Fuzzing by the clock: ``python -m tests.fuzz MINUTES [TARGET…]``, so many minutes for each target.
+"""Fuzzing by processor time: ``python -m tests.fuzz MINUTES [TARGET…] [--jobs N] [--record FILE]``.
 
-Says for each target how many inputs were tried; ends at the first finding with the input that Hypothesis has made
-small, and status 1. An input that takes a minute, or memory beyond 4 GiB above the start, is a finding too.
+Tries damaged input on each target until the record has so many processor minutes of it on this commit: what an earlier
+run did counts, so that a long run may be done in pieces. A finding ends its target, not the others; its smallest input
+and what it said are kept in runs/fuzz, and the status is 1. A finding is also an input that takes a minute of processor
+time, or memory beyond 4 GiB above the start, or that does not end.
 """
 
 from __future__ import annotations
 
-import resource
 import signal
 import sys
-import tempfile
-import time
-import warnings
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from tests.fuzz.targets import TARGETS, check, damaged
+from tests.fuzz.campaign import QUIET, Outcome, campaign
+from tests.fuzz.fuzzing import GROWTH, PER_INPUT, fuzz
+from tests.fuzz.targets import TARGETS
 
-PER_INPUT = 60
+from slipstream.errors import SlipstreamError
+from slipstream.report.record import Record
 
-
-class Hang(AssertionError):
-    """An input that took too long."""
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise Hang(f"an input took more than {PER_INPUT} s")
+KEPT = Path("runs/fuzz")
+DONE = 0.999
+"""Share of the minutes from which on a target counts as done."""
 
 
-def fuzz(name: str, seconds: float) -> int:
-    """Tries damaged inputs for so long; returns how many."""
-    end, tried, seed = time.monotonic() + seconds, 0, time.time_ns()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    phases = (Phase.generate, Phase.shrink)
+def earlier(path: Path, commit: str | None) -> dict[str, dict[str, Any]]:
+    """The rows of a record by target, if it is of this very commit, with nothing changed since; else none."""
+    if not path.exists() or commit is None or commit.endswith("-dirty"):
+        return {}
+    record = Record.load(path)
+    return {row["target"]: row for row in record.rows} if (record.name, record.commit) == ("fuzz", commit) else {}
 
-    while time.monotonic() < end:
-        seed += 1
 
-        @settings(max_examples=200, deadline=None, database=None, phases=phases, suppress_health_check=[*HealthCheck])
-        @given(st.data())
-        def examples(data: st.DataObject) -> None:
-            nonlocal tried
-            content = data.draw(damaged(TARGETS[name][0]))
-            if time.monotonic() > end:
-                return
-            tried += 1
-            signal.alarm(PER_INPUT)
-            try:
-                with tempfile.TemporaryDirectory() as folder:
-                    check(name, content, Path(folder))
-            finally:
-                signal.alarm(0)
-            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            assert grown < 4 << 20, f"the memory grew by {grown >> 10} MiB"
+def added(row: Mapping[str, Any] | None, outcome: Outcome) -> dict[str, Any]:
+    """The row of a target after what was done now."""
+    before = row or {"inputs": 0, "processor minutes": 0.0, "findings": 0}
+    after: dict[str, Any] = {
+        "target": outcome.name,
+        "inputs": before["inputs"] + outcome.inputs,
+        "processor minutes": round(before["processor minutes"] + outcome.seconds / 60, 3),
+        "findings": before["findings"] + (outcome.finding is not None),
+    }
+    said = outcome.finding or before.get("finding")
+    return after | ({"finding": said} if said else {})
 
-        examples()
-    return tried
+
+def summed_up(record: Record, rows: Mapping[str, dict[str, Any]]) -> Record:
+    """The record with these rows, in the order of the targets."""
+    record.rows = [rows[name] for name in TARGETS if name in rows]
+    keys = ("inputs", "processor minutes", "findings")
+    record.quality = {key: round(sum(row[key] for row in record.rows), 3) for key in keys}
+    record.conditions |= {
+        "targets": len(record.rows),
+        "least_processor_minutes": min((row["processor minutes"] for row in record.rows), default=0.0),
+    }
+    return record
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _say(outcome: Outcome) -> None:
+    said = "no finding" if outcome.finding is None else f"FINDING: {outcome.finding}; see {KEPT / outcome.name}.*"
+    minutes = outcome.seconds / 60
+    print(f"{outcome.name}: {outcome.inputs:,} inputs in {minutes:.1f} processor minutes, {said}", flush=True)
 
 
 def main() -> None:
-    """Fuzzes the targets named on the command line, or all."""
-    minutes, names = float(sys.argv[1]), sys.argv[2:] or list(TARGETS)
-    signal.signal(signal.SIGALRM, _stop)
-    warnings.simplefilter("error", RuntimeWarning)
-    for name in names:
-        began = time.monotonic()
-        print(
-            f"{name}: {fuzz(name, 60 * minutes):,} inputs in {time.monotonic() - began:.0f} s, no finding", flush=True
-        )
+    """Fuzzes the targets named on the command line, or all, and keeps the record."""
+    parser = ArgumentParser(prog="python -m tests.fuzz", description="Damaged input for every reader.")
+    parser.add_argument("minutes", type=float, help="processor minutes of each, those of earlier runs included")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of: {', '.join(TARGETS)} (all)")
+    parser.add_argument("--jobs", type=int, default=1, help="targets at a time (1)")
+    parser.add_argument("--record", type=Path, default=KEPT.with_suffix(".json"), help="goes on there (runs/fuzz.json)")
+    options = parser.parse_args()
+    names = options.targets or list(TARGETS)
+    if unknown := [name for name in names if name not in TARGETS]:
+        parser.error(f"no target {unknown[0]!r}; there are {', '.join(TARGETS)}")
+    if options.jobs < 1:
+        parser.error("--jobs must be at least 1")
+
+    record = Record(
+        name="fuzz",
+        command=f"make fuzz MINUTES={options.minutes:g} JOBS={options.jobs}",
+        dataset="the readers' good inputs, damaged by Hypothesis",
+        conditions={
+            "finding": "anything but success or a typed error of one line; also an input that takes "
+            f"{PER_INPUT} s of processor time, {GROWTH >> 20} GiB, or {QUIET / 60:g} minutes on the clock",
+            "jobs": options.jobs,
+        },
+    )
+    rows = earlier(options.record, record.commit)
+    left = {name: 60 * options.minutes - 60 * rows.get(name, {}).get("processor minutes", 0.0) for name in names}
+    work = [(name, seconds) for name, seconds in left.items() if seconds > 60 * options.minutes * (1 - DONE)]
+    if not work:
+        print(f"nothing to do: {options.record} has {options.minutes:g} processor minutes of each on this commit")
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, _leave)
+    now, found = dict(rows), False
+    with closing(campaign(work, fuzz, jobs=options.jobs, folder=KEPT)) as outcomes:
+        for outcome in outcomes:
+            now[outcome.name] = added(rows.get(outcome.name), outcome)
+            summed_up(record, now).save(options.record)
+            if outcome.ended:
+                found |= outcome.finding is not None
+                _say(outcome)
+    sys.exit(int(found))
 
 
-main()
+if __name__ == "__main__":
+    try:
+        main()
+    except SlipstreamError as error:
+        sys.exit(str(error))

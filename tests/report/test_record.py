@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import getpass
 import socket
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from slipstream.errors import DataError
+from slipstream.report import machine
 from slipstream.report.machine import describe_machine, spin_setting, versions
 from slipstream.report.record import Record
 from slipstream.report.timing import alternate, summarise
@@ -27,6 +29,22 @@ def test_a_record_says_where_it_was_measured_and_not_by_whom() -> None:
     text = record.model_dump_json()
     assert socket.gethostname() not in text
     assert f'"{getpass.getuser()}"' not in text and str(Path.home()) not in text
+
+
+def test_a_record_made_anew_does_not_make_the_tree_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, kept = tmp_path / "src" / "machine.py", tmp_path / "benchmarks" / "results" / "step.json"
+    for file in (code, kept):
+        file.parent.mkdir(parents=True)
+        file.write_text("a\n", encoding="utf-8")
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    for command in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "a")):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    monkeypatch.setattr(machine, "__file__", str(code))
+    clean = machine.commit()
+    kept.write_text("b\n", encoding="utf-8")
+    assert clean is not None and machine.commit() == clean and len(clean) == 12
+    code.write_text("b\n", encoding="utf-8")
+    assert machine.commit() == f"{clean}-dirty"
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"name": "x", "unheard_of": 1}'])

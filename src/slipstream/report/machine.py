@@ -64,13 +64,17 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree this package runs from, ``-dirty`` if tracked files differ; None if installed."""
+    """The commit of the source tree this package runs from, ``-dirty`` if tracked files differ; None if installed.
+
+    Kept records may differ: one that was just made anew changes nothing of what the next one measures.
+    """
     here = Path(__file__).resolve().parent
     identity = _git(here, "rev-parse", "--short=12", "HEAD")
     # A package installed inside some other repository (a virtual environment there) is not that repository's commit.
     if identity is None or not _git(here, "ls-files", "machine.py"):
         return None
-    return f"{identity}-dirty" if _git(here, "status", "--porcelain", "--untracked-files=no") else identity
+    code = (":(top)", ":(top,exclude)benchmarks/results")
+    return f"{identity}-dirty" if _git(here, "status", "--porcelain", "--untracked-files=no", "--", *code) else identity
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
