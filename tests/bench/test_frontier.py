@@ -62,7 +62,7 @@ def test_full_training_and_random_are_always_in_it() -> None:
 
 def test_the_tuning_never_scores_what_the_end_is_scored_on(config: TrainConfig) -> None:
     prefix = prefix_of(config, 3000)  # trains on 2,700, scores 2,700 to 3,000
-    assert (prefix.max_samples, prefix.holdout) == (900, 0.2)
+    assert (prefix.max_samples, prefix.holdout) == (2700, 0.2)
     stream = config.model_copy(update={"mode": "prequential", "score_from": 100})
     prefix, final = prefix_of(stream, 3000), final_of(stream, 3000)
     assert (prefix.max_samples, prefix.score_from) == (1000, 500)

@@ -18,7 +18,7 @@ from slipstream.bench import BenchOptions
 from slipstream.bench.frontier_data import training_of
 from slipstream.bench.frontier_options import FrontierOptions
 from slipstream.bench.frontier_policies import chosen, has_budget, with_policy
-from slipstream.bench.frontier_tune import BATCHES, REACH, Choice, Trial, best, final_of, prefix_of, tune
+from slipstream.bench.frontier_tune import BATCHES, REACH, TUNED_ON, Choice, Trial, best, final_of, prefix_of, tune
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
 from slipstream.report.frontier import TOLERANCE, closest, measure, summary, time_saved
@@ -88,7 +88,7 @@ class Frontier:
         prefix = prefix_of(self.config, self.samples)
         for place in self.places():
             try:
-                config = with_policy(prefix, *place, self.samples // 3)
+                config = with_policy(prefix, *place, prefix.max_samples or self.samples)
                 with_policy(self.config, *place, self.samples)
                 if self.options.tune:
                     decays = self.options.embedding_decays
@@ -217,7 +217,7 @@ def _record(frontier: Frontier, *, quick: bool) -> Record:
             "split": frontier.store.manifest.provenance.get("split"),
             "epochs": config.epochs,
             "embedding decays tried": list(options.embedding_decays),
-            "tuned on": "first third of the data, one seed, scored apart from the final test" if options.tune else "–",
+            "tuned on": TUNED_ON[config.mode] if options.tune else "–",
             "chosen at the furthest rate": at_edge if options.tune else [],
             "tuning": {
                 str(place): [{**trial.choice._asdict(), by.key: trial.quality} for trial in trials]
