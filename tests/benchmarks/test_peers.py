@@ -181,6 +181,20 @@ def test_throughput_with_plain_torch_ours_and_absent_peers(options: Options) -> 
     check(record)
 
 
+def test_systems_that_do_not_fit_in_memory_are_refused(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "_available", lambda: 1 << 30)
+    options.systems = ("slipstream_sgd", "dlrm_reference")
+    with pytest.raises(ConfigError, match=r"2 systems at 64x512 take about .* name fewer with --systems"):
+        throughput.run(options, [(64, 512)])
+
+
+def test_small_runs_away_from_the_headline_set_bf16_against_bf16(options: Options) -> None:
+    assert set(throughput._wanted(128, 8192, options)) == {"slipstream_bf16", "torchrec_bf16"}
+    options.quick = False
+    assert set(throughput._wanted(128, 8192, options)) == set(throughput.OTHER_SYSTEMS)
+    assert {"fuxictr", "xdl"} <= set(throughput._wanted(*throughput.HEADLINE, options))
+
+
 def test_throughput_goes_on_without_who_fails_in_its_epoch(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     systems = {"xdl": {"fail_fit": True}, "dlrm_reference": {}}
     fakes = {name: System(None, FAKE, lambda data, own=own: dict(own)) for name, own in systems.items()}
