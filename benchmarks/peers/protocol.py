@@ -56,10 +56,10 @@ class Opened:
     """Of the packages that do its work."""
     rss_before: int
     """Bytes resident before the contestant was made, libraries loaded."""
+    anonymous_before: int
+    """Those of them that are no file's."""
     rows: int
     """Rows of all its tables."""
-    table_bytes: int
-    """Bytes of tables and their optimizer state, 0 where it cannot say."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ class Closed:
 
     peak_rss: int
     """Most bytes that were resident."""
-    rss: int
-    """Bytes resident now."""
+    table_bytes: int
+    """Bytes of tables and their optimizer state now, 0 where it cannot say."""
 
 
 _KINDS: dict[str, Any] = {

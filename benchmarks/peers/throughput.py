@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,13 @@ FASTEST = ("dlrm_reference", "torchrec")
 """Float32 peers that ours in bf16, compiled, is set against besides."""
 HEADLINE_SYSTEMS = ("slipstream", "slipstream_bf16", "slipstream_sgd", *dict.fromkeys(LIKE_FOR_LIKE))
 OTHER_SYSTEMS = tuple(n for n in HEADLINE_SYSTEMS if n not in ("fuxictr", "fuxictr_dcnv2", "fuxictr_deepfm", "xdl"))
+QUICK_SYSTEMS = ("slipstream", "slipstream_sgd", "dlrm_reference", "torchrec", "fuxictr")
+LIBRARY_BYTES = 700 << 20
+"""Of a process before it has tables."""
+TABLE_COPIES: Mapping[str, int] = {"fuxictr": 4}
+"""Tables, and what is as large: FuxiCTR has dense gradients and Adam's moments."""
+FEATURES, STEP_COPIES = 27, 10
+"""Vectors of a sample, and how often a step holds those of a batch, gradients included."""
 SAMPLES = 131_072
 SGD_RATE = 0.3
 """As in ``slipstream bench step``, on the same kind of data."""
@@ -55,17 +63,17 @@ def run(options: Options, sizes: Sequence[tuple[int, int]] | None = None, earlie
 
     Args:
         options: Options.
-        sizes: Pairs of row size and batch size; None: the trimmed cross, with ``full`` the whole one.
+        sizes: Pairs of row size and batch size; None: the trimmed cross, with ``full`` the whole one, with ``quick``
+            the headline alone. Away from it ``quick`` takes the two systems of the bf16 goals.
         earlier: A record of the same commit, to which these sizes are added.
 
     Raises:
-        ConfigError: ``earlier`` is of another commit.
+        ConfigError: ``earlier`` is of another commit; the systems of a size do not fit in memory.
     """
-    if options.quick:
-        sizes = (HEADLINE,)
-    sizes = sizes or (CROSS if options.full else TRIMMED)
+    sizes = sizes or ((HEADLINE,) if options.quick else CROSS if options.full else TRIMMED)
     record = Record(name="peers_throughput")
     titles: list[str] = []
+    needed: dict[str, float] = {}
     if earlier is not None:
         if earlier.commit != record.commit or earlier.name != record.name:
             raise ConfigError(f"the earlier record is {earlier.name} of commit {earlier.commit}, not {record.commit}")
@@ -73,6 +81,7 @@ def run(options: Options, sizes: Sequence[tuple[int, int]] | None = None, earlie
         record.ratios, record.versions = dict(earlier.ratios), dict(earlier.versions)
         titles = earlier.dataset.split("; synthetic")
         titles = [titles[0], *("synthetic" + title for title in titles[1:])]
+        needed |= earlier.conditions["memory estimate, GiB"]
         options.left_out = {**earlier.conditions["not installed or left out"], **options.left_out}
     for dim, batch in sizes:
         # As many bytes of tables at every row size.
@@ -80,6 +89,7 @@ def run(options: Options, sizes: Sequence[tuple[int, int]] | None = None, earlie
         data = datasets.criteo_shaped(rows, 16_384 if options.quick else SAMPLES, options.cache)
         data = replace(data, batch_size=batch, model={**data.model, "dim": dim})
         titles += [data.title] if data.title not in titles else []
+        needed[f"{dim}x{batch}"] = round(check_memory(_wanted(dim, batch, options), data, options) / 2**30, 1)
         _size(record, data, dim, batch, options)
     record.dataset = "; ".join(titles)
     record.versions |= options.versions
@@ -91,27 +101,68 @@ def run(options: Options, sizes: Sequence[tuple[int, int]] | None = None, earlie
             "quality": "AUC after the turns and one more epoch, rates not tuned; none of FuxiCTR, as slow",
             "set against": dict(LIKE_FOR_LIKE),
             "bf16": "autocast, dense part compiled, on both sides",
+            "memory estimate, GiB": needed,
             "samples_per_second_bf16": "ours in bf16, compiled, against float32 peers",
         },
     )
     return record
 
 
-def _size(record: Record, data: Dataset, dim: int, batch: int, options: Options) -> None:
+def _wanted(dim: int, batch: int, options: Options) -> dict[str, System]:
+    """Who takes part at a size: those that were named, else the usual ones."""
     wanted = HEADLINE_SYSTEMS if (dim, batch) == HEADLINE or options.full else OTHER_SYSTEMS
-    if options.quick:
-        wanted = ("slipstream", "slipstream_sgd", "dlrm_reference", "torchrec", "fuxictr")
+    if options.systems is not None:
+        wanted = tuple(name for name in options.systems if name in HEADLINE_SYSTEMS)
+    elif options.quick:
+        wanted = QUICK_SYSTEMS if (dim, batch) == HEADLINE else ("slipstream_bf16", "torchrec_bf16")
     elif not options.full:
         wanted = tuple(name for name in wanted if name not in ("fuxictr_dcnv2", "fuxictr_deepfm"))
-    systems = catalogue.chosen(catalogue.CLICKS, options.peers, options.systems or wanted)
-    systems = {name: system for name, system in systems.items() if name in wanted}
+    return catalogue.chosen(catalogue.CLICKS, options.peers, wanted)
+
+
+def check_memory(systems: Mapping[str, System], data: Dataset, options: Options) -> int:
+    """Bytes that the systems take side by side, roughly.
+
+    Libraries, compiled code, tables with their state, and the vectors of a step: as measured, rounded up.
+
+    Raises:
+        ConfigError: More than the machine has free.
+    """
+    rows = sum(Arrays.load(data.folder).rows)
+    dim, batch = data.model["dim"], data.batch_size
+    total = 0
+    for name, system in systems.items():
+        there = system.peer is None or (options.venvs / system.peer).exists()
+        copies = TABLE_COPIES.get(name.split("_")[0], 1) + (name == "dlrm_reference_adagrad")
+        step = 4 * batch * FEATURES * dim * STEP_COPIES
+        total += there * (LIBRARY_BYTES + 4 * rows * dim * copies + step)
+    free = _available()
+    if free is not None and total > free:
+        raise ConfigError(
+            f"{len(systems)} systems at {dim}x{batch} take about {total / 2**30:.1f} GiB, {free / 2**30:.1f} are free",
+            remedy="name fewer with --systems (slipstream_bf16,torchrec_bf16 is the pair of the bf16 goals)",
+        )
+    return total
+
+
+def _available() -> int | None:
+    """Bytes that can be taken without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _size(record: Record, data: Dataset, dim: int, batch: int, options: Options) -> None:
+    systems = _wanted(dim, batch, options)
     with ExitStack() as stack:
         workers = _open(systems, data, options, stack)
         spent = _rounds(workers, systems, batch, options)
         for name in list(spent):
             epoch = {}
             try:
-                if options.quick or ((dim, batch) == HEADLINE and systems[name].peer != SLOW_PEER):
+                if (dim, batch) == HEADLINE and (options.quick or systems[name].peer != SLOW_PEER):
                     epoch = _epoch(workers[name], data)
                 peak = workers[name].close().peak_rss
             except PeerFailed as error:

@@ -29,6 +29,7 @@ from benchmarks.peers.protocol import (
     decode,
     encode,
 )
+from benchmarks.peers.resident import resident
 
 
 class Contestant(Protocol):
@@ -55,12 +56,6 @@ class Stepwise(Protocol):
         ...
 
 
-def resident() -> int:
-    """Bytes of this process in memory."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 class _Session:
     """One job, from its opening to its end."""
 
@@ -72,7 +67,8 @@ class _Session:
         if isinstance(request, Open):
             return self._open(request.job)
         if isinstance(request, Close):
-            return Closed(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, resident())
+            tables = 0 if self.contestant is None else self.contestant.table_bytes()
+            return Closed(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, tables)
         if isinstance(self.contestant, Stepwise) and isinstance(request, Steps):
             return self.contestant.steps(request.count)
         if self.contestant is not None and isinstance(request, Fit):
@@ -89,7 +85,7 @@ class _Session:
         before = resident()
         contestant: Contestant = module.make(job)
         self.contestant = contestant
-        return Opened(module.versions(), before, contestant.rows, contestant.table_bytes())
+        return Opened(module.versions(), before.total, before.anonymous, contestant.rows)
 
 
 def main() -> None:

@@ -126,8 +126,37 @@ def test_the_reference_dlrm_is_our_dlrm() -> None:
 def test_a_failing_worker_is_an_error() -> None:
     from slipstream.bench import shared
 
-    with pytest.raises(shared.WorkerFailed, match="failed"):
-        shared._workers({}, ["no such measurement", 1, 1, 1], copies=1)
+    arguments = ["no such measurement", 1, 1, 1]
+    with pytest.raises(shared.WorkerFailed, match="failed"), shared._workers({}, arguments, copies=1):
+        pass
+
+
+def test_a_worker_measures_as_often_as_it_is_asked() -> None:
+    from slipstream.bench import shared
+
+    with shared._workers({}, ["dlrm_reference", 100_000, 1, 1], copies=1) as workers:
+        for _ in range(2):
+            (figures,) = shared._measured(workers)
+            assert figures["seconds"] > 0.0
+
+
+@pytest.mark.parametrize("system", ["slipstream", "dlrm_reference", "torchrec"])
+def test_the_trainings_that_share_cores_train(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slipstream.bench import shared_worker
+
+    if system == "torchrec":
+        pytest.importorskip("torchrec", reason="the peer is not installed: make env-bench")
+        pytest.importorskip("fbgemm_gpu", reason="the peer is not installed: make env-bench")
+    monkeypatch.setattr(workload, "BATCH_SIZE", 16)
+    losses: list[float] = []
+    step = getattr(shared_worker, f"_{system}")((40, 50), [torch.randint(40, (16, 2), dtype=torch.int32)])
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(
+        torch.Tensor, "backward", lambda self, *args: (losses.append(float(self.detach())), backward(self, *args))
+    )
+    for _ in range(30):
+        step(0)
+    assert losses[-1] < losses[0]
 
 
 def test_kept_records_are_records() -> None:

@@ -3,10 +3,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from slipstream.bench import BenchOptions, ScaleOptions, run, scale, scale_data, scale_overhead, scale_tables, workload
+from slipstream.bench import (
+    BenchOptions,
+    ScaleOptions,
+    run,
+    scale,
+    scale_beyond,
+    scale_data,
+    scale_overhead,
+    scale_tables,
+    workload,
+)
 from slipstream.cli.app import app
 from slipstream.data.synthetic import SyntheticConfig
 from slipstream.errors import ConfigError
@@ -23,6 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale_data, "LONG_BATCH", 128)
     monkeypatch.setattr(scale_data, "LONG_ROWS", 8_000)
     monkeypatch.setattr(scale_tables, "FEATURES", (2, 4))
+    monkeypatch.setattr(scale_beyond, "QUICK_BYTES", 4 << 20)
     monkeypatch.setattr(scale_tables, "FEATURE_ROWS", 1000)
     tables = dict.fromkeys(("cardinalities",), (50, 200))
     monkeypatch.setattr(scale_data, "_config", lambda count, rate, seed: SyntheticConfig(
@@ -105,3 +117,37 @@ def test_a_filled_file_has_no_holes_and_may_be_forgotten(tmp_path: Path) -> None
         assert file.stat().st_blocks * 512 >= size
     scale_tables.forget(file)
     assert file.read_bytes()[-4:] != b"\0\0\0\0"
+
+
+@pytest.mark.usefixtures("small")
+def test_tables_that_fit_make_no_claim_to_be_beyond_memory(tmp_path: Path) -> None:
+    options = BenchOptions(quick=True, cache=tmp_path, scale=ScaleOptions(parts=("beyond",)))
+    record = run("scale", options)
+    assert all(row["fits in memory"] for row in record.rows)
+    assert record.quality["beyond: bytes of the larger tables ÷ memory"] < 1.0
+    gated = {row["series"]: row["accesses gated"] for row in record.rows}
+    assert gated["all rows updated"] == 0.0
+    assert gated["PSSE 0.9"] == pytest.approx(0.1, abs=0.05)
+    assert gated["PSSE 0.5"] == pytest.approx(0.5, abs=0.1)
+    assert any(key.startswith("all rows updated/") and key.endswith("_beyond") for key in record.ratios)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_for_which_the_disk_has_no_room_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale_beyond, "QUICK_BYTES", 1 << 60)
+    with pytest.raises(ConfigError, match=r"tables beyond memory take .* GiB free"):
+        run("scale", BenchOptions(quick=True, cache=tmp_path, scale=ScaleOptions(parts=("beyond",))))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_popular_rows_of_a_large_table_are_drawn_as_often_as_the_law_says() -> None:
+    rows = 5000
+    popularity = scale_beyond.Popularity(rows, 1.05)
+    assert len(set(popularity.row(np.arange(rows)).tolist())) == rows
+    ids = popularity.draw(50_000, np.random.default_rng(0)).numpy()
+    edges = np.arange(1, rows + 2, dtype=np.float64) ** -0.05
+    law = (edges[0] - edges[1]) / (edges[0] - edges[-1])
+    assert (ids == popularity.row(0)).mean() == pytest.approx(law, rel=0.05)
+    assert ids.min() >= 0 and ids.max() < rows
+    open_rows = np.flatnonzero(popularity.gate(0.7).numpy())
+    assert np.isin(ids, open_rows).mean() == pytest.approx(0.7, abs=0.02)

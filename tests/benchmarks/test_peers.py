@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from benchmarks.peers.protocol import (
     decode,
     encode,
 )
+from benchmarks.peers.resident import Watch
 from benchmarks.peers.tuning import _beyond
 from hypothesis import given
 from hypothesis import strategies as st
@@ -178,6 +181,20 @@ def test_throughput_with_plain_torch_ours_and_absent_peers(options: Options) -> 
     check(record)
 
 
+def test_systems_that_do_not_fit_in_memory_are_refused(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "_available", lambda: 1 << 30)
+    options.systems = ("slipstream_sgd", "dlrm_reference")
+    with pytest.raises(ConfigError, match=r"2 systems at 64x512 take about .* name fewer with --systems"):
+        throughput.run(options, [(64, 512)])
+
+
+def test_small_runs_away_from_the_headline_set_bf16_against_bf16(options: Options) -> None:
+    assert set(throughput._wanted(128, 8192, options)) == {"slipstream_bf16", "torchrec_bf16"}
+    options.quick = False
+    assert set(throughput._wanted(128, 8192, options)) == set(throughput.OTHER_SYSTEMS)
+    assert {"fuxictr", "xdl"} <= set(throughput._wanted(*throughput.HEADLINE, options))
+
+
 def test_throughput_goes_on_without_who_fails_in_its_epoch(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     systems = {"xdl": {"fail_fit": True}, "dlrm_reference": {}}
     fakes = {name: System(None, FAKE, lambda data, own=own: dict(own)) for name, own in systems.items()}
@@ -218,10 +235,31 @@ def test_an_installed_peer_ranks(system: str, options: Options) -> None:
 
 
 def test_memory_names_absent_peers(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_systems", lambda: {"torchrec rowwise_adagrad": (catalogue.CLICKS["torchrec"], {})})
+    monkeypatch.setattr(memory, "_systems", lambda: {"torchrec": (catalogue.CLICKS["torchrec"], {})})
     record = memory.run(options)
     assert not record.rows
-    assert "torchrec rowwise_adagrad" in record.conditions["not installed or left out"]
+    assert "torchrec" in record.conditions["not installed or left out"]
+
+
+def test_a_watch_tells_own_memory_from_that_of_files(tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.write_bytes(bytes(64 << 20))
+    code = (
+        "import mmap, sys; own = b'x' * (96 << 20)\n"
+        "file = open(sys.argv[1], 'rb'); data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)\n"
+        "print(sum(data[i] for i in range(0, len(data), 4096)), flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(file)]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+        Watch(process.pid) as watch,
+    ):
+        assert process.stdout is not None and process.stdout.readline()
+        sleep(0.2)  # it holds both now
+        assert process.stdin is not None
+        process.stdin.close()
+    assert 90 << 20 < watch.most.anonymous < 200 << 20
+    assert 60 << 20 < watch.most.file < 128 << 20
 
 
 def test_unknown_peers_and_data_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 from slipstream.cli import prepare, train
-from slipstream.data.formats import FORMATS
+from slipstream.data.names import FORMATS
 from slipstream.models.configs import MODELS
 from slipstream.policies.configs import POLICIES
 from slipstream.training import TrainConfig

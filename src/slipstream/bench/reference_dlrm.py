@@ -24,17 +24,23 @@ class ReferenceDLRM(nn.Module):
         rows: Rows of each of F tables.
         bottom: Widths of the bottom MLP, from the dense columns to the rows' size D.
         top: Widths of the top MLP after its input.
+        tables: Whether it has the tables itself; else somebody else's rows go to :meth:`dense_part`.
     """
 
     def __init__(
-        self, rows: Sequence[int], *, bottom: Sequence[int] = KAGGLE_BOTTOM, top: Sequence[int] = KAGGLE_TOP
+        self,
+        rows: Sequence[int],
+        *,
+        bottom: Sequence[int] = KAGGLE_BOTTOM,
+        top: Sequence[int] = KAGGLE_TOP,
+        tables: bool = True,
     ) -> None:
         super().__init__()
         vectors = len(rows) + 1
         # Zeros: the benchmark copies the weights of the model it compares with.
         self.tables = nn.ModuleList(
             nn.EmbeddingBag(count, bottom[-1], mode="sum", sparse=True, _weight=torch.zeros(count, bottom[-1]))
-            for count in rows
+            for count in (rows if tables else ())
         )
         self.bottom = _mlp(bottom, nn.ReLU())
         self.top = _mlp((bottom[-1] + vectors * (vectors - 1) // 2, *top), nn.Sigmoid())
@@ -50,8 +56,17 @@ class ReferenceDLRM(nn.Module):
             offsets: For each feature int64 [B].
             ids: For each feature int64 [B].
         """
+        return self.dense_part(dense, [table(i, o) for table, i, o in zip(self.tables, ids, offsets, strict=True)])
+
+    def dense_part(self, dense: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        """Probabilities [B].
+
+        Args:
+            dense: float32 [B, n].
+            rows: For each feature its pooled rows [B, D].
+        """
         x = self.bottom(dense)
-        vectors = [x] + [table(i, o) for table, i, o in zip(self.tables, ids, offsets, strict=True)]
+        vectors = [x, *rows]
         stacked = torch.cat(vectors, dim=1).view(len(x), len(vectors), -1)
         dots = torch.bmm(stacked, stacked.transpose(1, 2))[:, self.left, self.right]
         return self.top(torch.cat([x, dots], dim=1)).squeeze(1)

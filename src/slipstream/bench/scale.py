@@ -73,7 +73,7 @@ def run(options: BenchOptions) -> Record:
 
 
 def _measure(part: str) -> Callable[[BenchOptions, ScaleOptions, Path], tuple[Rows, dict[str, float]]]:
-    from slipstream.bench import scale_data, scale_overhead, scale_tables
+    from slipstream.bench import scale_beyond, scale_data, scale_overhead, scale_tables
 
     return {
         "rows": scale_tables.rows,
@@ -81,6 +81,7 @@ def _measure(part: str) -> Callable[[BenchOptions, ScaleOptions, Path], tuple[Ro
         "features": scale_tables.features,
         "positives": scale_data.positives,
         "overhead": scale_overhead.overhead,
+        "beyond": scale_beyond.beyond,
     }[part]
 
 

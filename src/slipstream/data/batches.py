@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from slipstream.data.arrow import ArrowBatches
 from slipstream.data.batch import Batch
 from slipstream.data.shuffle import BlockShuffle
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
+    from slipstream.data.arrow import ArrowBatches
     from slipstream.data.store import Store
 
 SLAB = 16_384
@@ -115,6 +115,8 @@ class Batches:
             DataError: While iterating: a column is missing or of a wrong type, a value is missing or no row id; says
                 which, and the row.
         """
+        from slipstream.data.arrow import ArrowBatches  # a training on a store needs no Arrow: 40 MB
+
         return ArrowBatches(
             source, ids, label, dense=dense, bags=bags, time=time, batch_size=batch_size, drop_last=drop_last
         )

@@ -21,7 +21,8 @@ from slipstream.data.encoder import (
     SparseSpec,
     vocabulary_file,
 )
-from slipstream.data.formats import DenseTransform, RawData
+from slipstream.data.formats import RawData
+from slipstream.data.names import DenseTransform
 from slipstream.data.vocabulary import Known, Lookup, ValueCounter
 from slipstream.errors import DataError
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from slipstream.data.chunk import Numbers, RawChunk, Text
 from slipstream.data.clicks import HISTORY, ClickSource
 from slipstream.data.infer import infer_schema
 from slipstream.data.movies import MovieTable, rating_threshold
+from slipstream.data.names import FORMATS, DenseTransform, FormatName, NegativeMethod
 from slipstream.data.pairs import PairSource, only_pairs
 from slipstream.data.parquet import ParquetSource, open_parquet
 from slipstream.data.schema import MultiHot, Schema
@@ -22,13 +23,7 @@ from slipstream.data.sources import Source, TextSource
 from slipstream.data.text import NOT_A_NUMBER, OK, parse_numbers
 from slipstream.errors import ConfigError, DataError
 
-FormatName = Literal[
-    "criteo", "criteo_terabyte", "avazu", "movietweetings", "movielens", "globo", "pairs", "parquet", "csv"
-]
-FORMATS: tuple[str, ...] = get_args(FormatName)
 _PASS = f"pass --format, one of {', '.join(FORMATS)}"
-DenseTransform = Literal["log1p", "standardise", "none"]
-NegativeMethod = Literal["recent", "uniform", "popularity"]
 
 _CRITEO = Schema(
     label="label",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from slipstream.data.formats import DenseTransform, NegativeMethod, RawData
+from slipstream.data.names import DenseTransform, NegativeMethod
 from slipstream.data.negatives import NegativeOptions
 from slipstream.data.schema import MAX_ROWS
 from slipstream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from slipstream.data.formats import RawData
 
 
 class PrepareOptions(BaseModel):

@@ -8,8 +8,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from slipstream.data.encoder import Encoder
-from slipstream.data.formats import FORMATS, open_raw
+from slipstream.data.formats import open_raw
 from slipstream.data.manifest import MANIFEST
+from slipstream.data.names import FORMATS
 from slipstream.data.options import PrepareOptions, negative_options
 from slipstream.data.passes import Passes
 from slipstream.data.raw_batches import encode_raw

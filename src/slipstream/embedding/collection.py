@@ -54,7 +54,7 @@ def initialise(weight: Tensor, config: TableConfig, generator: torch.Generator |
         if config.init == "uniform":
             bound = 1.0 / math.sqrt(config.num_embeddings)
             weight.uniform_(-bound, bound, generator=generator)
-        else:
+        elif weight.device.type != "meta":  # there torch would import its compiler: 125 MB
             weight.normal_(0.0, config.init_std, generator=generator)
 
 

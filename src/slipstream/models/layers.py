@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,8 +27,9 @@ def mlp(sizes: Sequence[int], *, last_relu: bool = True) -> MLP:
     layers: list[nn.Module] = []
     for position, (before, after) in enumerate(pairwise(sizes)):
         linear = nn.Linear(before, after)
-        nn.init.normal_(linear.weight, 0.0, math.sqrt(2.0 / (before + after)))
-        nn.init.normal_(linear.bias, 0.0, math.sqrt(1.0 / after))
+        if linear.weight.device.type != "meta":  # there torch would import its compiler: 125 MB
+            nn.init.normal_(linear.weight, 0.0, math.sqrt(2.0 / (before + after)))
+            nn.init.normal_(linear.bias, 0.0, math.sqrt(1.0 / after))
         layers.append(linear)
         if last_relu or position < len(sizes) - 2:
             layers.append(nn.ReLU())
@@ -82,14 +84,15 @@ class DotInteraction(nn.Module):
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        rows, columns = torch.tril_indices(count, count, -1)
-        places = torch.full((count, count), rows.numel())
-        places[rows, columns] = torch.arange(rows.numel())
-        places[columns, rows] = torch.arange(rows.numel())
+        # In NumPy: on the meta device torch would import its compiler for these few numbers.
+        rows, columns = np.tril_indices(count, -1)
+        places = np.full((count, count), rows.size)
+        places[rows, columns] = places[columns, rows] = np.arange(rows.size)
+        device = torch.get_default_device()
         # int32: half the traffic of index_select.
-        self.register_buffer("pairs", (rows * count + columns).int(), persistent=False)
-        self.register_buffer("places", places.flatten().int(), persistent=False)
-        self.out_features = rows.numel()
+        for name, values in (("pairs", rows * count + columns), ("places", places.reshape(-1))):
+            self.register_buffer(name, torch.from_numpy(values.astype(np.int32)).to(device), persistent=False)
+        self.out_features = rows.size
 
     def forward(self, vectors: Tensor) -> Tensor:
         """See the class."""

@@ -10,6 +10,7 @@ import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from functools import cache
+from types import MethodType
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -78,7 +79,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters; see torch."""
-        super().add_param_group(param_group)
+        _plain(super().add_param_group)(param_group)
         _check_group(self.param_groups[-1])
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -252,9 +253,13 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
     def _row_state_of(self, group: Group) -> tuple[str, ...]:
         return self.row_state
 
+    def state_dict(self) -> dict[str, Any]:
+        """See torch."""
+        return _plain(super().state_dict)()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See torch; row-wise and integer states keep their shape and dtype."""
-        super().load_state_dict(state_dict)
+        _plain(super().load_state_dict)(state_dict)
         vars(self)["_plans"] = {}
         kept = ("last_step", *self.row_state)
         saved = {i: s for i, s in state_dict["state"].items() if any(name in s for name in kept)}
@@ -265,6 +270,17 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                 value = saved.get(position, {}).get(name)
                 if isinstance(value, Tensor) and value.dtype != self.state[parameter][name].dtype:
                     self.state[parameter][name] = value.to(parameter.device, copy=True)
+
+
+def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of torch's optimizer without the wrapper that keeps it out of compiled graphs.
+
+    The wrapper imports the compiler: 125 MB and a second that a training without it has no use for.
+    """
+    if torch.compiler.is_compiling():
+        return method
+    bound = cast(MethodType, method)
+    return MethodType(inspect.unwrap(bound.__func__), bound.__self__)
 
 
 def _reciprocal(scale: Tensor) -> float | Tensor:

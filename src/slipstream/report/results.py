@@ -27,6 +27,7 @@ _PARTS = {
     "samples": "samples",
     "features": "features",
     "positives": "share of positives",
+    "beyond": "rows of all tables, in files up to beyond memory",
 }
 """Parts of the record ``scale``, with the label of their axis."""
 

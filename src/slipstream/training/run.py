@@ -6,13 +6,14 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from slipstream.data.prepare import open_or_prepare
+from slipstream.data.manifest import MANIFEST
 from slipstream.data.schema import Schema
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
@@ -190,6 +191,10 @@ def open_data(config: TrainConfig) -> Store:
     Raises:
         DataError: It cannot be used.
     """
+    if (Path(config.data) / MANIFEST).is_file():
+        return Store.open(config.data)
+    from slipstream.data.prepare import open_or_prepare  # the readers and their libraries: 60 MB
+
     schema = None if config.columns is None else Schema.load(config.columns)
     cache = config.cache or default_cache()
     return open_or_prepare(config.data, cache, format=config.format, schema=schema, options=config.prepare)

@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from slipstream.data.atomic import atomic_file
-from slipstream.data.encoder import lineage
 from slipstream.data.manifest import first_problem
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store
@@ -52,6 +51,8 @@ class Wanted(BaseModel):
         Raises:
             DataError: It has other columns, or its ids mean something else.
         """
+        from slipstream.data.encoder import lineage  # a training needs none of it, nor the libraries under it
+
         found = Wanted.of(store)
         remedy = "prepare it with --extend-vocabulary, naming the training data"
         extended = self.encoder is not None and self.encoder in lineage(store.path)
