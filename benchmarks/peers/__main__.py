@@ -12,6 +12,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: see `slipstream
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,8 +22,9 @@ from benchmarks.peers.common import Options, against_goals
 
 from slipstream.bench.frontier_options import PUBLIC
 from slipstream.cli import output
-from slipstream.errors import ConfigError, SlipstreamError
+from slipstream.errors import ConfigError, Interrupted, SlipstreamError
 from slipstream.report.record import Record
+from slipstream.training.termination import Termination
 
 WHAT = ("throughput", "time_to_quality", "ranking", "memory", "all")
 
@@ -156,6 +158,11 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     try:
-        main()
+        with Termination():  # the peers' processes end with this one
+            main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Interrupted:
+        sys.exit(128 + signal.SIGTERM)
     except SlipstreamError as error:
         sys.exit(str(error))

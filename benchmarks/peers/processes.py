@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Timer
 from typing import TypeVar
 
 from benchmarks.peers.protocol import Close, Closed, Job, Message, Missing, Open, Opened, ProtocolError, decode, encode
@@ -95,15 +96,15 @@ class Worker:
             PeerFailed: The process ended, took too long, or said something else.
         """
         assert self.process.stdout is not None
-        late = Event()
-        watchdog = Timer(LIMIT_SECONDS, lambda: (late.set(), self.process.kill()))
-        watchdog.start()
-        try:
-            line = self.process.stdout.readline()
-        finally:
-            watchdog.cancel()
+        limit = time.monotonic() + LIMIT_SECONDS
+        # Looks up now and then: a blocking read may sleep through Ctrl-C, which any thread of the process can take.
+        while not select.select([self.process.stdout], [], [], 0.5)[0]:
+            if time.monotonic() > limit:
+                self.process.kill()
+                raise PeerFailed(f"{self.name} took longer than {LIMIT_SECONDS:g} s")
+        line = self.process.stdout.readline()
         if not line:
-            raise PeerFailed(f"{self.name} took longer than {LIMIT_SECONDS:g} s") if late.is_set() else self._failed()
+            raise self._failed()
         try:
             reply = decode(line)
         except ProtocolError as error:

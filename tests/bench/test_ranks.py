@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -65,6 +66,46 @@ def test_figures_are_of_both_ranks_and_of_batches_that_passed() -> None:
     row = ranks._row("half", [turn], [{**turn, "bytes": 400}], {"batches": 4})
     assert (row["bytes a batch of data"], row["bytes a step"]) == (250, 500)
     assert (row["seconds a batch of data"], row["seconds a step"]) == (1.0, 2.0)
+
+
+class Here:
+    """No link: ranks that are started as they are, and do something else."""
+
+    addresses = ("unused", "unused")
+
+    def __init__(self, *programs: str) -> None:
+        self.programs = programs
+
+    def command(self, side: int, arguments: list[str]) -> list[str]:
+        return [sys.executable, "-c", self.programs[side], *arguments[-2:]]
+
+
+def play(tmp_path: Path, *programs: str) -> list:
+    return ranks._play(cast("ranks_link.Link", Here(*programs)), {}, tmp_path)
+
+
+WAITS = "import time; time.sleep(600)"
+WRITES = "import sys; open(sys.argv[2], 'w').write('{}')"
+
+
+def test_a_rank_that_fails_is_named_and_the_other_is_ended(tmp_path: Path) -> None:
+    assert play(tmp_path, WRITES, WRITES) == [{}, {}]
+    with pytest.raises(ConfigError, match=r"^rank 1 ended with status 3 \(out of paper\)"):
+        play(tmp_path, WAITS, "import sys; print('out of paper', file=sys.stderr); sys.exit(3)")
+
+
+def test_no_rank_outlives_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen] = []
+    real = ranks._start
+    monkeypatch.setattr(ranks, "_start", lambda *given: started.append(real(*given)) or started[-1])
+
+    def interrupted(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ranks.time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        play(tmp_path, WAITS, WAITS)
+    assert [process.returncode for process in started] == [-9, -9]
 
 
 def test_the_worker_is_where_it_is_looked_for() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from slipstream.cli.app import app
+from slipstream.cli.entry import run
 from slipstream.cli.settings import resolve
 from slipstream.errors import ConfigError, DataError
 from slipstream.report.runs import load_runs
@@ -142,3 +144,15 @@ def test_every_command_explains_itself() -> None:
         assert command.help, name
         for parameter in command.params:
             assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+def test_what_a_second_training_replaces_is_said_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", str(folder / "data"), "--config", str(folder / "config.yaml"), "--out", str(folder / "twice")]
+    assert run([*arguments, "--quiet"]) == 0 and capsys.readouterr().err == ""
+    auc = load_runs([folder / "twice"])[0].number("auc")
+    assert run([*arguments, "--quiet", "--policy", "random"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        rf"slipstream: replaces the run of \d{{4}}-\d\d-\d\d \d\d:\d\d \(policy none, AUC {auc:.4f}\) in .*", line
+    )
+    assert str(folder / "twice" / "replaced") in line

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -21,6 +22,7 @@ from slipstream.bench.ranks_link import DEVICE, MTU, Link
 from slipstream.bench.rounds import ratio
 from slipstream.errors import ConfigError, NotInstalled
 from slipstream.report.record import Record
+from slipstream.training.termination import Termination
 
 RATE, ROUND_TRIP = 1e9, 0.020
 PORT = 29_417
@@ -53,7 +55,11 @@ def run(options: BenchOptions) -> Record:
         "seed": options.seed,
         "port": PORT,
     }
-    with Link(RATE, ROUND_TRIP) as link, tempfile.TemporaryDirectory(prefix="slipstream-bench-") as folder:
+    with (
+        Termination(),
+        Link(RATE, ROUND_TRIP) as link,
+        tempfile.TemporaryDirectory(prefix="slipstream-bench-") as folder,
+    ):
         first, second = _play(link, settings, Path(folder))
     trip = first.pop("round trip")
     rows = [_row(name, first[name], second[name], settings) for name in first]
@@ -94,19 +100,30 @@ def run(options: BenchOptions) -> Record:
 
 def _play(link: Link, settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Runs both ranks; what each of them measured."""
-    ranks: list[subprocess.Popen[str]] = []
-    for rank in (0, 1):
-        (folder / f"{rank}.json").write_text(json.dumps({**settings, "rank": rank, "address": link.addresses[0]}))
-        files = [str(folder / f"{rank}.json"), str(folder / f"out{rank}.json")]
-        command = link.command(rank, [sys.executable, "-m", "slipstream.bench.ranks_worker", *files])
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": DEVICE, "OMP_NUM_THREADS": "1"}
-        ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    said = [rank.communicate()[1] for rank in ranks]
-    for rank, process in enumerate(ranks):
-        if process.returncode:
-            last = (said[rank].strip().splitlines() or ["it said nothing"])[-1]
-            raise ConfigError(f"rank {rank} ended with status {process.returncode} ({last})")
+    ranks: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in (0, 1):
+            ranks.append(_start(link, settings, folder, rank))
+        while None in (codes := [process.poll() for process in ranks]) and not any(codes):
+            time.sleep(0.1)
+    finally:  # also after Ctrl-C, and where one has failed, for which the other waits
+        for process in ranks:
+            process.kill()
+            process.wait()
+    for rank, code in enumerate(codes):
+        if code:
+            said = (folder / f"said{rank}.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise ConfigError(f"rank {rank} ended with status {code} ({(said or ['it said nothing'])[-1]})")
     return [json.loads((folder / f"out{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def _start(link: Link, settings: dict[str, Any], folder: Path, rank: int) -> subprocess.Popen[bytes]:
+    (folder / f"{rank}.json").write_text(json.dumps({**settings, "rank": rank, "address": link.addresses[0]}))
+    files = [str(folder / f"{rank}.json"), str(folder / f"out{rank}.json")]
+    command = link.command(rank, [sys.executable, "-m", "slipstream.bench.ranks_worker", *files])
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": DEVICE, "OMP_NUM_THREADS": "1"}
+    with (folder / f"said{rank}.txt").open("wb") as said:
+        return subprocess.Popen(command, env=environment, stderr=said)
 
 
 def _row(

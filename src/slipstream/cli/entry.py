@@ -76,13 +76,13 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             raise
         if error.format_message():  # without one, the command was given nothing and has shown its help
-            _complain(_usage(error))
+            complain(_usage(error))
         return 2
     except SlipstreamError as error:
         if debug:
             raise
         if not error.said_elsewhere:
-            _complain(str(error))
+            complain(str(error))
         return TERMINATED if isinstance(error, Interrupted) else 2
     except BrokenPipeError:
         # Who read our output wants no more of it (`slipstream compare … | head`). Python flushes once more at its end.
@@ -91,16 +91,16 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         if debug:
             raise
-        _complain(f"{error.filename or 'the system'}: {error.strerror or error}; {_remedy(error)}")
+        complain(f"{error.filename or 'the system'}: {error.strerror or error}; {_remedy(error)}")
         return 2
     except MemoryError:
         if debug:
             raise
-        _complain("the memory does not suffice; use smaller batches, fewer rows (hash_rows) or a larger machine")
+        complain("the memory does not suffice; use smaller batches, fewer rows (hash_rows) or a larger machine")
         return 2
 
 
-def _complain(text: str) -> None:
+def complain(text: str) -> None:
     """One line on standard error; control characters of names and data do not reach the terminal."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
     if len(line) > LONGEST:  # the end says what to do

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slipstream.cli import output
+from slipstream.cli.entry import complain
 from slipstream.cli.settings import resolve
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from slipstream import training
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
 def train(
     data: Annotated[Path | None, typer.Argument(help="Prepared data set, or a raw file to prepare on the way.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; without it, nothing is written.", file_okay=False)
+        Path | None,
+        typer.Option(
+            help="Run folder; without it, nothing is written. A finished run in it is replaced, once the new one is "
+            "complete.",
+            file_okay=False,
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML configuration; flags win over it.", dir_okay=False)] = None,
     model: Annotated[str | None, typer.Option(help="dlrm (default), dcnv2, deepfm, mf or two_tower.")] = None,
@@ -159,7 +166,9 @@ def train(
 
             settings = systems.configure(system, settings)
         first = ranks is None or ranks.first
-        listeners: list[training.Listener] = [] if quiet or not first else [_announce, training.Progress()]
+        listeners: list[training.Listener] = [_say_what_is_replaced] if first else []
+        if first and not quiet:
+            listeners += [_announce, training.Progress()]
         if logger and first:
             listeners += _loggers(logger, settings.out)
         # Processes that torchrun started anew go on where the others were.
@@ -240,6 +249,27 @@ def _announce(event: training.Event) -> None:
         memory = f"about {in_words(event.memory)} of memory for {event.parameters:,} parameters"
         at = "" if event.resumed_at is None else f"; going on after sample {event.resumed_at:,}"
         output.say(f"training: {memory}{at}")
+
+
+def _say_what_is_replaced(event: training.Event) -> None:
+    """Say which finished run the training takes the place of, and where that is for now."""
+    from slipstream.report.runs import measure, open_run
+    from slipstream.training import RunStarted
+
+    if not isinstance(event, RunStarted) or event.replaced is None:
+        return
+    try:
+        run = open_run(event.replaced)
+        key, title = measure([run])
+        figure = run.number(key)
+        what = f"policy {run.policy}" if figure is None else f"policy {run.policy}, {title} {figure:.4f}"
+    except DataError:
+        what = "it cannot be read"
+    ended = datetime.fromtimestamp((event.replaced / "result.json").stat().st_mtime).astimezone()
+    complain(
+        f"replaces the run of {ended:%Y-%m-%d %H:%M} ({what}) in {event.config.out}; "
+        f"until this one is complete, that lies in {event.replaced}"
+    )
 
 
 def _budget(policy: str | None, budget: str | None) -> dict[str, Any]:

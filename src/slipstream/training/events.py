@@ -28,6 +28,8 @@ class RunStarted:
     """Bytes that model, optimizer and policy are estimated to take."""
     resumed_at: int | None = None
     """Samples that had passed before, when a training goes on from a checkpoint; None: it begins."""
+    replaced: Path | None = None
+    """Where the finished run lies, until this one is over, that was in its run folder; None: there was none."""
 
 
 @dataclass(frozen=True, slots=True)

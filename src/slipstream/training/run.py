@@ -59,7 +59,8 @@ def train(
     """Trains a model as configured.
 
     With ``config.out`` the run folder gets ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``model.safetensors``
-    and, last, ``result.json``.
+    and, last, ``result.json``. A finished run that is there already is replaced: once the first batch is next its files
+    go into ``replaced/``, and when the new run is complete they are removed.
 
     Args:
         config: The configuration.
@@ -94,10 +95,13 @@ def train(
         result: Result | None = None
         if config.out is not None and first:
             folder = stack.enter_context(RunFolder(config.out, config.checkpoint.keep))
+            if not resume:
+                folder.check_over()
             loaded = folder.checkpoints.newest() if resume else None
             if loaded is not None and loaded.manifest.finished and folder.has_result:
                 check_same(loaded.manifest.config, config)
                 result = Result.load(folder.path / RESULT)
+                folder.complete()
         if ranks is not None:
             result = _broadcast(ranks, result)
             loaded = loaded if result is not None else ranks.broadcast_loaded(loaded)
@@ -148,17 +152,18 @@ def _train(
         trainer = Trainer(config, store, everyone, ranks)
         if loaded is not None and not trainer.savable:
             raise ConfigError("trainings on a GPU or with a row cache cannot be resumed", remedy="choose another out")
+        replaced: Path | None = None
         if loaded is not None:
             restore(trainer, loaded)
         else:
             if config.continue_from is not None:
                 continue_from(trainer, config.continue_from)
             if folder is not None:
-                folder.begin()
+                replaced = folder.begin()
         setup_seconds = time.perf_counter() - began
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         resumed_at = None if loaded is None else trainer.samples
-        tell(everyone, RunStarted(config, trainer.total_samples, parameters, memory, resumed_at))
+        tell(everyone, RunStarted(config, trainer.total_samples, parameters, memory, resumed_at, replaced))
         labels, logits = _run(trainer, folder, termination)
         if not first:
             return None
@@ -168,6 +173,8 @@ def _train(
             if not config.checkpoint.final:
                 folder.checkpoints.clear()
         tell(everyone, RunDone(result))
+        if folder is not None:
+            folder.complete()
     return result
 
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from slipstream.data.atomic import remove_partials
+from slipstream.data.atomic import fsync_path, remove_partials
 from slipstream.errors import ConfigError, OutputError
 from slipstream.training.checkpoint.folder import FOLDER, CheckpointFolder
 
@@ -16,6 +16,8 @@ RESULT = "result.json"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 MODEL = "model.safetensors"
+REPLACED = "replaced"
+"""Folder, in a run folder, of the finished run that the training at work there is going to replace."""
 
 
 class RunFolder:
@@ -42,19 +44,52 @@ class RunFolder:
         """Whether a training was finished here."""
         return (self.path / RESULT).is_file()
 
-    def begin(self) -> None:
-        """Clears the folder for a training from the start.
+    def check_over(self) -> None:
+        """Whether a training from the start may begin here.
 
         Raises:
-            ConfigError: It holds the checkpoints of a training that is not over.
+            ConfigError: The folder holds the checkpoints of a training that is not over.
         """
         if self.checkpoints.unfinished():
             raise ConfigError(
                 f"{self.path} holds checkpoints of a training that is not over",
                 remedy=f"go on with it (--resume {self.path}), choose another folder, or remove {FOLDER}/ in it",
             )
-        (self.path / RESULT).unlink(missing_ok=True)
+
+    def begin(self) -> Path | None:
+        """Clears the folder for a training from the start.
+
+        A finished run is not lost before there is a new one: its files go into ``replaced/``, whose name says what they
+        are; only its checkpoints are removed. So the folder itself never holds the result of another training than its
+        configuration and metrics are of, and none while that is not over.
+
+        Returns:
+            ``replaced/``, if there was a finished run; else None.
+
+        Raises:
+            OutputError: The system refuses.
+        """
+        replaced = self.path / REPLACED if self.has_result else None
+        try:
+            if replaced is not None:
+                replaced.mkdir(exist_ok=True)
+                # The result comes last: a start that is killed in between is done again by the next one.
+                for name in (MODEL, METRICS, CONFIG, RESULT):
+                    if (self.path / name).exists():
+                        os.replace(self.path / name, replaced / name)
+                fsync_path(replaced)
+                fsync_path(self.path)
+        except OSError as error:
+            raise OutputError(replaced or self.path, error) from error
         self.checkpoints.clear()
+        return replaced
+
+    def complete(self) -> None:
+        """Removes what this training has replaced, now that it is over."""
+        for name in (RESULT, CONFIG, METRICS, MODEL):
+            (self.path / REPLACED / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, or it holds something of the user's
+            (self.path / REPLACED).rmdir()
 
     def __enter__(self) -> RunFolder:
         if self.path.exists() and not self.path.is_dir():
