@@ -87,14 +87,17 @@ HEADLINES: tuple[Headline, ...] = (
         ),
     ),
     Headline(
-        "Skipping, same engine, 0.7 of the inputs kept: by label alone / `importance`; synthetic clicks, 8 % positives",
+        "Skipping, same engine, AUC within 0.001: half of the inputs by `importance`; synthetic clicks, 8 % positives",
         "full training",
         "frontier_synthetic_8",
-        ("equal quality, label alone 0.7", "equal quality, importance 0.7"),
-        (
-            ("AUC of full training", "AUC of full training"),
-            ("closest, label alone 0.7", "label alone"),
-            ("closest, importance 0.7", "importance"),
-        ),
+        ("equal quality, importance 0.5",),
+        (("AUC of full training", "AUC of full training"),),
+    ),
+    Headline(
+        "The same, half of the inputs by label alone / `importance`; 2 % positives",
+        "full training",
+        "frontier_synthetic_2",
+        ("equal quality, label alone 0.5", "equal quality, importance 0.5"),
+        (("AUC of full training", "AUC of full training"), ("closest, importance 0.5", "importance")),
     ),
 )
