@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from slipstream.report.machine import Machine
+
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 _MARK = re.compile(r"(<!-- record (\w+) -->\n).*?(<!-- /record -->)", flags=re.DOTALL)
 COLUMNS = ("policy", "budget", "AUC", "to full", "seconds", "same time")
@@ -26,7 +28,7 @@ def frontier(name: str) -> str:
         gap = "–" if row["policy"] == "none" else f"{row['AUC'] - full:+.4f}"
         cells = {**row, "to full": gap, "AUC": f"{row['AUC']:.4f}", "seconds": f"{row['seconds']:.2f}"}
         lines.append(f"| {' | '.join(str(cells[column]) for column in COLUMNS)} |")
-    conditions, machine = record["conditions"], record["machine"]
+    conditions, machine = record["conditions"], Machine.model_validate(record["machine"])
     said = f"{conditions['samples']:,} samples, {conditions['seeds']} seeds, {conditions['mode']}"
-    made = f"{machine['processor']}, {machine['cores']} cores; commit {record['commit']}; `{record['command']}`"
+    made = f"{machine.chip}; commit {record['commit']}; `{record['command']}`"
     return "\n".join(lines) + f"\n\nMeans over the seeds: {said}; {made}.\n"

@@ -30,6 +30,11 @@ class Machine(BaseModel):
     spin_count: str | None = None
     """GOMP_SPINCOUNT, or OMP_WAIT_POLICY where that decides; None where neither is set."""
 
+    @property
+    def chip(self) -> str:
+        """Processor and cores in words."""
+        return f"{self.processor}, {self.cores} core{'s' * (self.cores != 1)}"
+
 
 def describe_machine() -> Machine:
     """Describe the machine this process runs on."""

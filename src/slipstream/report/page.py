@@ -57,7 +57,7 @@ def page(title: str, parts: Sequence[str], *, script: str = "") -> str:
 
 def measured(record: Record) -> str:
     """On which machine a record was made, of which commit, when and by which command: one soft paragraph."""
-    machine = f"{record.machine.processor}, {record.machine.cores} cores, {record.machine.threads} threads"
+    machine = f"{record.machine.chip}, {record.machine.threads} threads"
     said = "; ".join([machine, f"commit {record.commit or '–'}", record.date, record.command])
     return f'<p class="soft">{escape(said)}</p>'
 

@@ -33,7 +33,7 @@ def render(folder: Path, headlines: Sequence[Headline] = HEADLINES) -> str:
     if not kept and not beside:
         return "No figures yet: `make bench-kernels` and its like write them to `benchmarks/results/`.\n"
     machines = {
-        f"{machine.processor}, {machine.cores} cores, {machine.memory_gib:g} GiB": None
+        f"{machine.chip}, {machine.memory_gib:g} GiB": None
         for machine in (record.machine for record in records.values())
     }
     head = "| what | against | faster by | quality, same run |\n|---|---|---:|---|\n"

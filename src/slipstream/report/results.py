@@ -147,7 +147,7 @@ def _is_short(value: Any) -> bool:
 
 def _machine(record: Record) -> str:
     machine = record.machine
-    return f"{machine.processor}, {machine.cores} cores, {machine.memory_gib:g} GiB, threads {machine.threads or '–'}"
+    return f"{machine.chip}, {machine.memory_gib:g} GiB, threads {machine.threads or '–'}"
 
 
 def _title(name: str) -> str:
