@@ -28,6 +28,21 @@ from slipstream.training.termination import Termination
 
 WHAT = ("throughput", "time_to_quality", "ranking", "memory", "all")
 
+_CLICKS, _TRAININGS = ("throughput", "time_to_quality"), ("time_to_quality", "ranking")
+APPLIES = {
+    "full": _CLICKS,
+    "tune_only": _TRAININGS,
+    "resume": _TRAININGS,
+    "systems": ("throughput", *_TRAININGS),
+    "data": _TRAININGS,
+    "sizes": ("throughput",),
+    "add": ("throughput",),
+    "seeds": _TRAININGS,
+    "samples": ("time_to_quality",),
+    "folder": _TRAININGS,
+}
+"""What each option is for; one that is not here is for all."""
+DATA = {"time_to_quality": tuple(datasets.FRONTIER), "ranking": tuple(datasets.PAIRS)}
 QUICK = ("throughput", "ranking")
 """What ``all --quick`` takes: every peer that is installed, in under 40 s."""
 
@@ -38,9 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
     Raises:
         SlipstreamError: What was asked for cannot be measured.
     """
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
     everything = QUICK if given.quick else WHAT[:-1]
     measures = everything if given.what == "all" else (given.what,)
+    _check(given, measures, parser)
     if given.what == "all" and given.quick:
         output.say(f"--quick: {' and '.join(QUICK)}; the others by name")
     records: list[Record] = []
@@ -73,6 +90,26 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
     return records
 
 
+def _check(given: argparse.Namespace, measures: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Whether every option that was given does something for what is measured.
+
+    Raises:
+        ConfigError: One does not; says what it is for.
+    """
+    named = f"{given.what} --quick" if given.what == "all" and given.quick else given.what
+    for name, whose in APPLIES.items():
+        if getattr(given, name) != parser.get_default(name) and not set(whose) & set(measures):
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is not for {named}", remedy=f"leave it out, or measure {' or '.join(whose)}")
+    for name in ("sizes", "full"):
+        if given.quick and getattr(given, name):
+            raise ConfigError(f"--quick has a size of its own: --{name} goes without it")
+    known = [name for measure in measures for name in DATA.get(measure, ())]
+    for name in _names(given.data) or ():
+        if name not in known:
+            raise ConfigError(f"{named} has no data {name!r}", remedy=f"choose among {', '.join(known)}")
+
+
 def _runs(measure: str, given: argparse.Namespace) -> list[tuple[str, Callable[[Options], Record]]]:
     """Each record that is to be made, by the data it is of."""
     if measure == "throughput":
@@ -80,14 +117,8 @@ def _runs(measure: str, given: argparse.Namespace) -> list[tuple[str, Callable[[
         return [("", lambda options: throughput.run(options, _sizes(given.sizes), earlier))]
     if measure == "memory":
         return [("", memory.run)]
-    known, run = (
-        (tuple(datasets.FRONTIER), quality.clicks)
-        if measure == "time_to_quality"
-        else (tuple(datasets.PAIRS), quality.ranking)
-    )
+    known, run = DATA[measure], quality.clicks if measure == "time_to_quality" else quality.ranking
     wanted = [name for name in _names(given.data) or () if name in known]
-    if given.data and not wanted and given.what != "all":
-        raise ConfigError(f"{measure} has no data {given.data!r}", remedy=f"choose among {', '.join(known)}")
     if not given.data:
         wanted = [known[1] if measure == "time_to_quality" else known[0]] if given.quick else list(known)
     return [(name, lambda options, name=name: run(name, options)) for name in wanted]
@@ -133,25 +164,29 @@ def _sizes(text: str | None) -> tuple[tuple[int, int], ...] | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers",
+        description=__doc__.splitlines()[0],
+        epilog="quality stands for time_to_quality and ranking; an option that does nothing for WHAT is refused",
+    )
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("--quick", action="store_true", help="small, under 40 s each, to see that it works")
-    parser.add_argument("--full", action="store_true", help="the whole cross of sizes and models")
+    parser.add_argument("--full", action="store_true", help="throughput, time_to_quality: all sizes and models")
     parser.add_argument("--tune-only", action="store_true", help="quality: choose rates, kept in --cache")
     parser.add_argument(
         "--resume", action="store_true", help="quality: go on from a run of this commit that ended early"
     )
     parser.add_argument("--peers", help="names of peers, by commas or spaces; all if not given")
-    parser.add_argument("--systems", help="names of the only systems to take part")
-    parser.add_argument("--data", help=f"data sets, of {', '.join(datasets.names())}")
+    parser.add_argument("--systems", help="all but memory: names of the only systems to take part")
+    parser.add_argument("--data", help=f"quality: data sets, of {', '.join(datasets.names())}")
     parser.add_argument("--sizes", help="throughput: DIMxBATCH, by commas")
     parser.add_argument("--add", type=Path, help="throughput: a record of the same commit, to add the sizes to")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each system")
-    parser.add_argument("--samples", type=int, help="use only the first so many")
+    parser.add_argument("--seeds", type=int, default=1, help="quality: trainings of each system")
+    parser.add_argument("--samples", type=int, help="time_to_quality: use only the first so many")
     parser.add_argument("--threads", type=int, help="threads of each system; all cores if not given")
     parser.add_argument("--json", type=Path, help="file of the record, or folder of several")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="prepared data and tuned rates")
-    parser.add_argument("--folder", type=Path, default=PUBLIC, help="where public data sets lie")
+    parser.add_argument("--folder", type=Path, default=PUBLIC, help="quality: where public data sets lie")
     parser.add_argument("--venvs", type=Path, default=Path(".venv-peers"), help="where the peers' environments lie")
     return parser
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.peers import __main__ as peers_main
 from benchmarks.peers import catalogue, datasets, memory, processes, quality, throughput
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.catalogue import System
@@ -271,6 +272,34 @@ def test_unknown_peers_and_data_are_refused(tmp_path: Path) -> None:
         main(["throughput", "--sizes", "16"])
     with pytest.raises(NotThere, match="recbole is not installed"):
         interpreter("recbole", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("throughput --resume", "--resume is not for throughput; leave it out, or measure time_to_quality or ranking"),
+        ("throughput --tune-only", "--tune-only is not for throughput"),
+        ("throughput --seeds 3", "--seeds is not for throughput"),
+        ("throughput --data gowalla", "--data is not for throughput"),
+        ("ranking --add record.json", "--add is not for ranking; leave it out, or measure throughput"),
+        ("ranking --samples 9", "--samples is not for ranking; leave it out, or measure time_to_quality"),
+        ("time_to_quality --sizes 16x8", "--sizes is not for time_to_quality"),
+        ("memory --systems xdl", "--systems is not for memory"),
+        ("memory --full", "--full is not for memory"),
+        ("all --quick --samples 9", "--samples is not for all --quick"),
+        ("throughput --quick --sizes 16x8", "--quick has a size of its own"),
+        ("all --data globo,nobody", "all has no data 'nobody'"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(arguments: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        main(arguments.split())
+
+
+def test_every_option_is_for_all_or_for_some_of_what_is_measured() -> None:
+    options = {action.dest for action in peers_main._parser()._actions} - {"help", "what"}
+    assert set(peers_main.APPLIES) < options
+    assert {whose for those in peers_main.APPLIES.values() for whose in those} < set(peers_main.WHAT)
 
 
 def test_every_system_has_an_environment_and_a_module() -> None:

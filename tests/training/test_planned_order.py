@@ -93,3 +93,24 @@ def test_streams_and_shuffles_refuse_an_order(settings) -> None:
     for policy in ("order", SLIPSTREAM):
         with pytest.raises(ValidationError, match="orders the samples: use mode=holdout and shuffle=false"):
             TrainConfig.model_validate({**SMALL, **settings, "policy": policy})
+
+
+@pytest.mark.parametrize(
+    ("planned", "said"),
+    [
+        (torch.arange(50), r"it is int64 \[50\]"),
+        (torch.arange(90).float(), r"it is float32 \[90\]"),
+        (torch.arange(90) + 1, "it has numbers from 1 to 90"),
+        (torch.arange(90).clamp_(min=7), "it leaves 7 out, number 0 the first"),
+        ([0, 1], "it is a list"),
+    ],
+)
+def test_a_policy_that_plans_no_order_is_told_what_a_plan_is(make_store, planned, said: str) -> None:
+    """Such as one that means to leave samples out; several ranks would count them at the end, and say less."""
+    config = TrainConfig.model_validate({**SMALL, "holdout": 0.1, "policy": {"name": "order", "hot_bytes": 1600}})
+    trainer = Trainer(config.resolved(), make_store(100))
+    trainer.skipper.policy.plan = lambda data: planned  # type: ignore[method-assign, assignment]
+    rule = r"^policy 'order': what plan returns must be int64 \[90\], each number from 0 to 89 once; "
+    with pytest.raises(ConfigError, match=rule + said + ".*; to leave samples out, .*keep_probability of 0"):
+        trainer.run()
+    assert trainer.steps == 0

@@ -71,7 +71,7 @@ class Batches:
             raise ConfigError(f"shuffle_seed must not be negative, it is {shuffle_seed}")
         if order is not None and shuffle_seed is not None:
             raise ConfigError("order and shuffle_seed exclude each other")
-        self._order = None if order is None else _checked(order, stop - start)
+        self._order = None if order is None else checked_order(order, stop - start).numpy()
         self.store = store
         self.batch_size = batch_size
         self.start, self.stop = start, stop
@@ -219,18 +219,32 @@ class Batches:
             yield piece
 
 
-def _checked(order: Tensor, samples: int) -> npt.NDArray[np.int64]:
+def checked_order(order: Tensor, samples: int, *, what: str = "order", remedy: str | None = None) -> Tensor:
     """An order of the samples 0 … ``samples`` - 1.
 
+    Args:
+        order: What is said to be one.
+        samples: N.
+        what: What it came from, for the error.
+        remedy: What to do else, for the error.
+
     Raises:
-        ConfigError: It does not name each of them once.
+        ConfigError: It is not int64 [N], or does not name each of them once; says which it lacks.
     """
-    whole = order.dtype == torch.int64 and order.shape == (samples,)
-    if not whole or (samples and (int(order.min()) < 0 or int(order.max()) >= samples)):
-        raise ConfigError(f"order must be int64 [{samples}] of numbers from 0 to {samples - 1}")
-    positions = order.numpy()
-    seen = np.zeros(samples, dtype=np.bool_)
-    seen[positions] = True
-    if not seen.all():
-        raise ConfigError(f"order names some of the {samples} samples twice and leaves others out")
-    return positions
+    rule = f"{what} must be int64 [{samples}], each number from 0 to {samples - 1} once"
+    if not isinstance(order, Tensor):
+        raise ConfigError(f"{rule}; it is a {type(order).__name__}", remedy=remedy)
+    if order.dtype != torch.int64 or order.shape != (samples,):
+        found = f"{str(order.dtype).removeprefix('torch.')} {list(order.shape)}"
+        raise ConfigError(f"{rule}; it is {found}", remedy=remedy)
+    if samples and (int(order.min()) < 0 or int(order.max()) >= samples):
+        raise ConfigError(f"{rule}; it has numbers from {int(order.min())} to {int(order.max())}", remedy=remedy)
+    left_out = torch.ones(samples, dtype=torch.bool)
+    left_out[order] = False
+    if left_out.any():
+        first = int(left_out.to(torch.uint8).argmax())
+        raise ConfigError(
+            f"{rule}; it leaves {int(left_out.sum()):,} out, number {first} the first, and names others twice",
+            remedy=remedy,
+        )
+    return order

@@ -137,17 +137,6 @@ def share_in_range(name: str) -> Callable[[float], float]:
     return check
 
 
-def check_warm_up(name: str, steps: int, batches: int) -> None:
-    """Raise ConfigError unless a first decision after so many steps comes within a training of so many batches."""
-    if max(steps, 1) >= batches:
-        fewer = f"set policy.warmup_steps in [0, {batches - 2}], a tenth of the batches say, or use smaller batches"
-        allowed = fewer if batches > 1 else "use more samples or a smaller batch_size"
-        raise ConfigError(
-            f"policy {name!r}: warmup_steps={steps} leaves no decision in a training of {batches} batches",
-            remedy=allowed,
-        )
-
-
 class Policy:
     """Decides which inputs and which row updates a training skips.
 
@@ -185,7 +174,9 @@ class Policy:
             data: The training samples.
 
         Returns:
-            int64 [N]: the order of the samples in each epoch, or None to leave it.
+            int64 [N]: the order of the samples in each epoch, each position 0 … N − 1 once, or None to leave it. It
+            leaves no sample out: :meth:`keep_probability` of 0 does, or :meth:`next_run`. A training refuses another
+            answer (ConfigError) before its first step.
         """
         return None
 

@@ -23,10 +23,10 @@ from slipstream.policies.base import (
     Policy,
     PolicyBaseConfig,
     Progress,
-    check_warm_up,
     share_in_range,
     validated,
 )
+from slipstream.policies.cadence import Cadence
 from slipstream.staleness import CountedRows, CutName, PopularRows, Reduce, Rule, SketchedRows, TailCounts
 from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.sketch import MAX_DEPTH, WAYS
@@ -54,8 +54,9 @@ class PsseConfig(PolicyBaseConfig):
     """``half_life_unit``s after which an access counts half; None: accesses never fade."""
     half_life_unit: HalfLifeUnit = "steps"
     """Unit of ``half_life``: optimizer steps, samples trained on, or seconds of the data's time."""
-    warmup_steps: int = Field(default=500, ge=0)
-    """Steps before the first decision; until then every row is updated."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps before the first decision; until then every row is updated.
+    None: 500, and at most a tenth of the training where its length is known."""
     every: int = Field(default=200, ge=1)
     """Steps between two decisions."""
     scope: Scope = "model"
@@ -110,7 +111,7 @@ class PSSE(Policy):
         min_count: ``cut=min_count``: (decayed) accesses of a row that is updated, above 0.
         half_life: Units after which an access counts half, above 0; None: exact counts.
         half_life_unit: ``steps``, ``samples`` or ``seconds``.
-        warmup_steps: Steps before the first decision, 0 or more.
+        warmup_steps: Steps before the first decision, 0 or more; None: 500, and at most a tenth of the training.
         every: Steps between decisions, 1 or more.
         scope: ``model`` or ``table``.
         protect_tail: Lookups below which a row is never gated, 0 to 255.
@@ -135,7 +136,7 @@ class PSSE(Policy):
         min_count: float | None = None,
         half_life: float | None = 2_000.0,
         half_life_unit: HalfLifeUnit = "steps",
-        warmup_steps: int = 500,
+        warmup_steps: int | None = None,
         every: int = 200,
         scope: Scope = "model",
         protect_tail: int = 0,
@@ -163,6 +164,7 @@ class PSSE(Policy):
                 "sketch_heavy": sketch_heavy,
             },
         )
+        self._cadence = Cadence(self.name, warmup_steps, every)
         self._tables: dict[str, Gated] = {}
         self._name_of: dict[int, str] = {}
         self._reduce: Reduce | None = None
@@ -231,8 +233,8 @@ class PSSE(Policy):
             self._tail = {name: TailCounts(rows, self.config.protect_tail) for name, rows in num_rows.items()}
 
     def check_length(self, batches: int) -> None:
-        """``warmup_steps`` must end before the training does."""
-        check_warm_up(self.name, self.config.warmup_steps, batches)
+        """The warm-up must end before the training does; one that was not set is fitted to it."""
+        self._cadence.fit(batches)
 
     def observe_lookups(self, table: Gated, ids: Tensor) -> None:
         """Counts the lookups."""
@@ -256,8 +258,7 @@ class PSSE(Policy):
 
     def decides(self, progress: Progress) -> bool:
         """Every ``every`` steps after the warm-up."""
-        since = progress.step - max(self.config.warmup_steps, 1)
-        return since >= 0 and since % self.config.every == 0
+        return self._cadence.is_due(progress.step)
 
     def _now(self, progress: Progress) -> int:
         unit = self.config.half_life_unit
@@ -340,5 +341,6 @@ class PSSE(Policy):
         """Settings, number of decisions, and of the last one: rows kept and the share of accesses that they hold."""
         rule = self._rule
         name = "budget" if rule.cut == "share" else rule.cut
-        report = {name: rule.value, "half_life": self.config.half_life, "decisions": self._decisions}
+        report = {name: rule.value, "half_life": self.config.half_life}
+        report |= {"warmup_steps": self._cadence.warmup_steps, "decisions": self._decisions}
         return report | self._last

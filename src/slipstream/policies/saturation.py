@@ -16,10 +16,10 @@ from slipstream.policies.base import (
     Policy,
     PolicyBaseConfig,
     Progress,
-    check_warm_up,
     share_in_range,
     validated,
 )
+from slipstream.policies.cadence import Cadence
 from slipstream.staleness import DecayedCounts
 from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.saturation import ripe_count, saturation_cut, set_gates
@@ -56,8 +56,9 @@ class SaturationConfig(PolicyBaseConfig):
     """Probability with which a gated row is updated nevertheless, in [0, 1), in steps of 1/256; 0 never thaws a row."""
     every: int = Field(default=200, ge=1)
     """Steps between two decisions."""
-    warmup_steps: int = Field(default=500, ge=0)
-    """Steps before the first decision; until then every row is updated."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps before the first decision; until then every row is updated.
+    None: 500, and at most a tenth of the training where its length is known."""
     half_life: float = Field(default=2_000.0, gt=0.0, allow_inf_nan=False)
     """Steps after which an access counts half."""
     refresh: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -82,7 +83,7 @@ class Saturation(Policy):
         min_updates: Steps before a row may be gated, 1 to 40160; estimated, since one step in 5 is measured.
         probe: Probability of updating a gated row, in [0, 1).
         every: Steps between decisions, 1 or more.
-        warmup_steps: Steps before the first decision, 0 or more.
+        warmup_steps: Steps before the first decision, 0 or more; None: 500, and at most a tenth of the training.
         half_life: Steps after which an access counts half, above 0.
         refresh: Share of the training at its end with all rows open, in [0, 1).
 
@@ -100,7 +101,7 @@ class Saturation(Policy):
         min_updates: int = 32,
         probe: float = 1 / 16,
         every: int = 200,
-        warmup_steps: int = 500,
+        warmup_steps: int | None = None,
         half_life: float = 2_000.0,
         refresh: float = 0.0,
     ) -> None:
@@ -116,6 +117,7 @@ class Saturation(Policy):
                 "refresh": refresh,
             },
         )
+        self._cadence = Cadence(self.name, warmup_steps, every)
         self._ripe = ripe_count(min_updates)
         self._tables: dict[str, _Measured] = {}
         self._counts: dict[str, DecayedCounts] = {}
@@ -161,8 +163,8 @@ class Saturation(Policy):
         self._lookups = {name: table.lookups for name, table in tables.items()}
 
     def check_length(self, batches: int) -> None:
-        """``warmup_steps`` must end before the training does."""
-        check_warm_up(self.name, self.config.warmup_steps, batches)
+        """The warm-up must end before the training does; one that was not set is fitted to it."""
+        self._cadence.fit(batches)
 
     def observe_lookups(self, table: Gated, ids: Tensor) -> None:
         """Counts the lookups."""
@@ -185,8 +187,7 @@ class Saturation(Policy):
             self._decide()
 
     def _due(self, progress: Progress) -> bool:
-        since = progress.step - max(self.config.warmup_steps, 1)
-        return since >= 0 and since % self.config.every == 0
+        return self._cadence.is_due(progress.step)
 
     def decides(self, progress: Progress) -> bool:
         """Every ``every`` steps after the warm-up, and where the refresh begins."""
@@ -239,6 +240,7 @@ class Saturation(Policy):
             "trails": {name: table.trail for name, table in self._tables.items() if table.trail is not None},
             "gates": {name: table.gate for name, table in self._tables.items() if table.gate is not None},
             "step": self._step,
+            "warmup_steps": self._cadence.warmup_steps,
             "decisions": self._decisions,
             "thawed": self._thawed,
             "shut": self._shut,
@@ -286,6 +288,7 @@ class Saturation(Policy):
             "budget": self.config.budget,
             "min_updates": self.config.min_updates,
             "probe": self._probe_gate / 256,
+            "warmup_steps": self._cadence.warmup_steps,
             "decisions": self._decisions,
             "thawed_rows": self._thawed,
             "share_of_rows_gated": self._shut / rows if rows else 0.0,

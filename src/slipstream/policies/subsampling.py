@@ -16,10 +16,10 @@ from slipstream.policies.base import (
     Policy,
     PolicyBaseConfig,
     Progress,
-    check_warm_up,
     share_in_range,
     validated,
 )
+from slipstream.policies.cadence import Cadence
 from slipstream.staleness import DecayedCounts
 from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.subsampling import set_gates, subsampling_cut
@@ -42,8 +42,9 @@ class SubsamplingConfig(PolicyBaseConfig):
     a step of every popular row."""
     every: int = Field(default=200, ge=1)
     """Steps between two decisions."""
-    warmup_steps: int = Field(default=500, ge=0)
-    """Steps before the first decision; until then all lookups take part."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps before the first decision; until then all lookups take part.
+    None: 500, and at most a tenth of the training where its length is known."""
     half_life: float = Field(default=2_000.0, gt=0.0, allow_inf_nan=False)
     """Steps after which an access counts half."""
 
@@ -67,7 +68,7 @@ class Subsampling(Policy):
         budget: Share of the row accesses that take part in updates; in (0, 1].
         exponent: How fast p falls with popularity, in (0, 4].
         every: Steps between decisions, 1 or more.
-        warmup_steps: Steps before the first decision, 0 or more.
+        warmup_steps: Steps before the first decision, 0 or more; None: 500, and at most a tenth of the training.
         half_life: Steps after which an access counts half, above 0.
 
     Raises:
@@ -83,7 +84,7 @@ class Subsampling(Policy):
         *,
         exponent: float = 0.5,
         every: int = 200,
-        warmup_steps: int = 500,
+        warmup_steps: int | None = None,
         half_life: float = 2_000.0,
     ) -> None:
         self.config = validated(
@@ -96,6 +97,7 @@ class Subsampling(Policy):
                 "half_life": half_life,
             },
         )
+        self._cadence = Cadence(self.name, warmup_steps, every)
         self._tables: dict[str, Gated] = {}
         self._counts: dict[str, DecayedCounts] = {}
         self._counts_of: dict[int, DecayedCounts] = {}
@@ -134,8 +136,8 @@ class Subsampling(Policy):
         self._counts_of = {id(table): self._counts[name] for name, table in tables.items()}
 
     def check_length(self, batches: int) -> None:
-        """``warmup_steps`` must end before the training does."""
-        check_warm_up(self.name, self.config.warmup_steps, batches)
+        """The warm-up must end before the training does; one that was not set is fitted to it."""
+        self._cadence.fit(batches)
 
     def observe_lookups(self, table: Gated, ids: Tensor) -> None:
         """Counts the lookups."""
@@ -147,8 +149,7 @@ class Subsampling(Policy):
             for counts in self._counts.values():
                 counts.advance(progress.step - self._step)
             self._step = progress.step
-        since = progress.step - max(self.config.warmup_steps, 1)
-        if since >= 0 and since % self.config.every == 0:
+        if self._cadence.is_due(progress.step):
             self._decide()
 
     def _decide(self) -> None:
@@ -202,6 +203,7 @@ class Subsampling(Policy):
         report: dict[str, Any] = {
             "budget": self.config.budget,
             "exponent": self.config.exponent,
+            "warmup_steps": self._cadence.warmup_steps,
             "decisions": self._decisions,
             "share_of_rows_thinned": self._thinned_rows / rows if rows else 0.0,
         }
