@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from slipstream import optim
-from slipstream.embedding import EmbeddingCollection, PlainEmbeddingCollection, TableConfig, mapped_table, tables
+from slipstream.embedding import (
+    EmbeddingCollection,
+    PlainEmbeddingCollection,
+    TableConfig,
+    mapped_table,
+    memory,
+    tables,
+)
 from slipstream.errors import ConfigError, IndexOutOfRange
 
 
@@ -195,3 +202,24 @@ def test_a_table_in_a_file_is_trained_in_the_file(tmp_path: Path) -> None:
         mapped_table(path, 21, 4)
     with pytest.raises(ConfigError, match="shape"):
         EmbeddingCollection(CONFIGS[1:2], weights={"user": again})
+
+
+def test_only_tables_beyond_memory_are_read_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advised: list[bool] = []
+    monkeypatch.setattr(memory, "advise_read_around", lambda table, wanted: (advised.append(wanted), table)[1])
+    assert memory.installed_memory() > 20 * 4 * 4
+    mapped_table(tmp_path / "small", 20, 4)
+    assert advised == []
+    monkeypatch.setattr(memory, "installed_memory", lambda: 100)
+    mapped_table(tmp_path / "large", 20, 4)
+    mapped_table(tmp_path / "small", 20, 4, read_around=False)
+    mapped_table(tmp_path / "large", 20, 4, read_around=True)
+    assert advised == [False, False]
+
+
+def test_advice_changes_no_number(tmp_path: Path) -> None:
+    table = mapped_table(tmp_path / "table", 5000, 4)
+    table.copy_(torch.arange(20_000.0).view(5000, 4))
+    for wanted in (False, True):
+        memory.advise_read_around(table, wanted)
+        assert torch.equal(table, torch.arange(20_000.0).view(5000, 4))

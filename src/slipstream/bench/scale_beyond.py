@@ -27,10 +27,9 @@ from slipstream.bench.rounds import row
 from slipstream.bench.scale_options import ScaleOptions
 from slipstream.bench.scale_tables import fill_file
 from slipstream.embedding import FROZEN, OPEN
-from slipstream.embedding.memory import empty_table, mapped_table
+from slipstream.embedding.memory import advise_read_around, empty_table, installed_memory, mapped_table
 from slipstream.errors import ConfigError
 from slipstream.models import DLRMConfig
-from slipstream.report.machine import memory_bytes
 
 DIM = 64
 FEATURES = 8
@@ -43,6 +42,8 @@ SECONDS = 16.0
 """Of one series at one size; steps that would begin later are left out."""
 BUDGETS: dict[str, float] = {"all rows updated": 1.0, "PSSE 0.9": 0.9, "PSSE 0.5": 0.5}
 """Series, with the share of the accesses whose rows are updated."""
+READ_AROUND = "all rows updated, read-around"
+"""Series in which the system reads 128 KiB for each page that is missing, as it does unless it is told otherwise."""
 _SPARE = 1 << 30
 """Bytes that are left free on the disk."""
 
@@ -56,13 +57,13 @@ def beyond(options: BenchOptions, wanted: ScaleOptions, folder: Path) -> tuple[l
     Raises:
         ConfigError: The disk has no room for the tables.
     """
-    memory = memory_bytes()
+    memory = installed_memory()
     larger = QUICK_BYTES if options.quick else int(memory * BEYOND)
     smaller = QUICK_BYTES // 4 if options.quick else int(memory * FITS)
     _check_room(folder, larger)
     found: list[dict[str, Any]] = []
     for size in (smaller, larger):
-        with _tables(folder, size) as tables:
+        with _tables(folder, size, read_around=size < memory) as tables:
             found += _measured(tables, "file", memory, options)
     count = _rows_of(smaller)
     ready = _Tables([empty_table(count, DIM).fill_(0.01) for _ in range(FEATURES)], [])
@@ -88,7 +89,7 @@ class _Tables(NamedTuple):
 
 
 @contextmanager
-def _tables(folder: Path, size: int) -> Iterator[_Tables]:
+def _tables(folder: Path, size: int, *, read_around: bool) -> Iterator[_Tables]:
     """Filled tables in files that are gone afterwards, however the process ends: mapped, they need no name."""
     count = _rows_of(size)
     tables = _Tables([], [])
@@ -101,7 +102,7 @@ def _tables(folder: Path, size: int) -> Iterator[_Tables]:
             fill_file(file, count * DIM * 4)
             tables.files.append(os.open(file, os.O_RDWR))
             stack.callback(os.close, tables.files[-1])
-            tables.weights.append(mapped_table(file, count, DIM))
+            tables.weights.append(mapped_table(file, count, DIM, read_around=read_around))
             file.unlink()
         yield tables
 
@@ -115,7 +116,10 @@ def _measured(tables: _Tables, where: str, memory: int, options: BenchOptions) -
     """Rows of all series on these tables."""
     count = len(tables.weights[0])
     steps, before = (4, 1) if options.quick else (STEPS, WARM_UP)
-    series = [*BUDGETS, "DLRM step"] if where == "file" else ["in memory"]
+    fits = FEATURES * count * DIM * 4 < memory
+    series = ["in memory"]
+    if where == "file":
+        series = [*BUDGETS, "DLRM step", *([READ_AROUND] if options.quick or not fits else [])]
     popularity = Popularity(count, workload.ZIPF_EXPONENT)
     rng = np.random.default_rng(options.seed)
     batches = [popularity.draw(workload.BATCH_SIZE, rng) for _ in range((steps + before) * len(series))]
@@ -133,6 +137,9 @@ def _measured(tables: _Tables, where: str, memory: int, options: BenchOptions) -
         for table in training.collection.table_of.values():
             table.set_gate(popularity.gate(share) if share < 1.0 else None)
             table.lookups = table.skipped = 0
+        if name == READ_AROUND:
+            for weight in tables.weights:
+                advise_read_around(weight, True)
         run = training.step if name == "DLRM step" else training.embedding_step
         for number in range(step, step + before):
             run(number)
@@ -144,7 +151,7 @@ def _measured(tables: _Tables, where: str, memory: int, options: BenchOptions) -
             "series": name if where == "file" else f"all rows updated, {where}",
             "size": FEATURES * count,
             "tables in": where,
-            "fits in memory": FEATURES * count * DIM * 4 < memory,
+            "fits in memory": fits,
             "accesses gated": round(sum(t.skipped for t in counted) / max(1, sum(t.lookups for t in counted)), 4),
         }
         found.append({**row("slipstream", [value / workload.BATCH_SIZE for value in seconds]), **sizes, **traffic})

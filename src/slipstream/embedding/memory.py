@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,30 @@ def advise_huge_pages(tensor: Tensor, *, collapse: bool = False) -> Tensor:
     return tensor
 
 
+def installed_memory() -> int:
+    """Bytes of memory that the machine has; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def advise_read_around(tensor: Tensor, wanted: bool) -> Tensor:
+    """Tell the system whether to read a mapped file's neighbouring pages with each page that is missing.
+
+    It does so by itself, 128 KiB a miss: quickest into memory for a table that fits, and for one that does not a
+    multiple of what its rows take, read to throw out pages in use. A hint: refusal changes nothing.
+
+    Args:
+        tensor: All of a mapped file.
+        wanted: Whether it should.
+    """
+    madvise = _madvise()
+    if madvise is not None:
+        madvise(tensor.data_ptr(), tensor.nbytes, mmap.MADV_NORMAL if wanted else mmap.MADV_RANDOM)
+    return tensor
+
+
 def empty_table(rows: int, dim: int, device: Any = None) -> Tensor:
     """Uninitialised float32 [rows, dim] on huge pages."""
     return advise_huge_pages(torch.empty(rows, dim, dtype=torch.float32, device=device))
@@ -60,10 +85,17 @@ def zeros_like_table(weight: Tensor, *, rowwise: bool = False) -> Tensor:
     return advise_huge_pages(torch.empty(shape, dtype=dtype, device=weight.device)).zero_()
 
 
-def mapped_table(path: Path | str, rows: int, dim: int) -> Tensor:
+def mapped_table(path: Path | str, rows: int, dim: int, *, read_around: bool | None = None) -> Tensor:
     """A table, float32 [rows, dim], that lives in a file, made (as zeros) if it is not there.
 
     Writes go to the file; only pages in use take memory.
+
+    Args:
+        path: The file.
+        rows: R.
+        dim: D.
+        read_around: Whether the system reads a missing page's neighbours with it. None: unless the table is larger
+            than the machine's memory. Pass False for tables that are so only together: see :func:`advise_read_around`.
 
     Raises:
         ConfigError: The file has another size.
@@ -75,4 +107,7 @@ def mapped_table(path: Path | str, rows: int, dim: int) -> Tensor:
             f"{path} has {path.stat().st_size} bytes, a table of {rows} x {dim} float32 has {size}",
             remedy="pass the sizes that the file was made with",
         )
-    return torch.from_file(str(path), shared=True, size=rows * dim, dtype=torch.float32).view(rows, dim)
+    table = torch.from_file(str(path), shared=True, size=rows * dim, dtype=torch.float32).view(rows, dim)
+    if read_around is None:
+        read_around = not 0 < installed_memory() < size
+    return table if read_around else advise_read_around(table, False)

@@ -42,7 +42,7 @@ def describe_machine() -> Machine:
     return Machine(
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_gib=round(memory_bytes() / 2**30, 1),
+        memory_gib=round(_memory_bytes() / 2**30, 1),
         system=f"{platform.system()} {platform.machine()}",
         threads=torch.get_num_threads() if torch is not None else None,
         spin_count=spin_setting(),
@@ -102,8 +102,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def memory_bytes() -> int:
-    """Installed memory, bytes; 0 where the system does not say."""
+def _memory_bytes() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
