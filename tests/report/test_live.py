@@ -19,7 +19,7 @@ from tests.cli.test_run_commands import call
 from slipstream.errors import ConfigError, DataError
 from slipstream.report.live import terminal
 from slipstream.report.live.feed import Feed
-from slipstream.report.live.server import LiveServer
+from slipstream.report.live.server import MOST_CLIENTS, LiveServer
 from slipstream.report.live.terminal import sparkline, watch_in_terminal
 from slipstream.report.live.watched import Watched
 
@@ -83,6 +83,30 @@ def events(server: LiveServer) -> list[tuple[str, str]]:
             kind, data = block.split("\n")
             found.append((kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
     return found
+
+
+def test_the_count_of_open_pages_is_right_whatever_threads_do(tmp_path: Path, serve) -> None:
+    server = serve(tmp_path / "run")
+    inside = threading.Barrier(MOST_CLIENTS + 1)
+
+    def come_and_go() -> None:
+        with server.client() as admitted:
+            assert admitted
+            inside.wait(timeout=30)
+            inside.wait(timeout=30)
+
+    for _ in range(3):
+        threads = [threading.Thread(target=come_and_go) for _ in range(MOST_CLIENTS)]
+        for thread in threads:
+            thread.start()
+        inside.wait(timeout=30)
+        assert server.connected == MOST_CLIENTS
+        status, _, text = ask(server, f"/{server.token}/events")
+        assert status == 503 and "too many pages" in text and server.connected == MOST_CLIENTS
+        inside.wait(timeout=30)
+        for thread in threads:
+            thread.join()
+        assert server.connected == 0
 
 
 def test_a_run_is_followed_from_before_its_start_to_its_result(trained: Path, tmp_path: Path, serve) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from slipstream.data.batch import Batch
@@ -16,6 +17,8 @@ from slipstream.training.predicting import autocast
 if TYPE_CHECKING:
     from slipstream.training.loop import Trainer
 
+_PIECE = 1 << 20
+"""Rows whose gates are looked at at a time: tables can be large, and this needs no copy of them."""
 HELD_OUT = 8192
 """Samples held out that are scored at each point, at most."""
 
@@ -34,7 +37,7 @@ class Notes:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._held_out: Batch | None = None
-        self._buckets: torch.Tensor | None = None
+        self._buckets: npt.NDArray[np.uint8] | None = None
         config = trainer.config
         self._points = config.report_points
         heard = bool(trainer.listeners) and trainer.cached is None
@@ -88,11 +91,24 @@ class Notes:
         table = tables[[feature.name for feature in trainer.store.features].index(name)]
         if self._buckets is None:
             counts = access_counts(trainer.store, feature, *trainer.train_range)
-            self._buckets = torch.from_numpy(popularity_buckets(counts))
-        gate = None if table.gate is None else table.gate.cpu()
-        chances: dict[str, float] = {}
-        for number, bucket in enumerate(BUCKETS):
-            rows = self._buckets == number
-            if rows.any():
-                chances[bucket] = 1.0 if gate is None else float(gate[rows].sum()) / (255 * int(rows.sum()))
+            self._buckets = popularity_buckets(counts)
+        chances = mean_chances(self._buckets, table.gate)
         tell(trainer.listeners, GatesNoted(trainer.samples, name, chances, trainer.training.seconds))
+
+
+def mean_chances(buckets: npt.NDArray[np.uint8], gate: torch.Tensor | None) -> dict[str, float]:
+    """Mean chance of a row's update, in [0, 1], by popularity: for the buckets that have rows.
+
+    Args:
+        buckets: Of each row, ``[R]``, positions in ``BUCKETS``.
+        gate: uint8 ``[R]`` on any device, or None where every row is open.
+    """
+    rows, sums = np.zeros(len(BUCKETS), dtype=np.int64), np.zeros(len(BUCKETS))
+    for start in range(0, len(buckets), _PIECE):
+        piece = buckets[start : start + _PIECE]
+        counts = np.bincount(piece, minlength=len(BUCKETS))
+        rows += counts
+        # Sums of whole numbers below 2^53 are exact.
+        values = None if gate is None else gate[start : start + _PIECE].cpu().numpy()
+        sums += 255 * counts if values is None else np.bincount(piece, values, minlength=len(BUCKETS))
+    return {name: float(sums[i] / (255 * rows[i])) for i, name in enumerate(BUCKETS) if rows[i]}

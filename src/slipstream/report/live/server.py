@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,8 +53,9 @@ class LiveServer(ThreadingHTTPServer):
     def __init__(self, feed: Feed, *, port: int = 0, title: str = "Slipstream") -> None:
         self.feed, self.title = feed, title
         self.token = secrets.token_urlsafe(18)
-        self.clients = threading.Semaphore(MOST_CLIENTS)
+        self._counting = threading.Lock()
         self.connected = 0
+        """Pages that are kept up to date now."""
         try:
             super().__init__((ADDRESS, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -64,6 +66,18 @@ class LiveServer(ThreadingHTTPServer):
     def url(self) -> str:
         """Where the page is."""
         return f"http://{ADDRESS}:{self.server_address[1]}/{self.token}/"
+
+    @contextmanager
+    def client(self) -> Iterator[bool]:
+        """Counts a page while the block runs; whether there is room for it."""
+        with self._counting:
+            admitted = self.connected < MOST_CLIENTS
+            self.connected += admitted
+        try:
+            yield admitted
+        finally:
+            with self._counting:
+                self.connected -= admitted
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away is no error."""
@@ -112,11 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(HTTPStatus.OK, text, {"Content-Security-Policy": policy}, kind="text/html")
 
     def _events(self) -> None:
-        if not self.server.clients.acquire(blocking=False):
-            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many pages are open\n")
-            return
-        self.server.connected += 1
-        try:
+        with self.server.client() as admitted:
+            if not admitted:
+                self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many pages are open\n")
+                return
             self.close_connection = True
             self._head(HTTPStatus.OK, "text/event-stream", {"Connection": "close"})
             version = 0
@@ -131,9 +144,6 @@ class _Handler(BaseHTTPRequestHandler):
                     if done:
                         self._event("done", "The training is over, or slipstream watch was ended.")
                         return
-        finally:
-            self.server.connected -= 1
-            self.server.clients.release()
 
     def _event(self, name: str, value: str) -> None:
         self.wfile.write(f"event: {name}\ndata: {json.dumps(value)}\n\n".encode())
