@@ -3,11 +3,9 @@
 Work is shared out as items (table, part): an item owns the rows of its table whose hash falls into its part, so each
 row belongs to exactly one thread. An item
 
-1. scans its table's lookups in sample order, keeps those whose row is its own and whose gate is open, and finds
-   duplicates (:mod:`slipstream.kernels.cpu_lookups`);
-2. sums the gradients of each row in sample order, while the gradients to come are prefetched: in the same pass where
-   there are no gates, bags and factors;
-3. updates each row, while the rows to come are prefetched.
+1. scans its table's lookups in sample order, keeps those whose row is its own and whose gate is open, finds
+   duplicates, and sums the gradients of each row in that order (:mod:`slipstream.kernels.cpu_lookups`);
+2. updates each row, while the rows to come are prefetched.
 
 The order of every sum is that of the samples, so results are bit-identical for any number of threads and parts.
 """
@@ -25,7 +23,7 @@ import numba
 import numpy as np
 from numba import carray, types
 
-from slipstream.kernels.cpu_lookups import TABLE, all_one_hot, collect, gradients_ahead, mix, sum_one_hot
+from slipstream.kernels.cpu_lookups import TABLE, mix, reduce_lookups
 from slipstream.kernels.intrinsics import (
     address_of,
     fetch_add,
@@ -56,10 +54,11 @@ from slipstream.kernels.signal_ops import TRAIL_BYTES, counted, moments_code, tr
 from slipstream.kernels.sources import digest
 from slipstream.kernels.types import Rule
 
-AHEAD = 8
+AHEAD = 16
 """Rows by which prefetching runs ahead of the update."""
-EARLY_BYTES = 512 << 10
-"""Rows and their state that are asked for as soon as their lookup is found: half of a second-level cache."""
+EARLY_BYTES = 32 << 10
+"""Rows and their state that are asked for as soon as their lookup is found: a first-level cache, since more of them at
+once, beside gradients and sums, only wait for one another."""
 
 ARGUMENTS = np.dtype(
     [
@@ -112,7 +111,6 @@ def update_worker(rule: int, dim: int) -> Any:
         # being vectorised.
         width = fixed_dim if fixed_dim > 0 else np.int64(a.dim)
         row_bytes = width * 4
-        ahead = gradients_ahead(row_bytes)
         counter, num_items, parts, tables, scales, blocks = (
             a.counter,
             a.num_items,
@@ -131,18 +129,18 @@ def update_worker(rule: int, dim: int) -> Any:
         while (1 << (32 - part_shift)) < parts:
             part_shift -= 1
         size = a.max_lookups
-        rows, owners = np.empty(size, np.int64), np.empty(size, np.int32)
-        sources, factors = np.empty(size, np.int64), np.empty(size, np.float32)
+        kept, sources, factors = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.float32)
+        rows = np.empty(size, np.int64)
         sums = np.empty(size * width, np.float32)
-        sums_address = address_of(sums)
         slots = np.empty(4 * size + 4, np.int32)
         before = np.empty(width, np.float32)
-        before_address = address_of(before)
         corrections, order = a.corrections, a.order
         while True:
             number = fetch_add(counter, 1)
             if number >= num_items:
                 break
+            # Taken in the loop, where it keeps the arrays: Numba frees one after its last use, whoever has its address.
+            sums_address, before_address = address_of(sums), address_of(before)
             t = load_i64(order, number // parts)
             part = number % parts
             item = t * parts + part
@@ -150,22 +148,11 @@ def update_worker(rule: int, dim: int) -> Any:
             salt = np.uint64(a.step_hash) + np.uint64(table[6])
             first_bytes = row_bytes if ((sgd and table[2] != 0) or adagrad or adam) else np.int64(4 if rowwise else 0)
             second_bytes = row_bytes if adam else np.int64(0)
-            if all_one_hot(blocks, table):
-                early = 0 if norm else EARLY_BYTES // (row_bytes + first_bytes + second_bytes)
-                unique = sum_one_hot(
-                    blocks, table, part, part_shift, width, early, first_bytes, second_bytes, rows, sums_address,
-                    slots, counts[item],
-                )  # fmt: skip
-            else:
-                used, unique = collect(
-                    blocks, table, part, part_shift, salt, rows, owners, sources, factors, slots, counts[item]
-                )
-                sums[: unique * width] = 0
-                for e in range(used):
-                    if e + ahead < used:
-                        for line in range(0, row_bytes, 64):
-                            prefetch_near(sources[e + ahead] + line)
-                    add_row(width, (sums_address + owners[e] * row_bytes, sources[e], factors[e]))
+            early = 0 if norm else EARLY_BYTES // (row_bytes + first_bytes + second_bytes)
+            unique = reduce_lookups(
+                blocks, table, part, part_shift, salt, width, early, first_bytes, second_bytes, kept, sources, factors,
+                slots, rows, sums_address, counts[item],
+            )  # fmt: skip
             scale = load_f32(scales, t)
             weight, first, second, last_step = table[0], table[2], table[3], table[5]
             signal, trail = table[9] * a.measured, table[10]
@@ -174,16 +161,16 @@ def update_worker(rule: int, dim: int) -> Any:
                 if u + AHEAD < unique and not norm:
                     soon = rows[u + AHEAD] * row_bytes
                     for line in range(0, row_bytes, 64):
-                        prefetch_write(weight + soon + line)
+                        prefetch_near(weight + soon + line)
                     if signal != 0:
                         prefetch_write(signal + rows[u + AHEAD] * 2)
                         if not adam:
                             prefetch_write(trail + rows[u + AHEAD] * TRAIL_BYTES)
                             prefetch_write(trail + rows[u + AHEAD] * TRAIL_BYTES + TRAIL_BYTES - 4)
                     for line in range(0, first_bytes, 64):
-                        prefetch_write(first + rows[u + AHEAD] * first_bytes + line)
+                        prefetch_near(first + rows[u + AHEAD] * first_bytes + line)
                     for line in range(0, second_bytes, 64):
-                        prefetch_write(second + soon + line)
+                        prefetch_near(second + soon + line)
                 g = sums_address + u * row_bytes
                 if scale != np.float32(1.0):
                     scale_row(width, (g, scale))
