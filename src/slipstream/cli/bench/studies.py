@@ -188,7 +188,11 @@ def scale(
     cache: Cache = None,
     seed: Seed = 0,
     parts: Annotated[
-        str | None, typer.Option(help="rows, samples, features, positives and overhead, by commas.")
+        str | None,
+        typer.Option(
+            help="rows, samples, features, positives and overhead (all unless named), and beyond: tables larger than "
+            "memory, some minutes; by commas."
+        ),
     ] = None,
     long: Annotated[bool, typer.Option("--long", help="10^8 samples too: some minutes, and 2 GB of disk.")] = False,
 ) -> None:
