@@ -71,13 +71,12 @@ def test_a_gated_update_is_to_the_bit_that_of_its_open_lookups(by_sample: bool) 
     dim, batch = 16, 400
     one_hot = passes(batch, dim)[0]
     ids, gate = one_hot.lookups.ids[:, 0], mixed_gates()
+    weight = torch.ones(batch)
+    if by_sample:  # what is kept weighs more: 4 times, which rounds nothing, before the sum or after
+        gate = torch.where(gate == 255, gate, 64).to(torch.uint8)
+        weight = torch.where(gate[ids] == 255, 1.0, 4.0)
     draws = hashing.gate_draw(ids, SETTINGS.step, 9, torch.arange(batch) if by_sample else None)
     kept = (gate[ids] == 255) | (draws < gate[ids])
-    # By the sample what is kept weighs more; a power of two, so that it may weigh more before or after the sum.
-    gate = torch.where(gate == 255, gate, 64).to(torch.uint8) if by_sample else gate
-    if by_sample:
-        kept = (gate[ids] == 255) | (draws < gate[ids])
-    weight = torch.where(gate[ids] == 255, 1.0, 4.0) if by_sample else torch.ones(batch)
     gated, plain = [replace(table_of(dim, gate), by_sample=by_sample)], [table_of(dim)]
     counts = cpu.row_update(gated, [one_hot], SETTINGS)
     grad = (one_hot.grad * weight.view(-1, 1, 1))[kept].contiguous()
