@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -10,57 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.embedding.collection import BagLike, TableConfig, check_tables, initialise, key_of
+from slipstream.embedding.host_table import HostTable
 from slipstream.embedding.memory import empty_table
 from slipstream.embedding.operators import look_up
 from slipstream.embedding.row_cache import BusBytes, Keys, RowCache
-from slipstream.embedding.table import OPEN, Site, Table
+from slipstream.embedding.table import Site, Table
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
 from slipstream.kernels.types import Lookups
 
 _GROUP_SEEDS = 20
 """Bits by which an optimizer's ``gate_seed`` stands above the tables' numbers, as in ``optim.row_step``."""
-
-
-class HostTable:
-    """One table of a cached collection, as policies and reports see it.
-
-    Attributes:
-        name: Its name.
-        listeners: Called with (table, ids) of each batch's lookups, when the batch is placed.
-        lookups: Lookups of batches placed for training.
-        skipped: Those of them whose row's gate was shut.
-    """
-
-    def __init__(self, name: str, collection: CachedEmbeddingCollection, number: int) -> None:
-        self.name = name
-        self.listeners: list[Callable[[Any, Tensor], None]] = []
-        self.lookups = self.skipped = 0
-        bases = collection.cache.bases
-        self._cache = collection.cache
-        self._rows = slice(int(bases[number]), int(bases[number + 1]))
-
-    @property
-    def num_rows(self) -> int:
-        """R."""
-        return self._rows.stop - self._rows.start
-
-    @property
-    def weight(self) -> Tensor:
-        """float32 [R, D] in host memory, rows on the card brought up to date."""
-        self._cache.flush()
-        return self._cache.host_weight[self._rows]
-
-    @property
-    def gate(self) -> Tensor | None:
-        """uint8 [R], or None while every row of all tables is open."""
-        return None if self._cache.gate is None else self._cache.gate[self._rows]
-
-    def open_gate(self) -> Tensor:
-        """The gate, made (all rows open) if there is none yet."""
-        if self._cache.gate is None:
-            self._cache.gate = torch.full((len(self._cache.host_weight),), OPEN, dtype=torch.uint8)
-        return self._cache.gate[self._rows]
 
 
 def cached_tables(model: nn.Module) -> dict[str, HostTable]:
@@ -132,7 +92,7 @@ class CachedEmbeddingCollection(nn.Module):
         many = set(multi_hot)
         self._one_hot = [order[table.name] for table in tables if table.name not in many]
         self._multi_hot = [order[table.name] for table in tables if table.name in many]
-        self.table_of = {table.name: HostTable(table.name, self, number) for number, table in enumerate(tables)}
+        self.table_of = {table.name: HostTable(table.name, self.cache, number) for number, table in enumerate(tables)}
         self.one_hot = Site([self.card] * len(self._one_hot))
         self.bags = Site([self.card] * len(self._multi_hot))
         self._optimizer: Any = None

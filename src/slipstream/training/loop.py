@@ -9,10 +9,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from slipstream.data.batch import Batch
-from slipstream.data.batches import Batches, checked_order
+from slipstream.data.batches import Batches
 from slipstream.data.store import Store
 from slipstream.data.transfer import Sender, checked_device
 from slipstream.distributed import over_ranks
@@ -30,7 +29,7 @@ from slipstream.training.ranges import check_labels, ranges
 from slipstream.training.ranked import Ranker
 from slipstream.training.ranks import Ranks
 from slipstream.training.reports import Reports
-from slipstream.training.samples import StoredSamples, with_next
+from slipstream.training.samples import StoredSamples, planned_order, with_next
 from slipstream.training.schedule import Schedule
 from slipstream.training.state import load_tables, tables_state
 from slipstream.training.step import Step
@@ -193,25 +192,11 @@ class Trainer:
         if self._batches is None:
             start, stop = self.train_range
             self.training.start()
-            order = self._order()
+            order = planned_order(self.skipper.policy, self._samples())
             self.training.stop()
             seed = self.config.seed if self.config.shuffle else None
             self._batches = self.store.batches(self._read_size, start=start, stop=stop, shuffle_seed=seed, order=order)
         return self._batches
-
-    def _order(self) -> Tensor | None:
-        """What the policy plans.
-
-        Raises:
-            ConfigError: It is not each sample once.
-        """
-        policy = self.skipper.policy
-        order = policy.plan(self._samples())
-        if order is None:
-            return None
-        remedy = "to leave samples out, give them a keep_probability of 0, or plan runs (plans_runs)"
-        what = f"policy {policy.name!r}: what plan returns"
-        return checked_order(order, self.epoch_samples, what=what, remedy=remedy)
 
     def _holdout(self) -> Outcome:
         batches = self._planned()

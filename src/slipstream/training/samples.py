@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from slipstream.data.batch import Batch
+from slipstream.data.batches import checked_order
 from slipstream.data.store import Store
+from slipstream.policies import Policy
 
 
 class StoredSamples:
@@ -41,6 +43,19 @@ class StoredSamples:
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All of them, in order."""
         return iter(self._store.batches(batch_size, start=self._start, stop=self._stop))
+
+
+def planned_order(policy: Policy, samples: StoredSamples) -> Tensor | None:
+    """The order that a policy plans, int64 [N]; None: it leaves it.
+
+    Raises:
+        ConfigError: What it plans is not each sample once.
+    """
+    order = policy.plan(samples)
+    if order is None:
+        return None
+    remedy = "to leave samples out, give them a keep_probability of 0, or plan runs (plans_runs)"
+    return checked_order(order, samples.num_samples, what=f"policy {policy.name!r}: what plan returns", remedy=remedy)
 
 
 def with_next(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch | None]]:
