@@ -58,6 +58,23 @@ def test_categories_are_learned_and_skipping_is_reported() -> None:
     assert half.n_iter_ < 0.6 * full.n_iter_ and roc_auc_score(y[5000:], half.decision_function(X[5000:])) > 0.7
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_importance_keeps_the_predictions_at_the_rate_of_the_labels(epochs: int) -> None:
+    X, y = clicks(20_000)
+    rare = y & (np.random.default_rng(1).random(len(y)) < 0.2)
+    policy = {"name": "importance", "budget": 0.4, "warmup_samples": 2000, "bits": 10}
+    model = SlipstreamClassifier(
+        [0, 1], epochs=epochs, batch_size=128, learning_rate=0.01, embedding_lr=0.02, policy=policy, random_state=0
+    )
+    weights = np.where(X[:, 2] > 0, 2.0, 1.0)
+    model.fit(X, rare, sample_weight=weights)
+    assert model.report_.details["corrected_by"] == ("odds" if epochs == 1 else "odds, then weights")
+    rate = float((rare * weights).sum() / weights.sum())
+    predicted = float((model.predict_proba(X)[:, 1] * weights).sum() / weights.sum())
+    # Without what corrects for the choice it would be twice as high.
+    assert predicted == pytest.approx(rate, rel=0.25)
+
+
 def test_one_seed_one_model_and_the_callers_draws_are_left_alone() -> None:
     import torch
 

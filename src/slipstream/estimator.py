@@ -164,14 +164,14 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
             batch_size=self.batch_size,
             seed=seed,
             total_samples=len(whole) * self.epochs,
-            adds_log_odds=True,
+            adds_logit_offset=True,
         )
         model.train()
         for _ in range(self.epochs):
             order = torch.randperm(len(whole))
             for batch in skipper(whole.select(part) for part in order.split(self.batch_size)):
                 logits = model(batch.inputs)
-                logits = logits if batch.log_odds is None else logits + batch.log_odds
+                logits = logits if batch.logit_offset is None else logits + batch.logit_offset
                 losses = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
                 if skipper.policy.wants_losses:
                     skipper.observe(batch, losses.detach())

@@ -194,9 +194,9 @@ def test_probabilities_stay_within_floor_and_one(
         keep = policy.keep_probability(Batch(inputs, labels, torch.arange(size), torch.ones(size)))
         assert keep is not None and keep.dtype == torch.float32 and keep.shape == (size,)
         assert bool(((keep >= floor * (1 - 1e-6)) & (keep <= 1.0)).all())
-        log_odds = policy.log_odds(Batch(inputs, labels, torch.arange(size), torch.ones(size)))
-        assert log_odds.shape == (size,) and bool(log_odds.isfinite().all())
-        assert bool((log_odds.abs() <= -math.log(floor) + 1e-5).all())
+        logit_offset = policy.logit_offset(Batch(inputs, labels, torch.arange(size), torch.ones(size)))
+        assert logit_offset.shape == (size,) and bool(logit_offset.isfinite().all())
+        assert bool((logit_offset.abs() <= -math.log(floor) + 1e-5).all())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from slipstream.errors import ConfigError
 from slipstream.training import CheckpointSaved, TrainConfig, train
 from slipstream.training.checkpoint import DamagedCheckpointWarning, folder
 from slipstream.training.checkpoint.manifest import read_manifest
+from slipstream.training.saver import check_same
 
 SMALL = {
     "data": "unused",
@@ -157,6 +158,19 @@ def test_a_changed_configuration_is_refused_by_the_name_of_the_setting(make_stor
     die(configured(tmp_path / "run", {}), store)
     with pytest.raises(ConfigError, match=said):
         train(configured(tmp_path / "run", change), store=store, resume=True)
+
+
+def test_importance_of_before_there_was_a_choice_of_correction_goes_on_with_weights(tmp_path):
+    combined = {"name": "combine", "inputs": IMPORTANCE, "rows": PSSE}
+    for policy in (IMPORTANCE, combined):
+        saved = configured(tmp_path / "run", {"policy": policy}).model_dump(mode="json")
+        importance = saved["policy"] if policy is IMPORTANCE else saved["policy"]["inputs"]
+        del importance["correction"]
+        with pytest.raises(ConfigError, match="correction was 'weights', now it is 'odds'"):
+            check_same(saved, configured(tmp_path / "run", {"policy": policy}))
+        weights = {**IMPORTANCE, "correction": "weights"}
+        now = weights if policy is IMPORTANCE else {**combined, "inputs": weights}
+        check_same(saved, configured(tmp_path / "run", {"policy": now}))
 
 
 def test_other_data_is_refused_and_a_finished_training_is_returned(make_store, tmp_path):

@@ -8,8 +8,9 @@ Trainings of one seed alternate over the policies, so that a slow phase of the m
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from slipstream.bench.frontier_policies import chosen, has_budget, with_policy
 from slipstream.bench.frontier_tune import BATCHES, REACH, TUNED_ON, Choice, Trial, best, final_of, prefix_of, tune
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
-from slipstream.report.frontier import TOLERANCE, closest, measure, summary, time_saved
+from slipstream.report.frontier import TOLERANCE, TimeSaved, closest, measure, summary, time_saved
 from slipstream.report.record import Record
 from slipstream.training import Result, TrainConfig, train
 from slipstream.training.run import open_data
@@ -189,6 +190,16 @@ def _ranked(result: Result) -> dict[str, Any]:
     }
 
 
+def figures_of(saved: Sequence[TimeSaved]) -> dict[str, float]:
+    """What the equal quality of the ratios is: the mean difference to full training and its standard error."""
+    figures: dict[str, float] = {}
+    for entry in saved:
+        figures[f"equal quality, {entry.policy} {entry.budget:g}"] = round(entry.difference, 5)
+        if not math.isnan(entry.error):
+            figures[f"equal quality, {entry.policy} {entry.budget:g}, standard error"] = round(entry.error, 5)
+    return figures
+
+
 def _record(frontier: Frontier, *, quick: bool) -> Record:
     config, options, points = frontier.config, frontier.options, frontier.points
     by = measure(points)
@@ -231,6 +242,7 @@ def _record(frontier: Frontier, *, quick: bool) -> Record:
         ratios={f"equal quality, {entry.policy} {entry.budget:g}": round(entry.ratio, 4) for entry in saved},
         quality={
             f"{by.title} of full training": round(sum(full) / len(full), 5),
+            **figures_of(saved),
             **{f"closest, {name} {budget:g}": round(gap, 5) for name, (budget, gap) in closest(points).items()},
         },
         rows=summary(points),

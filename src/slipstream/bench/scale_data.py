@@ -96,8 +96,8 @@ def _pieces(batches: Any, model: nn.Module, optimizer: torch.optim.Optimizer, si
             begin, passed = now, 0
 
 
-def _train(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
-    loss = nn.functional.binary_cross_entropy_with_logits(model(batch.inputs), batch.labels, batch.weights)
+def _train(model: DLRM, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
+    loss = model.loss(batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -151,7 +151,8 @@ class _Run:
         chosen = build_policy(policy if policy == "none" else {"name": policy, "budget": 0.5})
         chosen.warm_up()
         samples = config.num_samples
-        self.skipper = Skipper(self.model, chosen, batch_size=workload.BATCH_SIZE, total_samples=samples)
+        size = workload.BATCH_SIZE
+        self.skipper = Skipper(self.model, chosen, batch_size=size, total_samples=samples, adds_logit_offset=True)
         self.seconds: list[float] = []
         """A sample, of each batch."""
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from slipstream.bench import BenchOptions, dlrm_step, workload
 from slipstream.bench.loader import random_store
@@ -103,7 +102,8 @@ class _Run:
         policy = build_policy({"name": name, **settings} if settings else name)
         policy.warm_up()
         self.watch = _Watch()
-        self.skipper = Skipper(self.model, policy, batch_size=workload.BATCH_SIZE, total_samples=len(store))
+        size, samples = workload.BATCH_SIZE, len(store)
+        self.skipper = Skipper(self.model, policy, batch_size=size, total_samples=samples, adds_logit_offset=True)
         for table in self.skipper.tables.values():
             table.listeners[:] = [self.watch.around("listen", listener) for listener in table.listeners]
         self.batches = iter(store.batches(workload.BATCH_SIZE, shuffle_seed=seed))
@@ -117,8 +117,7 @@ class _Run:
             self.watch.around("step", self._step)(batch)
 
     def _step(self, batch: Batch) -> None:
-        logits: Tensor = self.model(batch.inputs)
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels, batch.weights)
+        loss = self.model.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.watch.around("update", self.optimizer.step)()

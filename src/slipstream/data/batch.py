@@ -74,7 +74,7 @@ class Batch:
     """int64 ``[B]``, unix seconds, or None when the data has no time."""
     carried: dict[str, Tensor] | None = None
     """Tensors ``[B, ...]`` by name that travel with the samples, for models that take other things than ``inputs``."""
-    log_odds: Tensor | None = None
+    logit_offset: Tensor | None = None
     """float32 ``[B]``, added to the logits in the loss, never in a prediction: what an input policy's choice by label
     made of the odds. None: nothing, and the weights correct for what was left out."""
 
@@ -86,8 +86,8 @@ class Batch:
         bags = tuple(Bag(fn(bag.values), fn(bag.offsets)) for bag in inputs.bags)
         time = None if self.time is None else fn(self.time)
         carried = None if self.carried is None else {name: fn(column) for name, column in self.carried.items()}
-        log_odds = None if self.log_odds is None else fn(self.log_odds)
-        columns = fn(self.labels), fn(self.index), fn(self.weights), time, carried, log_odds
+        logit_offset = None if self.logit_offset is None else fn(self.logit_offset)
+        columns = fn(self.labels), fn(self.index), fn(self.weights), time, carried, logit_offset
         return Batch(Inputs(fn(inputs.dense), fn(inputs.ids), bags), *columns)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
@@ -124,7 +124,7 @@ class Batch:
             self.weights.index_select(0, rows),
             None if self.time is None else self.time.index_select(0, rows),
             None if self.carried is None else {name: c.index_select(0, rows) for name, c in self.carried.items()},
-            None if self.log_odds is None else self.log_odds.index_select(0, rows),
+            None if self.logit_offset is None else self.logit_offset.index_select(0, rows),
         )
 
     def narrow(self, start: int, stop: int) -> Batch:
@@ -140,7 +140,7 @@ class Batch:
             self.weights[start:stop],
             None if self.time is None else self.time[start:stop],
             None if self.carried is None else {name: column[start:stop] for name, column in self.carried.items()},
-            None if self.log_odds is None else self.log_odds[start:stop],
+            None if self.logit_offset is None else self.logit_offset[start:stop],
         )
 
     def split(self, n: int) -> tuple[Batch, Batch]:
@@ -158,7 +158,7 @@ class Batch:
         """One batch of the samples of all, in order. A single batch is returned as it is.
 
         Raises:
-            ConfigError: There is no batch, only some of them have a time or log odds, or they carry different things.
+            ConfigError: There is no batch, only some have a time or logit offsets, or they carry different things.
         """
         if not batches:
             raise ConfigError("concat needs at least one batch")
@@ -167,9 +167,9 @@ class Batch:
         times = [batch.time for batch in batches if batch.time is not None]
         if len(times) not in (0, len(batches)):
             raise ConfigError("cannot join batches with and without time")
-        log_odds = [batch.log_odds for batch in batches if batch.log_odds is not None]
-        if len(log_odds) not in (0, len(batches)):
-            raise ConfigError("cannot join batches with and without log odds")
+        logit_offset = [batch.logit_offset for batch in batches if batch.logit_offset is not None]
+        if len(logit_offset) not in (0, len(batches)):
+            raise ConfigError("cannot join batches with and without logit offsets")
         carried = [batch.carried or {} for batch in batches]
         if any(part.keys() != carried[0].keys() for part in carried):
             raise ConfigError("cannot join batches that carry different things")
@@ -185,7 +185,7 @@ class Batch:
             torch.cat([batch.weights for batch in batches]),
             torch.cat(times) if times else None,
             {name: torch.cat([part[name] for part in carried]) for name in carried[0]} or None,
-            torch.cat(log_odds) if log_odds else None,
+            torch.cat(logit_offset) if logit_offset else None,
         )
 
 

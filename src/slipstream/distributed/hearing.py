@@ -168,9 +168,9 @@ class _OverRanks(Policy):
         """Passed on: the batch is that of all ranks."""
         return self._inner.keep_probability(batch)
 
-    def log_odds(self, batch: Batch) -> Tensor:
+    def logit_offset(self, batch: Batch) -> Tensor:
         """Passed on."""
-        return self._inner.log_odds(batch)
+        return self._inner.logit_offset(batch)
 
     def take_moves(self) -> list[dict[str, Any]]:
         """Passed on."""

@@ -28,7 +28,7 @@ def weighted(loss: Callable[..., Tensor], skipper: Skipper) -> Callable[..., Ten
 
     Raises:
         ConfigError: The loss is a module that has no ``reduction``; in a call, if the number of values of the loss is
-            not a multiple of the number of samples handed out.
+            not a multiple of the number of samples handed out, or if the Skipper corrects by offsets of the logits.
     """
     if not isinstance(loss, nn.Module):
 
@@ -59,6 +59,8 @@ class _WeightedModule(nn.Module):
 
 
 def _reduced(losses: Tensor, reduction: str, skipper: Skipper) -> Tensor:
+    if skipper.corrects_by_offset:
+        raise ConfigError("a weighted loss cannot add the logits' offsets", remedy="leave out adds_logit_offset")
     if losses.requires_grad and skipper.policy.skips_inputs and skipper.weights is not None:
         weights = skipper.weights.to(losses.device)
         if not weights.numel() or losses.numel() % weights.numel():

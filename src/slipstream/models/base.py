@@ -159,14 +159,17 @@ class Recommender(nn.Module):
         return functional.binary_cross_entropy_with_logits(self._logits(batch), batch.labels, batch.weights)
 
     def _logits(self, batch: Batch) -> Tensor:
-        """Those of the loss, float32 ``[B]``: with what an input policy's choice by label added to the log odds."""
+        """Those of the loss, float32 ``[B]``: with what an input policy's choice by label did to the odds."""
         logits = self(batch.inputs).float()
-        return logits if batch.log_odds is None else logits + batch.log_odds
+        return logits if batch.logit_offset is None else logits + batch.logit_offset
 
     @property
-    def adds_log_odds(self) -> bool:
-        """Whether :meth:`loss` is the cross-entropy of single labels, the batch's ``log_odds`` added to the logits."""
-        return True
+    def adds_logit_offset(self) -> bool:
+        """Whether :meth:`loss` is the cross-entropy of single labels, the batch's ``logit_offset`` added to the logits.
+
+        Not where a model has a loss of its own, unless it says so.
+        """
+        return type(self).loss is Recommender.loss
 
     @property
     def separable(self) -> bool:

@@ -95,7 +95,7 @@ class MatrixFactorization(Recommender):
         return Vectors(names[self.user], names[self.item], users[:, :-1], items[:, :-1], items[:, -1])
 
     @property
-    def adds_log_odds(self) -> bool:
+    def adds_logit_offset(self) -> bool:
         """Not with BPR."""
         return self.objective == "logistic"
 

@@ -119,7 +119,7 @@ class TwoTower(Recommender):
         return self.objective == "logistic"
 
     @property
-    def adds_log_odds(self) -> bool:
+    def adds_logit_offset(self) -> bool:
         """Not with the softmax."""
         return self.objective == "logistic"
 

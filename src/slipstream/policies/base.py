@@ -162,7 +162,7 @@ class Policy:
     with small batches then has it decide on several at a time."""
 
     chooses_by_label: bool = False
-    """Whether an input's probability depends on its label, and :meth:`log_odds` says how."""
+    """Whether an input's probability depends on its label, and :meth:`logit_offset` says how."""
 
     def warm_up(self) -> None:
         """Compiles, or loads from the cache, what a training will need, so that no step has to wait for it."""
@@ -235,7 +235,7 @@ class Policy:
         """
         return None
 
-    def log_odds(self, batch: Batch) -> Tensor:
+    def logit_offset(self, batch: Batch) -> Tensor:
         """What the last :meth:`keep_probability` made of each input's odds, for trainings that add it to the logits.
 
         Called after it, for the same batch, in place of weights 1/p, if ``chooses_by_label``.

@@ -101,9 +101,9 @@ class Combine(Policy):
         """That of the input policy."""
         return self.inputs.keep_probability(batch) if self.skips_inputs else None
 
-    def log_odds(self, batch: Batch) -> Tensor:
+    def logit_offset(self, batch: Batch) -> Tensor:
         """Those of the input policy."""
-        return self.inputs.log_odds(batch)
+        return self.inputs.logit_offset(batch)
 
     def observe_lookups(self, table: Gated, ids: Tensor) -> None:
         """Tells both."""

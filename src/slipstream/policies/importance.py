@@ -1,4 +1,4 @@
-"""Importance: unbiased skipping of inputs that a cheap scout already predicts well.
+"""Importance: skipping of inputs that a cheap scout already predicts well, corrected for.
 
 Importance sampling (Katharopoulos and Fleuret, arXiv 1803.00942), its score taken from a scout instead of the model
 itself, so that a skipped input costs no forward pass [ours]. What the choice did to the labels' odds is corrected in
@@ -39,15 +39,15 @@ class ImportanceConfig(PolicyBaseConfig):
     budget: Annotated[float, AfterValidator(share_in_range("budget"))] = 0.5
     """Share of the inputs that are trained on, in the mean; in (0, 1]."""
     floor: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Least keep-probability, so that no input weighs more than 1 / floor; at most ``budget``.
+    """Least keep-probability, so that no input stands for more than 1 / floor; at most ``budget``.
 
     None: 0.1, or half the budget where that is less: at the budget itself there would be nothing to choose.
     """
     score: Literal["scout", "label"] = "scout"
     """Whose surprise counts: the scout's, or that of the labels' base rate alone, which costs nothing."""
     correction: Literal["odds", "weights"] = "odds"
-    """``odds``: added to the logits in the loss by trainings that can (a logistic loss of labels 0 and 1); others, and
-    all with ``weights``, weigh kept inputs by 1/p."""
+    """``odds``: an offset of the logits in the loss, in trainings that can (a logistic loss of labels 0 and 1) and in
+    the first epoch; all else, and all with ``weights``, weigh kept inputs by 1/p."""
     power: float = Field(default=1.0, gt=0.0, le=4.0)
     """The keep-probability grows with surprise to this power."""
     fresh_below: int = Field(default=0, ge=0)
@@ -81,10 +81,11 @@ class Importance(Policy):
     the choice of least variance among those of equal cost. Needs labels, so it serves training alone.
 
     An input of label y was kept with probability a(y). With ``correction="odds"`` the loss is the cross-entropy of
-    logit + log(a(1) / a(0)): that logit fits the labels of what was kept where the logit itself fits all labels, so
-    the model is calibrated as it is, and no input weighs more than another. With ``"weights"``, or where the training's
-    loss is not a logistic one of labels 0 and 1, a kept input weighs 1/a: expected gradients are those of the full data
-    whatever the loss, but they vary more.
+    logit + log(a(1) / a(0)): a logit that is right for all inputs is then right for those kept, and no input weighs
+    more than another. So it is for a model that can represent the truth; one that cannot fits best where inputs were
+    kept. With ``"weights"``, where the training's loss is not a logistic one of labels 0 and 1, and from the second
+    epoch on (the scout has then learned the very labels that it predicts), a kept input weighs 1/a: expected gradients
+    are those of the full data whatever the model and the loss, but they vary more.
 
     With ``score="label"`` p is the labels' base rate of late: negative down-sampling as it is common for click logs
     (He et al., 2014), corrected while training in place of a later recalibration. It takes no time, and is the control
@@ -227,7 +228,7 @@ class Importance(Policy):
         self._last = score, fresh, keep, factor
         return keep
 
-    def log_odds(self, batch: Batch) -> Tensor:
+    def logit_offset(self, batch: Batch) -> Tensor:
         """See the base class; of fresh inputs, which are kept whatever their label, 0.
 
         Raises:
@@ -241,10 +242,18 @@ class Importance(Policy):
             )
         assert self._last is not None, "keep_probability comes first"
         score, fresh, keep, factor = self._last
-        # The other label would have been as surprising as this one was expected.
-        other = ((1.0 - score) ** self.config.power * factor).clamp_(self.config.least, 1.0)
-        log_odds = torch.where(batch.labels > 0, keep / other, other / keep).log_()
-        return log_odds if fresh is None else log_odds.masked_fill_(fresh, 0.0)
+        least, power = self.config.least, self.config.power
+        chance, other = score**power, (1.0 - score) ** power
+        # The other label would have been as surprising as this one was expected, and the factor another: what the
+        # others between floor and 1 share with this input stays.
+        free = (keep > least) & (keep < 1.0)
+        if fresh is not None:
+            free &= ~fresh
+        own = torch.where(free, chance, 0.0)
+        rest = (own.sum() - own).clamp_min(0.0)
+        other = ((factor * rest + keep) * other / (rest + other).clamp_min(1e-12)).clamp_(least, 1.0)
+        offset = torch.where(batch.labels > 0, keep / other, other / keep).log_()
+        return offset if fresh is None else offset.masked_fill_(fresh, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Scout, base rate, what the scout explains, and the account of the budget."""

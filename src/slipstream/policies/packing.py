@@ -22,7 +22,7 @@ class _Filling:
         self.capacity = capacity
         self._to = [tensor.new_empty((capacity, *tensor.shape[1:])) for tensor in _columns(like)]
         self._columns = Columns(self._to)
-        self._has_time, self._has_log_odds = like.time is not None, like.log_odds is not None
+        self._has_time, self._has_logit_offset = like.time is not None, like.logit_offset is not None
         self._carried = list(like.carried or {})
         self._bags = [
             Bag(bag.values.new_empty(0), torch.zeros(capacity + 1, dtype=torch.int64)) for bag in like.inputs.bags
@@ -36,8 +36,8 @@ class _Filling:
         """
         if (batch.time is not None) != self._has_time:
             raise ConfigError("cannot join batches with and without time")
-        if (batch.log_odds is not None) != self._has_log_odds:
-            raise ConfigError("cannot join batches with and without log odds")
+        if (batch.logit_offset is not None) != self._has_logit_offset:
+            raise ConfigError("cannot join batches with and without logit offsets")
         if list(batch.carried or {}) != self._carried or len(batch.inputs.bags) != len(self._bags):
             raise ConfigError("cannot join batches that carry different things")
         self._columns.put(_columns(batch), rows, self.count)
@@ -49,15 +49,15 @@ class _Filling:
         """What was put in, as views."""
         dense, ids, labels, index, weights, *others = (tensor[: self.count] for tensor in self._to)
         time = others.pop(0) if self._has_time else None
-        log_odds = others.pop(0) if self._has_log_odds else None
+        logit_offset = others.pop(0) if self._has_logit_offset else None
         carried = dict(zip(self._carried, others, strict=True)) or None
         bags = tuple(bag.narrow(0, self.count) for bag in self._bags)
-        return Batch(Inputs(dense, ids, bags), labels, index, weights, time, carried, log_odds)
+        return Batch(Inputs(dense, ids, bags), labels, index, weights, time, carried, logit_offset)
 
 
 def _columns(batch: Batch) -> list[Tensor]:
     columns = [batch.inputs.dense, batch.inputs.ids, batch.labels, batch.index, batch.weights]
-    columns += [column for column in (batch.time, batch.log_odds) if column is not None]
+    columns += [column for column in (batch.time, batch.logit_offset) if column is not None]
     return [*columns, *(batch.carried or {}).values()]
 
 
@@ -128,8 +128,8 @@ class Packer:
         }
         if batch.time is not None:
             state["time"] = batch.time.clone()
-        if batch.log_odds is not None:
-            state["log_odds"] = batch.log_odds.clone()
+        if batch.logit_offset is not None:
+            state["logit_offset"] = batch.logit_offset.clone()
         if batch.carried is not None:
             state["carried"] = {name: column.clone() for name, column in batch.carried.items()}
         return state
@@ -150,6 +150,6 @@ class Packer:
             weights=state["weights"],
             time=time,
             carried=state.get("carried"),
-            log_odds=state.get("log_odds"),
+            logit_offset=state.get("logit_offset"),
         )
         self.add(batch, torch.arange(len(batch)), size)

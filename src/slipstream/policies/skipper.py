@@ -46,8 +46,9 @@ class Skipper:
     An input is kept when the hash of (its index, seed, epoch) is below its probability p: a decision never depends on
     how inputs are batched. A kept input weighs (1/p) · (kept so far / decided so far), the expected gradient's
     direction being that of the full data and the mean weight about 1, so a learning rate keeps its meaning.
-    Inputs that a policy drops for good (p = 0) count in neither number. A loop that adds ``batch.log_odds`` to its
-    logits, and says so by ``adds_log_odds``, lets a policy that chooses by the label correct there, at weights of 1.
+    Inputs that a policy drops for good (p = 0) count in neither number. A loop that adds ``batch.logit_offset`` to its
+    logits, and says so by ``adds_logit_offset``, lets a policy that chooses by the label correct there, at weights of
+    1, as long as each input is new to the policy: in the first epoch.
 
     Decisions are made on the CPU: batches come from a loader and are handed out there; a training on a GPU sends what
     it was handed (``batch.to(device, non_blocking=True)``). Gates, signals and counts of accesses lie where the tables
@@ -67,9 +68,9 @@ class Skipper:
         losses: The loss of each sample of a batch under a model (float32 [B], not weighted), for policies that set the
             model against an earlier copy of itself; by default the cross-entropy of ``model(batch.inputs)``.
         tables: Tables by name that the policy sees, where they are not of ours (TorchRec's shards); None: the model's.
-        adds_log_odds: The loop's loss is the cross-entropy of labels 0 and 1, and it adds ``batch.log_odds`` (where
-            that is not None) to the logits. A policy that chooses by label and says how much then corrects by them, and
-            not by weights: the loss varies less.
+        adds_logit_offset: The loop's loss is the cross-entropy of labels 0 and 1, and it adds ``batch.logit_offset``
+            (where that is not None) to the logits. A policy that chooses by the label then corrects there, and not by
+            weights, in the first epoch: the loss varies less.
 
     Raises:
         ConfigError: ``batch_size`` is below 1, or the policy skips rows and the model has no table of ours.
@@ -86,7 +87,7 @@ class Skipper:
         total_samples: int | None = None,
         losses: Losses = cross_entropies,
         tables: Mapping[str, Gated] | None = None,
-        adds_log_odds: bool = False,
+        adds_logit_offset: bool = False,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
@@ -101,8 +102,12 @@ class Skipper:
         self.seed = seed
         self.batch_size = batch_size
         self.to_batch = to_batch
+        if policy.chooses_by_label and type(policy).logit_offset is Policy.logit_offset:
+            raise ConfigError(f"policy {policy.name!r} says chooses_by_label, and has no logit_offset")
         # A policy that watches losses needs the model's own, with weights that make them the full data's.
-        self._by_log_odds = adds_log_odds and policy.chooses_by_label and not policy.wants_losses
+        self.adds_logit_offset = adds_logit_offset
+        """Whether the loop adds the batch's ``logit_offset``."""
+        self._by_offset = adds_logit_offset and policy.chooses_by_label and not policy.wants_losses
         self.total_samples = total_samples
         self.inputs_seen = 0
         """Inputs pushed."""
@@ -116,6 +121,7 @@ class Skipper:
         """float32 [B], those of the batch handed out last, for losses that are not computed in the loop itself."""
         self._samples = 0
         self._dropped = 0
+        self._first_epoch = 0
         self._earlier = (0, 0)  # steps and samples of trainings that this one continues
         self._packer = Packer()
         # Tables count over their whole life; the Skipper reports what happened since it came.
@@ -173,8 +179,14 @@ class Skipper:
         )
         self.inputs_kept += rows.numel()
         self._dropped += dropped
-        if self._by_log_odds:
-            return replace(batch, log_odds=self.policy.log_odds(batch)), rows
+        if self.corrects_by_offset:
+            offset = self.policy.logit_offset(batch)
+            if offset.shape != (size,):
+                raise ConfigError(
+                    f"policy {self.policy.name!r} gave offsets of shape {list(offset.shape)} for {size} inputs"
+                )
+            own = batch.logit_offset
+            return replace(batch, logit_offset=offset if own is None else own + offset), rows
         return replace(batch, weights=weights), rows
 
     def _take(self, batch: Batch, rows: Tensor | None) -> Iterator[Batch]:
@@ -182,8 +194,8 @@ class Skipper:
         if size is None or (rows is None and len(batch) == size and not self._packer.waiting):
             yield self._hand_out(batch)
             return
-        if self._by_log_odds and batch.log_odds is None:  # all were kept; others that wait were chosen
-            batch = replace(batch, log_odds=torch.zeros(len(batch)))
+        if self.corrects_by_offset and batch.logit_offset is None:  # all were kept; others that wait were chosen
+            batch = replace(batch, logit_offset=torch.zeros(len(batch)))
         self._packer.add(batch, torch.arange(len(batch)) if rows is None else rows, size)
         while (full := self._packer.take()) is not None:
             yield self._hand_out(full)
@@ -217,6 +229,15 @@ class Skipper:
             self._listens = False
 
     @property
+    def corrects_by_offset(self) -> bool:
+        """Whether kept inputs are corrected for by ``logit_offset`` now, not by weights.
+
+        In the first epoch alone: a policy that has learned from an input knows the label that its probability, had the
+        label been the other, must not depend on.
+        """
+        return self._by_offset and self.epoch == self._first_epoch
+
+    @property
     def share_of_inputs_trained(self) -> float:
         """Inputs kept ÷ inputs pushed; 1 before the first."""
         return self.inputs_kept / self.inputs_seen if self.inputs_seen else 1.0
@@ -247,7 +268,10 @@ class Skipper:
 
     def _correction(self) -> dict[str, str]:
         """How kept inputs stand for those left out, of a policy that lets the training choose."""
-        return {"corrected_by": "odds" if self._by_log_odds else "weights"} if self.policy.chooses_by_label else {}
+        if not self.policy.chooses_by_label:
+            return {}
+        later = ", then weights" if self.epoch > self._first_epoch + 1 else ""
+        return {"corrected_by": f"odds{later}" if self._by_offset else "weights"}
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, inputs that wait for a full batch, and the policy's state: tensors, numbers, dicts and lists."""
@@ -263,6 +287,7 @@ class Skipper:
             "samples": self._samples,
             "dropped": self._dropped,
             "earlier": list(self._earlier),
+            "first_epoch": self._first_epoch,
             "lookups": lookups,
             "skipped": skipped,
             "waiting": self._packer.state_dict(),
@@ -285,7 +310,7 @@ class Skipper:
             raise ConfigError(f"the Skipper's state is of policy {state['policy']!r}, not {self.policy.name!r}")
         steps, samples = state.get("earlier", (0, 0))
         self._earlier = (int(steps) + int(state["steps"]), int(samples) + int(state["samples"]))
-        self.epoch = int(state["epoch"])
+        self.epoch = self._first_epoch = int(state["epoch"])
         self.policy.continue_from(state["policy_state"], rows)
         self._before = {name: (table.lookups, table.skipped) for name, table in self.tables.items()}
 
@@ -307,9 +332,15 @@ class Skipper:
         self._samples, self._dropped = int(state["samples"]), int(state["dropped"])
         steps, samples = state.get("earlier", (0, 0))
         self._earlier = (int(steps), int(samples))
+        self._first_epoch = int(state.get("first_epoch", 0))
         waiting = dict(state["waiting"])
-        if waiting and self._by_log_odds:  # a state of before there were any: those inputs have weights
-            waiting.setdefault("log_odds", torch.zeros_like(waiting["labels"]))
+        if waiting and self.corrects_by_offset:  # a state of before there were any: those inputs have weights
+            waiting.setdefault("logit_offset", torch.zeros_like(waiting["labels"]))
+        elif "logit_offset" in waiting and self.policy.chooses_by_label:
+            raise ConfigError(
+                "the Skipper's state has inputs that the logits' offsets correct for",
+                remedy="set adds_logit_offset, and the policy's correction, as they were",
+            )
         self._packer.load_state_dict(waiting, self.batch_size)
         # The tables' own counters may or may not have been restored: set the zero point so that the share goes on
         # from the state's.

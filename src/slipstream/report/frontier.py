@@ -9,6 +9,7 @@ trainings of the same seed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -112,6 +113,8 @@ class TimeSaved(NamedTuple):
     """Median over the seeds of full training's seconds ÷ the point's."""
     difference: float
     """Mean AUC (NDCG) less full training's."""
+    error: float
+    """Standard error of the difference over the seeds; NaN of one seed."""
 
 
 def time_saved(points: Sequence[Point], tolerance: float = TOLERANCE) -> list[TimeSaved]:
@@ -128,10 +131,12 @@ def time_saved(points: Sequence[Point], tolerance: float = TOLERANCE) -> list[Ti
         seeds = [seed for seed in group if seed in full]
         if policy == "none" or not seeds:
             continue
-        difference = float(np.mean([group[seed][by] - full[seed][by] for seed in seeds]))
+        differences = [group[seed][by] - full[seed][by] for seed in seeds]
+        difference = float(np.mean(differences))
         ratio = float(np.median([full[seed]["seconds"] / group[seed]["seconds"] for seed in seeds]))
         if difference >= -tolerance and (policy not in best or ratio > best[policy].ratio):
-            best[policy] = TimeSaved(policy, budget, ratio, difference)
+            error = float(np.std(differences, ddof=1)) / len(seeds) ** 0.5 if len(seeds) > 1 else math.nan
+            best[policy] = TimeSaved(policy, budget, ratio, difference, error)
     return list(best.values())
 
 

@@ -91,13 +91,21 @@ HEADLINES: tuple[Headline, ...] = (
         "full training",
         "frontier_synthetic_8",
         ("equal quality, importance 0.5",),
-        (("AUC of full training", "AUC of full training"),),
+        (
+            ("AUC of full training", "AUC of full training"),
+            ("equal quality, importance 0.5", "importance's difference to it"),
+            ("equal quality, importance 0.5, standard error", "standard error"),
+        ),
     ),
     Headline(
         "The same, half of the inputs by label alone / `importance`; 2 % positives",
         "full training",
         "frontier_synthetic_2",
         ("equal quality, label alone 0.5", "equal quality, importance 0.5"),
-        (("AUC of full training", "AUC of full training"), ("closest, importance 0.5", "importance")),
+        (
+            ("AUC of full training", "AUC of full training"),
+            ("equal quality, importance 0.5", "importance's difference to it"),
+            ("equal quality, importance 0.5, standard error", "standard error"),
+        ),
     ),
 )

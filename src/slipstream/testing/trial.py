@@ -84,7 +84,7 @@ class Run:
             batch_size=batch_size,
             seed=seed,
             total_samples=len(data),
-            adds_log_odds=True,
+            adds_logit_offset=True,
         )
         self.pieces = Data(data, batch_size)
         order = self.policy.plan(self.pieces)
@@ -106,7 +106,7 @@ class Run:
         self.trace.append(batch.index.clone())
         self.optimizer.zero_grad()
         logits = self.model(batch.inputs)
-        logits = logits if batch.log_odds is None else logits + batch.log_odds
+        logits = logits if batch.logit_offset is None else logits + batch.logit_offset
         losses = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
         self.skipper.observe(batch, losses)
         (losses * batch.weights).mean().backward()

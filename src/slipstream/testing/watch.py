@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +37,14 @@ def _parts(batch: Batch) -> list[Any]:
     return [batch.inputs, batch.labels, batch.index, batch.weights, batch.time]
 
 
+def _flipped(twin: Policy, batch: Batch) -> tuple[float, bool]:
+    """The probability of the first input if its label were the other one, and whether the label is 1."""
+    labels = batch.labels.clone()
+    labels[0] = 1.0 - labels[0]
+    other = twin.keep_probability(replace(batch, labels=labels))
+    return (1.0 if other is None else float(other[0])), bool(batch.labels[0] > 0)
+
+
 class Watched(Policy):
     """Passes every call on to a policy, and checks what comes back."""
 
@@ -46,6 +56,8 @@ class Watched(Policy):
         self.wants_losses, self.decides_alone = policy.wants_losses, policy.decides_alone
         self.chooses_by_label = policy.chooses_by_label
         self._tables: Mapping[str, Gated] = {}
+        self._flips = 20
+        self._other: tuple[float, float, bool] | None = None
 
     def warm_up(self) -> None:
         """Passes on."""
@@ -79,8 +91,10 @@ class Watched(Policy):
     def keep_probability(self, batch: Batch) -> Tensor | None:
         """Passes on; probabilities must be float32 [B] in [0, 1], and the batch the same."""
         before = copy.deepcopy(batch)
+        twin = copy.deepcopy(self.policy) if self.chooses_by_label and self._flips and len(batch) else None
         with self._hands_off("keep_probability"):
             keep = self.policy.keep_probability(batch)
+        self._other = None if twin is None or keep is None else (float(keep[0]), *_flipped(twin, batch))
         check(equal(_parts(batch), _parts(before)), self.name, "writes into the batch in keep_probability")
         if keep is not None:
             check(keep.dtype == torch.float32, self.name, f"returns probabilities of {keep.dtype}, not float32")
@@ -90,14 +104,24 @@ class Watched(Policy):
             check(in_range, self.name, "returns probabilities outside [0, 1], or NaN")
         return keep
 
-    def log_odds(self, batch: Batch) -> Tensor:
+    def logit_offset(self, batch: Batch) -> Tensor:
         """Passes on; they must be finite, float32 [B]."""
-        with self._hands_off("log_odds"):
-            log_odds = self.policy.log_odds(batch)
-        kind = f"log odds of {log_odds.dtype} and shape {tuple(log_odds.shape)}, not float32 ({len(batch)},)"
-        check(log_odds.dtype == torch.float32 and log_odds.shape == (len(batch),), self.name, f"returns {kind}")
-        check(bool(log_odds.isfinite().all()), self.name, "returns log odds that are not finite")
-        return log_odds
+        with self._hands_off("logit_offset"):
+            logit_offset = self.policy.logit_offset(batch)
+        kind = (
+            f"logit offsets of {logit_offset.dtype} and shape {tuple(logit_offset.shape)}, not float32 ({len(batch)},)"
+        )
+        check(logit_offset.dtype == torch.float32 and logit_offset.shape == (len(batch),), self.name, f"returns {kind}")
+        check(bool(logit_offset.isfinite().all()), self.name, "returns logit offsets that are not finite")
+        if self._other is not None:
+            self._flips -= 1
+            kept, other, label = self._other
+            wanted = math.log(kept / other) * (1.0 if label else -1.0)
+            said = (
+                f"says an offset of {float(logit_offset[0]):.3f}; with the other label it would be kept so that it is"
+            )
+            check(abs(wanted - float(logit_offset[0])) < 0.15, self.name, f"{said} {wanted:.3f}")
+        return logit_offset
 
     def observe_lookups(self, table: Gated, ids: Tensor) -> None:
         """Passes on; the ids must stay the same."""

@@ -115,7 +115,7 @@ class Trainer:
             seed=config.seed,
             total_samples=self.total_samples,
             losses=lambda model, batch: cast(Recommender, model).losses(batch),
-            adds_log_odds=self.model.adds_log_odds and store.labels.dtype == torch.uint8,
+            adds_logit_offset=self.model.adds_logit_offset and store.labels.dtype == torch.uint8,
         )
         self.skipper.policy.check_length(-(-self.total_samples // config.batch_size))
         self.training, self.predicting = Stopwatch(), Stopwatch()

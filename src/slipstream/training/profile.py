@@ -223,7 +223,9 @@ def _overhead(name: str, trainer: Trainer, batches: Iterator[Batch], steps: int)
     if not policy.skips_inputs or policy.skips_rows or policy.plans_order:
         return 0.0
     policy.warm_up()
-    skipper = Skipper(trainer.model, policy, batch_size=trainer.config.batch_size, total_samples=trainer.total_samples)
+    size, samples = trainer.config.batch_size, trainer.total_samples
+    adds = trainer.skipper.adds_logit_offset
+    skipper = Skipper(trainer.model, policy, batch_size=size, total_samples=samples, adds_logit_offset=adds)
     seconds: list[float] = []
     for number in range(WARM_UP + steps):
         batch = next(batches)

@@ -137,12 +137,20 @@ def check_same(saved: Mapping[str, Any], config: TrainConfig) -> None:
     """
     now = config.model_dump(mode="json")
     for name in [name for name in {**saved, **now} if name not in MAY_DIFFER]:
-        path, before, after = _difference(name, saved.get(name), now.get(name))
+        path, before, after = _difference(name, _completed(saved.get(name)), now.get(name))
         if before != after:
             raise ConfigError(
                 f"cannot resume: {path} was {before!r}, now it is {after!r}",
                 remedy="leave it as it was, or train anew in another run folder",
             )
+
+
+def _completed(setting: Any) -> Any:
+    """A policy's settings with what was the only way before there was a choice."""
+    if not isinstance(setting, dict):
+        return setting
+    old = {"correction": "weights"} if setting.get("name") == "importance" else {}
+    return old | {key: _completed(value) for key, value in setting.items()}
 
 
 def _difference(path: str, before: Any, after: Any) -> tuple[str, Any, Any]:
