@@ -137,10 +137,10 @@ def test_a_file_in_the_way_is_said_before_anything_is_moved(make_store, tmp_path
     out.mkdir()
     (out / ".replaced").write_text("user's")
     train(configured(out, OLD), store=store)
-    before = outcome(out)
+    before = outcome(out), names(out)
     with pytest.raises(OutputError, match="replaced"):
         train(configured(out, NEW), store=store)
-    assert outcome(out) == before and (out / ".replaced").read_text() == "user's"
+    assert (outcome(out), names(out)) == before and (out / ".replaced").read_text() == "user's"
 
 
 class Killed(BaseException):
@@ -182,8 +182,8 @@ def test_a_start_or_an_end_that_is_killed_at_any_moment_is_done_again(make_store
                 pass
             else:
                 break
-        if not number:
-            assert outcome(out) == whole and names(out) == names(old)
+        if (out / "checkpoints").exists():
+            assert outcome(out) == whole and names(old) <= names(out)
             continue
         for name in ("result.json", "config.yaml", "metrics.jsonl", "model.safetensors"):
             assert (out / name).exists() != (out / ".replaced" / name).exists()

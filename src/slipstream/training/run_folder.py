@@ -81,13 +81,12 @@ class RunFolder:
         try:
             if self.has_result and not (old / PUT_AWAY).is_file() and any((old / name).exists() for name in _FILES):
                 raise ConfigError(f"{old} holds a run that no training has put there", remedy="move it elsewhere")
-            # First: with no result beside it, a checkpoint of the old run would be gone on with.
-            self.checkpoints.clear()
             if self.has_result:
                 old.mkdir(exist_ok=True)
-                (old / PUT_AWAY).write_text(
-                    "The finished run that a training replaces; gone when that is complete.\n"
-                )
+                (old / PUT_AWAY).write_text("The finished run that a training replaces; gone when that is complete.\n")
+            # Before the result: with none beside it, a checkpoint of the old run would be gone on with.
+            self.checkpoints.clear()
+            if self.has_result:
                 for name in _FILES:
                     if (self.path / name).exists():
                         os.replace(self.path / name, old / name)
