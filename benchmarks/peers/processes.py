@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TypeVar
 
 from benchmarks.peers.protocol import Close, Closed, Job, Message, Missing, Open, Opened, ProtocolError, decode, encode
 
+from slipstream.bench.answer import next_line
 from slipstream.errors import SlipstreamError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,14 +94,10 @@ class Worker:
             NotThere: A package is missing.
             PeerFailed: The process ended, took too long, or said something else.
         """
-        assert self.process.stdout is not None
-        limit = time.monotonic() + LIMIT_SECONDS
-        # Looks up now and then: a blocking read may sleep through Ctrl-C, which any thread of the process can take.
-        while not select.select([self.process.stdout], [], [], 0.5)[0]:
-            if time.monotonic() > limit:
-                self.process.kill()
-                raise PeerFailed(f"{self.name} took longer than {LIMIT_SECONDS:g} s")
-        line = self.process.stdout.readline()
+        try:
+            line = next_line(self.process, LIMIT_SECONDS)
+        except TimeoutError as error:
+            raise PeerFailed(f"{self.name} {error}") from error
         if not line:
             raise self._failed()
         try:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 from slipstream.bench import BENCHES, MODULES, BenchOptions, gates, kernels, rounds, run, workload
+from slipstream.bench.answer import next_line
 from slipstream.bench.reference_dlrm import ReferenceDLRM
 from slipstream.data.batch import Inputs
 from slipstream.data.schema import FeatureInfo
@@ -128,6 +131,35 @@ def test_a_failing_worker_is_an_error() -> None:
 
     arguments = ["no such measurement", 1, 1, 1]
     with pytest.raises(shared.WorkerFailed, match="failed"), shared._workers({}, arguments, copies=1):
+        pass
+
+
+def test_a_process_answers_ends_or_takes_too_long() -> None:
+    script = "import time; print(input(), flush=True); time.sleep(60 * bool(input()))"
+    command = [sys.executable, "-c", script]
+    for then, status in (("\n", 0), ("wait\n", -signal.SIGKILL)):
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            process.stdin.write("said\n")
+            process.stdin.flush()
+            assert next_line(process, 30.0) == "said\n"
+            process.stdin.write(then)
+            process.stdin.flush()
+            if status == 0:
+                assert next_line(process, 30.0) == ""
+            else:
+                with pytest.raises(TimeoutError, match=r"took longer than 0\.2 s"):
+                    next_line(process, 0.2)
+        assert process.returncode == status
+
+
+def test_a_worker_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from slipstream.bench import shared
+
+    monkeypatch.setattr(shared, "_LIMIT_SECONDS", 0.1)
+    arguments = ["kernels", 1000, 1, 1]
+    said = "shared_worker kernels 1000 1 1 took longer"
+    with pytest.raises(shared.WorkerFailed, match=said), shared._workers({}, arguments, copies=1):
         pass
 
 

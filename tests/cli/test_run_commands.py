@@ -155,4 +155,4 @@ def test_what_a_second_training_replaces_is_said_in_one_line(folder: Path, capsy
     assert re.fullmatch(
         rf"slipstream: replaces the run of \d{{4}}-\d\d-\d\d \d\d:\d\d \(policy none, AUC {auc:.4f}\) in .*", line
     )
-    assert str(folder / "twice" / "replaced") in line
+    assert str(folder / "twice" / ".replaced") in line

@@ -1,9 +1,9 @@
 """Fuzzing by processor time: ``python -m tests.fuzz MINUTES [TARGET…] [--jobs N] [--record FILE]``.
 
 Tries damaged input on each target until the record has so many processor minutes of it on this commit: what an earlier
-run did counts, so that a long run may be done in pieces. A finding ends its target, not the others; its smallest input
-and what it said are kept in runs/fuzz, and the status is 1. A finding is also an input that takes a minute of processor
-time, or memory beyond 4 GiB above the start, or that does not end.
+run did counts, so that a long run may be done in pieces. A finding ends its target, not the others: its smallest input
+and what it said are kept in runs/fuzz, and the status is 1, that of later runs on the commit, too. A finding is also an
+input that takes a minute of processor time, or memory beyond 4 GiB above the start, or that does not end.
 """
 
 from __future__ import annotations
@@ -97,21 +97,25 @@ def main() -> None:
         },
     )
     rows = earlier(options.record, record.commit)
-    left = {name: 60 * options.minutes - 60 * rows.get(name, {}).get("processor minutes", 0.0) for name in names}
+    found = [name for name in names if rows.get(name, {}).get("findings")]
+    for name in found:
+        print(f"{name}: FINDING of an earlier run: {rows[name]['finding']}; see {KEPT / name}.*")
+    done = {name: rows.get(name, {}).get("processor minutes", 0.0) for name in names if name not in found}
+    left = {name: 60 * (options.minutes - minutes) for name, minutes in done.items()}
     work = [(name, seconds) for name, seconds in left.items() if seconds > 60 * options.minutes * (1 - DONE)]
-    if not work:
+    if not work and not found:
         print(f"nothing to do: {options.record} has {options.minutes:g} processor minutes of each on this commit")
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
-    now, found = dict(rows), False
+    now = dict(rows)
     with closing(campaign(work, fuzz, jobs=options.jobs, folder=KEPT)) as outcomes:
         for outcome in outcomes:
             now[outcome.name] = added(rows.get(outcome.name), outcome)
             summed_up(record, now).save(options.record)
             if outcome.ended:
-                found |= outcome.finding is not None
+                found += [outcome.name] if outcome.finding is not None else []
                 _say(outcome)
-    sys.exit(int(found))
+    sys.exit(int(bool(found)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import ctypes
 import faulthandler
 import multiprocessing as mp
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -22,6 +23,8 @@ QUIET = 30 * 60.0
 """Seconds on the clock without a finished input after which nothing moves; those of a stopped process do not count."""
 TICK = 10.0
 """Seconds between two looks."""
+_RAISED = re.compile(r"^([ |]*)Traceback \(most recent call last\):\n(?:\1  .*\n)*\1(\S.*)$", re.MULTILINE)
+"""Below the indented lines of a traceback, which may be one of a group's: the exception."""
 
 
 class Tally(ctypes.Structure):
@@ -153,7 +156,8 @@ def _how_it_ended(one: _Running) -> str | None:
 
 
 def _last_line(output: Path) -> str:
-    """The exception: Hypothesis's own notes stand below it, in lines that name no exception."""
-    lines = [line for line in output.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    named = [line for line in lines if line[0].isalpha() and "Error" in line.split(":")[0].split()[0]]
-    return (named or lines or ["no output"])[-1][:300]
+    """The exception of the last traceback, whatever its name; Hypothesis's own notes stand below it."""
+    text = output.read_text(encoding="utf-8", errors="replace")
+    said = [line for line in text.splitlines() if line.strip()] or ["no output"]
+    raised = [line for _, line in _RAISED.findall(text)]
+    return (raised or said)[-1][:300]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import signal
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import parent_process
 from pathlib import Path
 from types import FrameType
@@ -19,7 +22,9 @@ from tests.fuzz.targets import TARGETS, check, damaged
 PER_INPUT = 60
 """Seconds of processor time that one input may take."""
 GROWTH = 4 << 20
-"""KiB by which the memory may grow."""
+"""KiB by which the memory may grow, looked at after each input."""
+RESERVED = 2 << 20
+"""KiB that allocators may reserve and not use: beyond both the system refuses an input in the middle of it."""
 
 
 class Hang(AssertionError):
@@ -28,6 +33,19 @@ class Hang(AssertionError):
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
     raise Hang(f"an input took more than {PER_INPUT} s of processor time")
+
+
+@contextmanager
+def memory_limited(growth: int) -> Iterator[None]:
+    """Refuses memory beyond so many KiB above now, while the block runs; where there is no /proc, none."""
+    status, limits = Path("/proc/self/status"), resource.getrlimit(resource.RLIMIT_DATA)
+    taken = re.search(r"VmData:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if taken is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, ((int(taken[1]) + growth) << 10, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 def fuzz(name: str, seconds: float, tally: Tally, kept: Path) -> None:
@@ -77,5 +95,6 @@ def fuzz(name: str, seconds: float, tally: Tally, kept: Path) -> None:
             signal.setitimer(signal.ITIMER_PROF, 0)
             tally.inputs += 1
 
-    while not is_over():
-        examples()
+    with memory_limited(GROWTH + RESERVED):
+        while not is_over():
+            examples()

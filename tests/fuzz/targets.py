@@ -154,6 +154,7 @@ def check(name: str, data: bytes, folder: Path) -> None:
         status = _load_encoder(folder) if arguments[0] == "encoder" else run(arguments)
     lines = errors.getvalue().splitlines()
     assert status in (0, 2) and len(lines) == (status == 2), (status, lines)
+    assert not any("the memory does not suffice" in line for line in lines), lines
     assert not list(folder.rglob(".*")), "something half-written is left"
 
 

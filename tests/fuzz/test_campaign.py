@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Generator
 from contextlib import closing
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -12,9 +15,10 @@ from typing import cast
 
 import pytest
 from tests.fuzz import __main__ as command
-from tests.fuzz.campaign import Outcome, Tally, _Running, campaign
+from tests.fuzz.campaign import Outcome, Tally, _last_line, _Running, campaign
 from tests.fuzz.fakes import task
-from tests.fuzz.fuzzing import fuzz
+from tests.fuzz.fuzzing import fuzz, memory_limited
+from tests.fuzz.targets import check
 
 from slipstream.report.record import Record
 
@@ -82,3 +86,70 @@ def test_minutes_add_up_on_one_commit_only(tmp_path: Path) -> None:
     assert command.earlier(path, "abd") == {} == command.earlier(path, None)
     Record(name="fuzz", commit="abc-dirty", rows=[row]).save(path)
     assert command.earlier(path, "abc-dirty") == {}
+
+
+def test_what_was_found_on_a_commit_is_found_on_it_until_there_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {
+        "csv": command.added(None, Outcome("csv", inputs=10, seconds=30.0, finding="ValueError: x")),
+        "set": command.added(None, Outcome("set", inputs=10, seconds=60.0)),
+    }
+    monkeypatch.setattr(command, "earlier", lambda *_: rows)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def status(*names: str) -> tuple[int, list[str]]:
+        tried: list[str] = []
+
+        def fake(work: list[tuple[str, float]], *_: object, **__: object) -> Generator[Outcome]:
+            tried.extend(name for name, _ in work)
+            yield from ()
+
+        monkeypatch.setattr(command, "campaign", fake)
+        monkeypatch.setattr(sys, "argv", ["fuzz", "2", *names, "--record", str(tmp_path / "fuzz.json")])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        return int(ended.value.code or 0), tried
+
+    assert status("csv", "set") == (1, ["set"])
+    assert "csv: FINDING of an earlier run: ValueError: x; see runs/fuzz/csv.*" in capsys.readouterr().out
+    assert status("set") == (0, ["set"])
+
+
+def test_the_exception_is_found_whatever_its_name(tmp_path: Path) -> None:
+    output = tmp_path / "csv.txt"
+    frames = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    f()\n    ^^^\n'
+    first = f"Process SpawnProcess-1:\n{frames}KeyError: 'Error: no'\n\nDuring handling, another occurred:\n\n"
+    notes = "Falsifying example: examples(\n    data=data(...),\n)\nDraw 1: b'Error: x'\nError: of another's\n"
+    for raised in ("tests.fuzz.fuzzing.Hang: an input took more than 60 s", "MemoryError", "ValueError: of ours"):
+        output.write_text(f"{first}{frames}{raised}\n{notes}")
+        assert _last_line(output) == raised
+    group = "".join(f"    | {line}\n" for line in [*frames.splitlines(), "OSError: second"])
+    header = "  + Exception Group Traceback (most recent call last):\n  |   File\n  | ExceptionGroup: two\n"
+    output.write_text(f"{header}  +-+------ 1 ------\n{group}    +------\n")
+    assert _last_line(output) == "OSError: second"
+    output.write_text("Fatal Python error\n\n")
+    assert _last_line(output) == "Fatal Python error"
+    output.write_text("")
+    assert _last_line(output) == "no output"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process has taken")
+def test_memory_is_refused_in_the_middle_of_an_input() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with memory_limited(1 << 20):
+        assert len(bytearray(256 << 20)) == 256 << 20
+        with pytest.raises(MemoryError):
+            bytearray(2 << 30)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_an_input_for_which_the_memory_does_not_suffice_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def takes_all(**_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("slipstream.cli.app.app", takes_all)
+    with pytest.raises(AssertionError, match="the memory does not suffice"):
+        check("csv", b"", tmp_path)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -179,6 +181,29 @@ def test_hooks_run_once_a_step(kind: type[torch.optim.Optimizer]) -> None:
     for data in batches(2):
         step(ours, optimizer, data)
     assert calls == ["pre", "post"] * 2
+
+
+def test_what_others_put_around_torchs_methods_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def watched(kind: type[torch.optim.Optimizer], name: str) -> None:
+        inner = getattr(kind, name)
+
+        @functools.wraps(inner)
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            return inner(*arguments, **options)
+
+        monkeypatch.setattr(kind, name, call)
+
+    for name in ("add_param_group", "state_dict", "load_state_dict"):
+        watched(torch.optim.Optimizer, name)
+    watched(torch.optim.SGD, "step")
+    _, ours = twins()
+    optimizer = optim.SGD(ours.parameters(), lr=0.1)
+    step(ours, optimizer, next(batches(1)))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert calls == ["add_param_group", "step", "state_dict", "load_state_dict"]
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 from tests.training.conftest import make_store as make_store
+from torch import nn
 
+from slipstream import EmbeddingBag
 from slipstream.errors import ConfigError
-from slipstream.policies import PSSE, Combine, Random, Saturation, Subsampling
+from slipstream.policies import PSSE, Combine, Random, Saturation, Skipper, Subsampling
 from slipstream.policies.cadence import Cadence
 from slipstream.training import TrainConfig, train
 
@@ -34,8 +36,29 @@ def test_one_that_was_set_is_kept_or_refused() -> None:
 @pytest.mark.parametrize("policy", [PSSE, Saturation, Subsampling])
 def test_policies_of_rows_hear_of_the_length(policy) -> None:
     made = policy()
-    Combine(Random(0.5), made).check_length(300)
+    combined = Combine(Random(0.5), made)
+    combined.check_length(300)
+    assert made.report()["warmup_steps"] == 15, "half of the inputs are left"
+    combined.set_budget(0.25)
+    combined.check_length(401)
+    assert made.report()["warmup_steps"] == 20, "half again: the other half is the rows'"
+    Combine(Random(1.0), made).check_length(300)
     assert made.report()["warmup_steps"] == 30
+    with pytest.raises(ConfigError, match="of 29 batches"):
+        Combine(Random(0.1), policy(warmup_steps=29)).check_length(290)
+
+
+@pytest.mark.parametrize("policy", [PSSE, Saturation, Subsampling])
+def test_a_loop_of_ones_own_has_the_same_default(policy) -> None:
+    def warm_up(total: int | None, size: int | None, **settings: int) -> int:
+        made = policy(**settings)
+        model = nn.ModuleDict({"table": EmbeddingBag(10, 4)})
+        Skipper(model, made, batch_size=size, total_samples=total)
+        return made.report()["warmup_steps"]
+
+    assert warm_up(2_999, 10) == 30 and warm_up(100_000, 10) == 500
+    assert warm_up(None, 10) == warm_up(3_000, None) == 500, "the length is not known"
+    assert warm_up(10, 10) == 1 and warm_up(100, 10, warmup_steps=50) == 50, "too short, and not refused"
 
 
 @pytest.mark.parametrize("name", ["psse", "saturation", "subsampling"])

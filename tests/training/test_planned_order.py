@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from slipstream.data.batches import Batches
+from slipstream.data.batches import Batches, checked_order
 from slipstream.errors import ConfigError
 from slipstream.training import TrainConfig, Trainer, train
 from slipstream.training.samples import StoredSamples
@@ -41,6 +41,16 @@ def test_batches_in_an_order_of_ones_own(make_store) -> None:
     iterator = iter(batches)
     next(iterator)
     assert next(iter(batches)).index.tolist() == (order[64:128] + 100).tolist()
+
+
+def test_an_order_that_was_checked_is_not_checked_again(make_store, monkeypatch) -> None:
+    store, order = make_store(100), torch.randperm(90)
+    checked = checked_order(order, 90)
+    with pytest.raises(ConfigError, match=r"order must be int64 \[91\]"):
+        store.batches(64, stop=91, order=checked)
+    monkeypatch.setattr("slipstream.data.batches.checked_order", None)
+    found = torch.cat([batch.index for batch in store.batches(64, start=10, order=checked)])
+    assert found.tolist() == (order + 10).tolist()
 
 
 @pytest.mark.parametrize("order", [torch.arange(9), torch.arange(10) + 1, torch.zeros(10, dtype=torch.int64)])

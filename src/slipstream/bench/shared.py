@@ -15,13 +15,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from threading import Timer
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from slipstream.bench import BenchOptions, workload
+from slipstream.bench.answer import next_line
 from slipstream.errors import SlipstreamError
 from slipstream.report.record import Record
 from slipstream.report.timing import summarise
@@ -188,16 +188,21 @@ def _measured(workers: Sequence[subprocess.Popen[str]]) -> list[dict[str, Any]]:
 
 
 def _line(worker: subprocess.Popen[str]) -> str:
-    """A process's next line; empty where it has ended, or had to be ended."""
-    assert worker.stdout is not None
-    watchdog = Timer(_LIMIT_SECONDS, worker.kill)
-    watchdog.start()
+    """A process's next line; empty where it has ended.
+
+    Raises:
+        WorkerFailed: It takes too long.
+    """
     try:
-        return worker.stdout.readline().strip()
-    finally:
-        watchdog.cancel()
+        return next_line(worker, _LIMIT_SECONDS).strip()
+    except TimeoutError as error:
+        raise WorkerFailed(f"{_command(worker)} {error}") from error
 
 
 def _failure(worker: subprocess.Popen[str]) -> WorkerFailed:
+    return WorkerFailed(f"{_command(worker)} failed; its error is printed above")
+
+
+def _command(worker: subprocess.Popen[str]) -> str:
     command = list(map(str, worker.args)) if isinstance(worker.args, list) else [str(worker.args)]
-    return WorkerFailed(f"the process {' '.join(command[1:])} failed; its error is printed above")
+    return f"the process {' '.join(command[1:])}"

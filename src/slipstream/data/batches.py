@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -56,7 +57,7 @@ class Batches:
         start: int = 0,
         stop: int | None = None,
         shuffle_seed: int | None = None,
-        order: Tensor | None = None,
+        order: Tensor | SampleOrder | None = None,
         drop_last: bool = False,
         prefetch: int = 2,
     ) -> None:
@@ -71,7 +72,7 @@ class Batches:
             raise ConfigError(f"shuffle_seed must not be negative, it is {shuffle_seed}")
         if order is not None and shuffle_seed is not None:
             raise ConfigError("order and shuffle_seed exclude each other")
-        self._order = None if order is None else checked_order(order, stop - start).numpy()
+        self._order = None if order is None else _rows(order, stop - start)
         self.store = store
         self.batch_size = batch_size
         self.start, self.stop = start, stop
@@ -219,7 +220,15 @@ class Batches:
             yield piece
 
 
-def checked_order(order: Tensor, samples: int, *, what: str = "order", remedy: str | None = None) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class SampleOrder:
+    """An order that :func:`checked_order` has passed."""
+
+    rows: npt.NDArray[np.int64]
+    """[N], each number from 0 to N - 1 once."""
+
+
+def checked_order(order: Tensor, samples: int, *, what: str = "order", remedy: str | None = None) -> SampleOrder:
     """An order of the samples 0 … ``samples`` - 1.
 
     Args:
@@ -247,4 +256,13 @@ def checked_order(order: Tensor, samples: int, *, what: str = "order", remedy: s
             f"{rule}; it leaves {int(left_out.sum()):,} out, number {first} the first, and names others twice",
             remedy=remedy,
         )
-    return order
+    return SampleOrder(order.numpy())
+
+
+def _rows(order: Tensor | SampleOrder, samples: int) -> npt.NDArray[np.int64]:
+    """The order of so many samples; one that was checked for as many is not checked again."""
+    if isinstance(order, SampleOrder):
+        if len(order.rows) == samples:
+            return order.rows
+        order = torch.from_numpy(order.rows)
+    return checked_order(order, samples).rows

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from slipstream.data.atomic import file_sha256
 from slipstream.data.batch import Bag, Batch, Inputs
-from slipstream.data.batches import Batches
+from slipstream.data.batches import Batches, SampleOrder
 from slipstream.data.manifest import DENSE, IDS, LABELS, TIME, Manifest, bag_files, inside, read_manifest
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.writer import StoreWriter
@@ -216,7 +216,7 @@ class Store:
         start: int = 0,
         stop: int | None = None,
         shuffle_seed: int | None = None,
-        order: Tensor | None = None,
+        order: Tensor | SampleOrder | None = None,
         drop_last: bool = False,
         prefetch: int = 2,
     ) -> Batches:
@@ -227,7 +227,8 @@ class Store:
             start: First sample.
             stop: First sample that no longer belongs; None: the end.
             shuffle_seed: None: in order. Else the seed of the order.
-            order: int64 [stop - start], counted from ``start``: an order of one's own, the same in each pass.
+            order: int64 [stop - start], counted from ``start``: an order of one's own, the same in each pass; it is
+                checked, unless ``slipstream.data.batches.checked_order`` has done that.
             drop_last: Leave out a last batch that is not full.
             prefetch: Pieces to prepare ahead of the training; 0 does everything in the calling thread.
 

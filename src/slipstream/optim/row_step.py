@@ -5,7 +5,6 @@ Dense parameters go to torch's optimizer, row gradients to one fused kernel call
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
@@ -151,8 +150,10 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         return dense, rows
 
     def _dense_step(self) -> None:
-        # Without torch's wrapper, which would run the hooks of this optimizer a second time.
-        inspect.unwrap(self.dense_optimizer.step)(cast(Any, self))
+        # Without torch's two wrappers: one would run the hooks of this optimizer a second time (it is there once an
+        # optimizer of torch's class was made), one keeps gradients off, as they are here, and imports the compiler.
+        step = _unwrapped(_unwrapped(self.dense_optimizer.step, "torch.optim.optimizer"), "torch.optim.optimizer")
+        step(cast(Any, self))
 
     def _overflowed(self) -> bool:
         """GradScaler hands optimizers that unscale by themselves (``fused=True``) what it found."""
@@ -277,10 +278,18 @@ def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
 
     The wrapper imports the compiler: 125 MB and a second that a training without it has no use for.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not isinstance(method, MethodType):
         return method
-    bound = cast(MethodType, method)
-    return MethodType(inspect.unwrap(bound.__func__), bound.__self__)
+    return MethodType(_unwrapped(method.__func__, "torch._compile"), method.__self__)
+
+
+def _unwrapped(function: Callable[..., Any], module: str) -> Callable[..., Any]:
+    """What torch's own wrapper, made in ``module``, is put around; anything else as it is: others' patches stay.
+
+    Checked with torch 2.6 and 2.13.
+    """
+    own = getattr(function, "__globals__", {}).get("__name__") == module  # ``__module__`` is that of what is wrapped
+    return getattr(function, "__wrapped__", function) if own else function
 
 
 def _reciprocal(scale: Tensor) -> float | Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +77,10 @@ class Combine(Policy):
             part.warm_up()
 
     def check_length(self, batches: int) -> None:
-        """Checks both."""
-        for part in self.parts:
-            part.check_length(batches)
+        """Checks both: rows are left the batches of the inputs that are kept."""
+        self.inputs.check_length(batches)
+        kept = self.inputs.report().get("budget") if self.skips_inputs else None
+        self.rows.check_length(math.ceil(kept * batches) if isinstance(kept, float) else batches)
 
     def plan(self, data: TrainingData) -> Tensor | None:
         """The order of the part that plans one."""

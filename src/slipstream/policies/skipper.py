@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -64,7 +65,7 @@ class Skipper:
         seed: Seed of all draws.
         to_batch: Makes a :class:`~slipstream.data.batch.Batch` of what the loader yields, if it yields something else.
         total_samples: Inputs that will be pushed in all epochs together, if known; policies that end with a refresh
-            need it.
+            need it, and with a ``batch_size`` a warm-up that was not set is at most a tenth of the training.
         losses: The loss of each sample of a batch under a model (float32 [B], not weighted), for policies that set the
             model against an earlier copy of itself; by default the cross-entropy of ``model(batch.inputs)``.
         tables: Tables by name that the policy sees, where they are not of ours (TorchRec's shards); None: the model's.
@@ -131,6 +132,9 @@ class Skipper:
                 table.by_sample = False  # whatever an earlier policy's gates did
         policy.attach(self.tables, seed=seed)
         policy.attach_model(model, losses)
+        if total_samples is not None and batch_size is not None:
+            with suppress(ConfigError):  # the length is for defaults; whether it is enough, a Trainer decides
+                policy.check_length(-(-total_samples // batch_size))
         self._listens = type(policy).observe_lookups is not Policy.observe_lookups
         if self._listens:
             for table in self.tables.values():

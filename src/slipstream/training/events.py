@@ -29,7 +29,8 @@ class RunStarted:
     resumed_at: int | None = None
     """Samples that had passed before, when a training goes on from a checkpoint; None: it begins."""
     replaced: Path | None = None
-    """Where the finished run lies, until this one is over, that was in its run folder; None: there was none."""
+    """Where the finished run lies, until this one is complete, that was in its run folder before it, or before an
+    attempt at it that died; None: there was none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def train(
 
     With ``config.out`` the run folder gets ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``model.safetensors``
     and, last, ``result.json``. A finished run that is there already is replaced: once the first batch is next its files
-    go into ``replaced/``, and when the new run is complete they are removed.
+    go into ``.replaced/``, and when the new run is complete they are removed.
 
     Args:
         config: The configuration.
@@ -152,17 +152,17 @@ def _train(
         trainer = Trainer(config, store, everyone, ranks)
         if loaded is not None and not trainer.savable:
             raise ConfigError("trainings on a GPU or with a row cache cannot be resumed", remedy="choose another out")
-        replaced: Path | None = None
         if loaded is not None:
             restore(trainer, loaded)
         else:
             if config.continue_from is not None:
                 continue_from(trainer, config.continue_from)
             if folder is not None:
-                replaced = folder.begin()
+                folder.begin()
         setup_seconds = time.perf_counter() - began
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         resumed_at = None if loaded is None else trainer.samples
+        replaced = None if folder is None else folder.replaced
         tell(everyone, RunStarted(config, trainer.total_samples, parameters, memory, resumed_at, replaced))
         labels, logits = _run(trainer, folder, termination)
         if not first:

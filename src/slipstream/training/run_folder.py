@@ -16,8 +16,12 @@ RESULT = "result.json"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 MODEL = "model.safetensors"
-REPLACED = "replaced"
+REPLACED = ".replaced"
 """Folder, in a run folder, of the finished run that the training at work there is going to replace."""
+PUT_AWAY = "put_away.txt"
+"""Says, in ``REPLACED``, that a training made it: what is to be removed at its end, and a user's folder never is."""
+_FILES = (MODEL, METRICS, CONFIG, RESULT)
+"""Of a finished run; the result says that it is one, so it is moved last and removed first."""
 
 
 class RunFolder:
@@ -56,40 +60,56 @@ class RunFolder:
                 remedy=f"go on with it (--resume {self.path}), choose another folder, or remove {FOLDER}/ in it",
             )
 
-    def begin(self) -> Path | None:
+    @property
+    def replaced(self) -> Path | None:
+        """Where the finished run lies that the training at work replaces; None: there was none."""
+        old = self.path / REPLACED
+        return old if (old / PUT_AWAY).is_file() and (old / RESULT).is_file() else None
+
+    def begin(self) -> None:
         """Clears the folder for a training from the start.
 
-        A finished run is not lost before there is a new one: its files go into ``replaced/``, whose name says what they
-        are; only its checkpoints are removed. So the folder itself never holds the result of another training than its
-        configuration and metrics are of, and none while that is not over.
+        A finished run is not lost before there is a new one: its files go into ``.replaced/``; only its checkpoints are
+        removed. So the folder itself never holds the result of another training than its configuration and metrics are
+        of, and none while that is not over. A start that is killed in between is done again by the next one.
 
-        Returns:
-            ``replaced/``, if there was a finished run; else None.
+        Raises:
+            ConfigError: ``.replaced/`` holds a run that no training has put there.
+            OutputError: The system refuses.
+        """
+        old = self.path / REPLACED
+        try:
+            if self.has_result and not (old / PUT_AWAY).is_file() and any((old / name).exists() for name in _FILES):
+                raise ConfigError(f"{old} holds a run that no training has put there", remedy="move it elsewhere")
+            if self.has_result:
+                old.mkdir(exist_ok=True)
+                (old / PUT_AWAY).write_text("The finished run that a training replaces; gone when that is complete.\n")
+            # Before the result: with none beside it, a checkpoint of the old run would be gone on with.
+            self.checkpoints.clear()
+            if self.has_result:
+                for name in _FILES:
+                    if (self.path / name).exists():
+                        os.replace(self.path / name, old / name)
+                fsync_path(old)
+                fsync_path(self.path)
+        except OSError as error:
+            raise OutputError(old, error) from error
+
+    def complete(self) -> None:
+        """Removes what this training has replaced, now that it is over, and nothing else.
 
         Raises:
             OutputError: The system refuses.
         """
-        replaced = self.path / REPLACED if self.has_result else None
+        old = self.path / REPLACED
         try:
-            if replaced is not None:
-                replaced.mkdir(exist_ok=True)
-                # The result comes last: a start that is killed in between is done again by the next one.
-                for name in (MODEL, METRICS, CONFIG, RESULT):
-                    if (self.path / name).exists():
-                        os.replace(self.path / name, replaced / name)
-                fsync_path(replaced)
-                fsync_path(self.path)
+            if (old / PUT_AWAY).is_file():
+                for name in (*reversed(_FILES), PUT_AWAY):
+                    (old / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not there, or it holds something of the user's
+                old.rmdir()
         except OSError as error:
-            raise OutputError(replaced or self.path, error) from error
-        self.checkpoints.clear()
-        return replaced
-
-    def complete(self) -> None:
-        """Removes what this training has replaced, now that it is over."""
-        for name in (RESULT, CONFIG, METRICS, MODEL):
-            (self.path / REPLACED / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not there, or it holds something of the user's
-            (self.path / REPLACED).rmdir()
+            raise OutputError(old, error) from error
 
     def __enter__(self) -> RunFolder:
         if self.path.exists() and not self.path.is_dir():

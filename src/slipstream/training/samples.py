@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from slipstream.data.batch import Batch
-from slipstream.data.batches import checked_order
+from slipstream.data.batches import SampleOrder, checked_order
 from slipstream.data.store import Store
 from slipstream.policies import Policy
 
@@ -45,8 +45,8 @@ class StoredSamples:
         return iter(self._store.batches(batch_size, start=self._start, stop=self._stop))
 
 
-def planned_order(policy: Policy, samples: StoredSamples) -> Tensor | None:
-    """The order that a policy plans, int64 [N]; None: it leaves it.
+def planned_order(policy: Policy, samples: StoredSamples) -> SampleOrder | None:
+    """The order that a policy plans; None: it leaves it.
 
     Raises:
         ConfigError: What it plans is not each sample once.

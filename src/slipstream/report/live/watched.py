@@ -9,7 +9,7 @@ from slipstream.report.log import Follower
 from slipstream.report.runs import METRICS, RESULT, Run, open_run
 
 REMEDY = "name a folder given to `slipstream train --out`"
-_OURS = ("config.yaml", METRICS, RESULT, "checkpoints", "model.safetensors", "replaced")
+_OURS = ("config.yaml", METRICS, RESULT, "checkpoints", "model.safetensors", ".replaced")
 
 
 class Watched:

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from safetensors import SafetensorError
 from torch import Tensor
 
-from slipstream.data.atomic import partial_name, replace_folder, write_bytes
+from slipstream.data.atomic import fsync_path, partial_name, replace_folder, write_bytes
 from slipstream.errors import CheckpointError, OutputError
 from slipstream.report.machine import versions
 from slipstream.training.checkpoint.manifest import (
@@ -209,12 +209,17 @@ class CheckpointFolder:
             kept |= {base.name} if base is not None else set()
         for name in names:
             if name not in kept:
-                # Under another name first: half a checkpoint must not look like a whole one.
-                doomed = partial_name(self.path / name)
-                (self.path / name).rename(doomed)
-                shutil.rmtree(doomed)
+                _remove(self.path / name)
 
     def clear(self) -> None:
         """Removes all checkpoints."""
         if self.path.is_dir():
-            shutil.rmtree(self.path)
+            _remove(self.path)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder, under another name first: half a checkpoint must not look like a whole one."""
+    doomed = partial_name(folder)
+    folder.rename(doomed)
+    fsync_path(doomed.parent)
+    shutil.rmtree(doomed)
