@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.bench import BenchOptions, dlrm_step, workload
 from slipstream.bench.rounds import row
@@ -82,7 +82,7 @@ def _small_model(store: Store) -> tuple[DLRM, torch.optim.Optimizer]:
     return model, dlrm_step.rowwise_adagrad(model)
 
 
-def _pieces(batches: Any, model: nn.Module, optimizer: torch.optim.Optimizer, size: int) -> Iterator[float]:
+def _pieces(batches: Any, model: DLRM, optimizer: torch.optim.Optimizer, size: int) -> Iterator[float]:
     """Seconds a sample of each tenth of a pass; of one piece where a pass has fewer than 100 batches."""
     pieces = _TENTHS if len(batches) >= 100 else 1
     every = -(-len(batches) // pieces)
