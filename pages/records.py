@@ -10,8 +10,16 @@ from slipstream.report.machine import Machine
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 _MARK = re.compile(r"(<!-- record (\w+) -->\n).*?(<!-- /record -->)", flags=re.DOTALL)
-COLUMNS = ("policy", "budget", "AUC", "to full", "seconds", "same time")
-TITLES = ("policy", "kept", "AUC", "AUC less full training's", "time (s)", "AUC above random skipping of the same time")
+COLUMNS = ("policy", "budget", "AUC", "to full", "calibration", "seconds", "same time")
+TITLES = (
+    "policy",
+    "kept",
+    "AUC",
+    "AUC less full training's",
+    "calibration",
+    "time (s)",
+    "AUC above random in the same time",
+)
 
 
 def filled_in(text: str) -> str:
@@ -23,10 +31,11 @@ def frontier(name: str) -> str:
     """A frontier's points, means over its seeds, and the conditions they hold under."""
     record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     full = next(row["AUC"] for row in record["rows"] if row["policy"] == "none")
-    lines = [f"| {' | '.join(TITLES)} |", "|---|---:|---:|---:|---:|---:|"]
+    lines = [f"| {' | '.join(TITLES)} |", "|---|---:|---:|---:|---:|---:|---:|"]
     for row in record["rows"]:
         gap = "–" if row["policy"] == "none" else f"{row['AUC'] - full:+.4f}"
         cells = {**row, "to full": gap, "AUC": f"{row['AUC']:.4f}", "seconds": f"{row['seconds']:.2f}"}
+        cells["calibration"] = f"{row['calibration']:.3f}"
         lines.append(f"| {' | '.join(str(cells[column]) for column in COLUMNS)} |")
     conditions, machine = record["conditions"], Machine.model_validate(record["machine"])
     said = f"{conditions['samples']:,} samples, {conditions['seeds']} seeds, {conditions['mode']}"
