@@ -1,7 +1,7 @@
 """Cost of a step on tables in files that are larger than the machine's memory, against tables that fit.
 
-The files are filled with numbers (a hole would be read without the disk) and then filled the page cache, so every
-training begins with a cache that is full of the wrong pages. Rows of popular values lie scattered over the tables, as a
+The files are filled with numbers (a hole would be read without the disk). Where they exceed memory every series begins
+with nothing of them in it, and warms up for as many steps. Rows of popular values lie scattered over the tables, as a
 vocabulary in order of first sight scatters them. Writing back is part of the cost: what the kernel has not written when
 the steps end is flushed, by the clock.
 """
@@ -27,7 +27,7 @@ from slipstream.bench.rounds import row
 from slipstream.bench.scale_options import ScaleOptions
 from slipstream.bench.scale_tables import fill_file
 from slipstream.embedding import FROZEN, OPEN
-from slipstream.embedding.memory import advise_read_around, empty_table, installed_memory, mapped_table
+from slipstream.embedding.memory import advise_read_around, empty_table, installed_memory, let_go, mapped_table
 from slipstream.errors import ConfigError
 from slipstream.models import DLRMConfig
 
@@ -140,6 +140,8 @@ def _measured(tables: _Tables, where: str, memory: int, options: BenchOptions) -
         if name == READ_AROUND:
             for weight in tables.weights:
                 advise_read_around(weight, True)
+        if options.quick or not fits:
+            _forget(tables)
         run = training.step if name == "DLRM step" else training.embedding_step
         for number in range(step, step + before):
             run(number)
@@ -173,6 +175,14 @@ def _timed(run: Any, numbers: range, files: Sequence[int]) -> tuple[list[float],
     flush = (perf_counter() - start) / len(seconds)
     mebibytes = {name: round((after[name] - before[name]) / 2**20 / len(seconds), 3) for name in after}
     return [value + flush for value in seconds], {**mebibytes, "flush seconds a step": round(flush, 6)}
+
+
+def _forget(tables: _Tables) -> None:
+    """Takes what is in memory of the files out of it, once it is written."""
+    _flush(tables.files)
+    for weight, file in zip(tables.weights, tables.files, strict=False):  # tables in memory have no files
+        let_go(weight)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _flush(files: Sequence[int]) -> None:

@@ -73,6 +73,20 @@ def advise_read_around(tensor: Tensor, wanted: bool) -> Tensor:
     return tensor
 
 
+def let_go(tensor: Tensor) -> Tensor:
+    """Take a mapped file's pages out of this process; what was written to them stays in the system's cache or the file.
+
+    For measurements that begin with nothing in memory. Where the system cannot, nothing changes.
+
+    Args:
+        tensor: All of a file mapped for writing, never memory of another kind: its contents would be lost.
+    """
+    madvise = _madvise()
+    if madvise is not None:
+        madvise(tensor.data_ptr(), tensor.nbytes, mmap.MADV_DONTNEED)
+    return tensor
+
+
 def empty_table(rows: int, dim: int, device: Any = None) -> Tensor:
     """Uninitialised float32 [rows, dim] on huge pages."""
     return advise_huge_pages(torch.empty(rows, dim, dtype=torch.float32, device=device))
