@@ -198,11 +198,11 @@ def open_data(config: TrainConfig) -> Store:
     Raises:
         DataError: It cannot be used.
     """
+    schema = None if config.columns is None else Schema.load(config.columns)
     if (Path(config.data) / MANIFEST).is_file():
         return Store.open(config.data)
     from slipstream.data.prepare import open_or_prepare  # the readers and their libraries: 60 MB
 
-    schema = None if config.columns is None else Schema.load(config.columns)
     cache = config.cache or default_cache()
     return open_or_prepare(config.data, cache, format=config.format, schema=schema, options=config.prepare)
 
