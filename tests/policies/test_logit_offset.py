@@ -232,8 +232,17 @@ def test_policies_that_say_nothing_or_the_contrary_are_told() -> None:
         def logit_offset(self, batch: Batch) -> Tensor:
             return -super().logit_offset(batch)
 
+    class Dropping(Importance):
+        def keep_probability(self, batch: Batch) -> Tensor | None:
+            super().keep_probability(batch)
+            return batch.labels.clone()
+
     with pytest.raises(ConfigError, match="has no logit_offset"):
         _skipper(Silent(0.5), adds_logit_offset=True)
+    with pytest.raises(AssertionError, match="has no logit_offset"):
+        check_policy(lambda: Silent(0.5))
+    with pytest.raises(AssertionError, match="drops an input for good by its label"):
+        check_policy(lambda: Dropping(0.5, warmup_samples=0, bits=8), decides_by_batch=True)
     check_policy(lambda: Importance(0.5, warmup_samples=0, bits=8), decides_by_batch=True)
     with pytest.raises(AssertionError, match="says an offset of"):
         check_policy(lambda: Contrary(0.5, warmup_samples=0, bits=8), decides_by_batch=True)

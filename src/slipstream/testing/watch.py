@@ -34,7 +34,7 @@ def equal(one: Any, two: Any) -> bool:
 
 
 def _parts(batch: Batch) -> list[Any]:
-    return [batch.inputs, batch.labels, batch.index, batch.weights, batch.time]
+    return [batch.inputs, batch.labels, batch.index, batch.weights, batch.time, batch.logit_offset]
 
 
 def _flipped(twin: Policy, batch: Batch) -> tuple[float, bool]:
@@ -55,6 +55,8 @@ class Watched(Policy):
         self.plans_order, self.plans_runs = policy.plans_order, policy.plans_runs
         self.wants_losses, self.decides_alone = policy.wants_losses, policy.decides_alone
         self.chooses_by_label = policy.chooses_by_label
+        says = type(policy).logit_offset is not Policy.logit_offset
+        check(says or not policy.chooses_by_label, self.name, "says chooses_by_label, and has no logit_offset")
         self._tables: Mapping[str, Gated] = {}
         self._flips = 20
         self._other: tuple[float, float, bool] | None = None
@@ -116,6 +118,9 @@ class Watched(Policy):
         if self._other is not None:
             self._flips -= 1
             kept, other, label = self._other
+            check(
+                kept > 0.0 and other > 0.0, self.name, "drops an input for good by its label, which no offset makes up"
+            )
             wanted = math.log(kept / other) * (1.0 if label else -1.0)
             said = (
                 f"says an offset of {float(logit_offset[0]):.3f}; with the other label it would be kept so that it is"
