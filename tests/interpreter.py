@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from importlib.util import find_spec
 
@@ -25,7 +26,10 @@ if HAS_TRITON and not ON_GPU:
         _patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
-    interpreter._patch_lang_tensor = _patch_lang_tensor
+    if "scope" in inspect.signature(_patch).parameters:
+        interpreter._patch_lang_tensor = _patch_lang_tensor
+    else:  # Triton 3.2, which comes with torch 2.6: its interpreter crashes on our kernels
+        HAS_TRITON, MISSING = False, "this Triton's interpreter is too old: pip install 'triton>=3.6'"
 
 if ON_GPU and not torch.cuda.is_available():
     raise RuntimeError("SLIPSTREAM_TEST_GPU=1, and torch sees no GPU")
