@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
@@ -17,6 +17,9 @@ SMALL = SyntheticConfig(num_samples=5_000, cardinalities=(3, 40, 5_000), scale=1
 
 
 @given(cut=st.integers(1, 999), drift=st.sampled_from([0.0, 300.0]))
+@example(cut=1, drift=0.0)
+@example(cut=999, drift=0.0)
+@example(cut=999, drift=300.0)
 @settings(max_examples=15, deadline=None)
 def test_samples_do_not_depend_on_how_they_are_asked_for(cut: int, drift: float) -> None:
     generator = Generator(SMALL.model_copy(update={"popularity_drift": drift, "effect_drift": drift}))

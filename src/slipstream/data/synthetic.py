@@ -131,7 +131,9 @@ class Generator:
         if not 0 <= start < stop <= self.config.num_samples:
             raise ConfigError(f"samples must be a range within [0, {self.config.num_samples}], got [{start}, {stop})")
         ids, dense, components, label_draws = self._draw(start, stop - start)
-        probability = _sigmoid(components @ self._scales + self._intercept)
+        # Term by term: a matrix product rounds a single sample otherwise than the same one among others.
+        first_order, pairwise, of_dense = (components * self._scales).T
+        probability = _sigmoid(first_order + pairwise + of_dense + self._intercept)
         seconds = np.arange(start, stop, dtype=np.float64) * (self.config.days * 86_400.0 / self.config.num_samples)
         return Samples(
             ids=ids,
