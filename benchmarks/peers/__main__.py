@@ -79,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
             )
             record = run(options)
             record.conditions["goals"] = against_goals(record.ratios)
-            record.command = _command(measure, title, given)
+            pieces = [record.command] if given.add is not None else []
+            record.command = "; ".join([*pieces, _command(measure, title, given)])
             output.record_tables(record.model_copy(update={"conditions": _shown(record), "points": []}))
             for name, reason in options.left_out.items():
                 output.say(f"left out: {name}: {reason}")
@@ -132,8 +133,7 @@ def _shown(record: Record) -> dict[str, object]:
 def _command(measure: str, title: str, given: argparse.Namespace) -> str:
     """The command that makes the record again, without folders of this machine."""
     words = ["python", "-m", "benchmarks.peers", measure]
-    sizes = None if given.add is not None else given.sizes  # the parts of one record
-    chosen = {"peers": given.peers, "systems": given.systems, "sizes": sizes, "samples": given.samples}
+    chosen = {"peers": given.peers, "systems": given.systems, "sizes": given.sizes, "samples": given.samples}
     for name, value in {**chosen, "threads": given.threads}.items():
         words += [f"--{name}", str(value)] if value is not None else []
     words += ["--data", title] if title else []

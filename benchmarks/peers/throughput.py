@@ -79,6 +79,7 @@ def run(options: Options, sizes: Sequence[tuple[int, int]] | None = None, earlie
             raise ConfigError(f"the earlier record is {earlier.name} of commit {earlier.commit}, not {record.commit}")
         record.rows = [row for row in earlier.rows if (row["dim"], row["batch_size"]) not in sizes]
         record.ratios, record.versions = dict(earlier.ratios), dict(earlier.versions)
+        record.command = earlier.command
         titles = earlier.dataset.split("; synthetic")
         titles = [titles[0], *("synthetic" + title for title in titles[1:])]
         needed |= earlier.conditions["memory estimate, GiB"]

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from slipstream.bench import BenchOptions, FrontierOptions, frontier, frontier_data, run
+from slipstream.bench import BenchOptions, FrontierOptions, frontier, frontier_data, frontier_tune, run
 from slipstream.bench.frontier_options import LABEL_ALONE
 from slipstream.bench.frontier_policies import chosen, has_budget, with_policy
 from slipstream.bench.frontier_tune import Choice, Trial, _climb, best, final_of, prefix_of, tune
@@ -92,8 +93,21 @@ def test_rates_climb_to_the_summit_and_stay_within_reach(summit: float, steps: i
 
 def test_every_policy_is_tuned_in_rate_and_batch_size(config: TrainConfig, store: Store) -> None:
     trials = tune(config, ["constant"], store, reach=2.0)
-    assert {trial.choice.batch for trial in trials} == {1.0, 0.5}
+    assert {trial.choice.batch for trial in trials} >= {1.0, 0.5}
     assert {0.5, 1.0, 2.0} >= {trial.choice.rate for trial in trials} >= {1.0, 2.0}
+
+
+@pytest.mark.parametrize(("summit", "tried"), [(1.0, {1.0, 0.5}), (0.5, {1.0, 0.5, 0.25}), (0.1, {1.0, 0.5, 0.25})])
+def test_batch_sizes_are_halved_for_as_long_as_that_helps(
+    config: TrainConfig, store: Store, monkeypatch: pytest.MonkeyPatch, summit: float, tried: set[float]
+) -> None:
+    def trained(changed: TrainConfig, store: Store) -> SimpleNamespace:
+        return SimpleNamespace(quality=1.0 - abs(np.log2(changed.batch_size / config.batch_size / summit)) / 100)
+
+    monkeypatch.setattr(frontier_tune, "train", trained)
+    trials = tune(config, ["constant"], store, (1.0, 0.5, 0.25))
+    assert {trial.choice.batch for trial in trials} == tried
+    assert best(trials).batch == max(summit, 0.25)
 
 
 def test_the_best_choice_is_of_the_trainings_that_converged() -> None:

@@ -224,7 +224,7 @@ def _record(frontier: Frontier, *, quick: bool) -> Record:
             "schedule": config.schedule.model_dump(mode="json"),
             "batch size": config.batch_size,
             "rate factors": f"1, doubled or halved while it helps, up to {frontier.reach:g}" if options.tune else "1",
-            "batch factors tried": list(frontier.batches) if options.tune else [1.0],
+            "batch factors, the next while the last helped": list(frontier.batches) if options.tune else [1.0],
             "split": frontier.store.manifest.provenance.get("split"),
             "epochs": config.epochs,
             "embedding decays tried": list(options.embedding_decays),

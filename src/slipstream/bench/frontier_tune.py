@@ -11,8 +11,8 @@ from slipstream.errors import ConfigError
 from slipstream.training import TrainConfig, train
 from slipstream.training.config import HOLDOUT, Decay
 
-BATCHES = (1.0, 0.5)
-"""Factors on the batch size, for full training and every policy alike.
+BATCHES = (1.0, 0.5, 0.25, 0.125)
+"""Factors on the batch size, for full training and every policy alike; the next is tried where the one before helped.
 
 Smaller batches take the place of skipped steps, at a price in time: only points at equal time can be compared.
 """
@@ -84,13 +84,13 @@ def tune(
     """Trains on the prefix at choices that climb.
 
     For each decay and batch size the rates are doubled, or else halved, for as long as that helps, from the best rates
-    of the batch size before.
+    of the batch size before; the batch sizes go on for as long as the last one helped.
 
     Args:
         config: The training on the prefix, its policy set.
         decays: Courses of the tables' rate that are tried.
         store: The data.
-        batches: Factors on the batch size that are tried.
+        batches: Factors on the batch size that may be tried, in order.
         reach: Largest factor on the rates, and one over the smallest.
 
     Returns:
@@ -108,9 +108,12 @@ def tune(
         return -math.inf if tried[choice] is None else float(tried[choice] or 0.0)
 
     for decay in decays:
-        top = Choice(embedding_decay=decay)
-        for batch in batches:
-            top = _climb(top._replace(batch=batch), reached, reach)
+        top = _climb(Choice(batch=batches[0], embedding_decay=decay), reached, reach)
+        for batch in batches[1:]:
+            following = _climb(top._replace(batch=batch), reached, reach)
+            if not reached(following) > reached(top):
+                break
+            top = following
     return [Trial(choice, quality) for choice, quality in tried.items()]
 
 
