@@ -121,7 +121,7 @@ def test_times_are_set_beside_each_other_within_the_tolerance_and_to_each_peers_
         return Training([Mark(1, seconds / 2, 0.5), Mark(2, seconds, auc)], 1.0, 0)
 
     done = {
-        "slipstream": [training(1.0, 0.7705), training(1.0, 0.7695)],
+        "slipstream": [training(1.0, 0.7709), training(1.0, 0.7685)],
         "dlrm_reference": [training(4.0, 0.77), training(4.0, 0.77)],
         "torchrec": [training(3.0, 0.75), training(3.0, 0.76)],
         "fuxictr": [training(3.0, 0.79), training(3.0, 0.76)],
@@ -129,9 +129,11 @@ def test_times_are_set_beside_each_other_within_the_tolerance_and_to_each_peers_
     record = Record(name="x")
     systems = {name: catalogue.CLICKS[name] for name in done}
     quality._fill(record, systems, done, ["dlrm_reference"], "AUC", "prequential")
-    assert record.ratios == {  # not in every seed: neither ours to the target at its last digit nor to FuxiCTR's own
+    assert record.ratios == {  # on average ours is below the target at its last digit, and below FuxiCTR's own
         "seconds_to_auc_within/dlrm_reference": 4.0,
         "seconds_to_auc_within_engine_alone/dlrm_reference": 4.0,
+        "seconds_to_auc_within/fuxictr": 3.0,
+        "seconds_to_auc_within_engine_alone/fuxictr": 3.0,
         "seconds_to_its_auc/dlrm_reference": 4.0,
         "seconds_to_its_auc/torchrec": 3.0,
     }
