@@ -107,15 +107,12 @@ _BOTH = ("optimizer.lr", "optimizer.embedding_lr")
 _FAST: Settings = {"bf16": True, "compile": True}
 
 
-def _skipping(policy: str, budget: float, **more: Any) -> System:
-    return System(
-        None,
-        ENGINE,
-        _ours(policy={"name": policy, "budget": budget, **more}),
-        _BOTH,
-        rates_of="slipstream",
-        share="skipping",
+def _skipping(policy: str, budget: float, *, adagrad: bool = False, **more: Any) -> System:
+    optimizer, rates, rates_of = (
+        (_ADAGRAD, ("optimizer.lr",), "dlrm_reference_adagrad") if adagrad else (None, _BOTH, "slipstream")
     )
+    skipping = {"name": policy, "budget": budget, **more}
+    return System(None, ENGINE, _ours(optimizer, policy=skipping), rates, rates_of=rates_of, share="skipping")
 
 
 def _published(name: str, **more: Any) -> System:
@@ -135,6 +132,10 @@ CLICKS: Mapping[str, System] = {
     "importance_0.5": _skipping("importance", 0.5),
     "label_alone_0.5": _skipping("importance", 0.5, score="label"),
     "random_0.5": _skipping("random", 0.5),
+    "importance_0.7_adagrad": _skipping("importance", 0.7, adagrad=True),
+    "importance_0.5_adagrad": _skipping("importance", 0.5, adagrad=True),
+    "label_alone_0.5_adagrad": _skipping("importance", 0.5, score="label", adagrad=True),
+    "random_0.5_adagrad": _skipping("random", 0.5, adagrad=True),
     "dlrm_reference": System(None, REFERENCE, _reference("sgd", _SGD["lr"])),
     "dlrm_reference_adagrad": System(None, REFERENCE, _reference("adagrad", _ADAGRAD["lr"])),
     "dlrm_reference_bf16": System(None, REFERENCE, _reference("sgd", _SGD["lr"], **_FAST), rates_of="dlrm_reference"),
