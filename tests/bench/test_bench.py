@@ -33,6 +33,13 @@ def test_unknown_names_and_thread_numbers_are_refused() -> None:
         run("kernels", BenchOptions(threads=0))
 
 
+def test_the_cache_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        kernels, "run", lambda options: Record(name="kernels", conditions={"there": options.cache.is_dir()})
+    )
+    assert run("kernels", BenchOptions(cache=tmp_path / "new" / "cache")).conditions["there"]
+
+
 def test_every_name_is_a_module() -> None:
     folder = Path(sys.modules["slipstream.bench"].__file__ or "").parent
     assert {name for name in BENCHES if not (folder / f"{MODULES.get(name, name)}.py").exists()} == set()

@@ -69,7 +69,8 @@ class BenchOptions:
             not to quote.
         threads: Threads to compute with; None leaves torch's default.
         data: The input of benchmarks that read real data; None: where the benchmark's documentation says.
-        cache: Folder for prepared data sets and other large intermediate files; None: a temporary folder.
+        cache: Folder for prepared data sets and other large intermediate files, made if need be; None: a
+            temporary folder.
         seed: Seed of everything drawn.
         frontier: What ``frontier`` is to measure; None: its defaults.
         drift: What ``drift`` is to measure; None: its defaults.
@@ -112,4 +113,6 @@ def run(name: str, options: BenchOptions | None = None) -> Record:
         import torch
 
         torch.set_num_threads(options.threads)
+    if options.cache is not None:
+        options.cache.mkdir(parents=True, exist_ok=True)
     return import_module(f"slipstream.bench.{MODULES.get(name, name)}").run(options)
