@@ -244,22 +244,27 @@ def _ratios_to_its_own(
 
 def _ratios(record: Record, systems: Mapping[str, System], reached: Mapping[str, list[float]], measure: str) -> None:
     ours = [name for name in reached if systems[name].share]
-    alone = [name for name in ours if systems[name].share == "engine"]
     if not ours:
         return
-    best = min(ours, key=lambda name: summarise(reached[name])["p50"])
-    record.conditions[f"ours, {measure}"] = f"the fastest of ours ({best}); engine_alone: nothing skipped, float32"
+
+    def fastest(names: Sequence[str]) -> str:
+        return min(names, key=lambda name: summarise(reached[name])["p50"])
+
+    best = fastest(ours)
+    # Nothing skipped, float32: of our own choice or with the optimizer of a peer.
+    alone = [name for name in ours if systems[name].share in ("engine", "like for like")]
+    engine = fastest(alone) if alone else None
+    record.conditions[f"ours, {measure}"] = f"the fastest of ours ({best})" + (
+        f"; engine_alone: nothing skipped, float32 ({engine})" if engine else ""
+    )
     for name, seconds in reached.items():
         if not systems[name].share:
             record.ratios[f"{measure}/{name}"] = ratio(reached[best], seconds)
-            if alone:
-                record.ratios[f"{measure}_engine_alone/{name}"] = ratio(reached[alone[0]], seconds)
-    if alone:
-        for name in ours:
-            if name not in alone:
-                record.ratios[f"{measure}_share_of_{systems[name].share.replace(' ', '_')}/{name}"] = ratio(
-                    reached[name], reached[alone[0]]
-                )
+            if engine:
+                record.ratios[f"{measure}_engine_alone/{name}"] = ratio(reached[engine], seconds)
+        elif engine and name not in alone:
+            share = systems[name].share.replace(" ", "_")
+            record.ratios[f"{measure}_share_of_{share}/{name}"] = ratio(seconds, reached[engine])
 
 
 def _seconds_to(training: Training, target: float, mode: str) -> float | None:
