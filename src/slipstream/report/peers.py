@@ -69,8 +69,8 @@ def peers_table(records: Sequence[tuple[Path, Record]]) -> str:
         + "".join(lines)
         + "\nEach system trained in turn, in an environment of its own, on the same data, for times at a rate tuned on"
         " the same grid; above 1x ours is faster, or smaller. Time to its AUC: until the fastest of ours is within"
-        " 0.001 of what that system ends with; to NDCG@20: until that of RecBole's BPR, in brackets what a system ended with"
-        " that did not get there. Other targets, and the engine and skipping apart, are in the records.\n\n"
+        " 0.001 of what that system ends with; to NDCG@20: until that of RecBole's BPR, in brackets what a system ended"
+        " with that did not get there. Other targets, and the engine and skipping apart, are in the records.\n\n"
     )
 
 
