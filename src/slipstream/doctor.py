@@ -39,6 +39,7 @@ def describe() -> dict[str, str]:
     return {
         **versions(),
         "processor": machine.processor,
+        "instructions": machine.instructions or "not known",
         "cores": str(machine.cores),
         "memory": f"{machine.memory_gib} GiB",
         "system": machine.system,

@@ -10,7 +10,7 @@ import pytest
 
 from slipstream.errors import DataError
 from slipstream.report import machine
-from slipstream.report.machine import describe_machine, spin_setting, versions
+from slipstream.report.machine import describe_machine, instructions, spin_setting, versions
 from slipstream.report.record import Record
 from slipstream.report.timing import alternate, summarise
 
@@ -82,3 +82,18 @@ def test_the_spin_setting_is_read_from_the_environment(monkeypatch: pytest.Monke
 
 def test_versions_name_distributions_only() -> None:
     assert all(value and not value.startswith("/") for value in versions().values())
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("model name\t: A\nflags\t\t: fpu avx2 avx512f avx512_bf16\n", "AVX-512 bf16"),
+        ("flags\t\t: fpu avx2\n", "AVX2"),
+        ("Features\t: fp asimd bf16\n", "NEON bf16"),
+        ("flags\t\t: fpu sse2\n", None),
+        ("", None),
+    ],
+)
+def test_the_best_instructions_are_named(said: str, found: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: said)
+    assert instructions() == found

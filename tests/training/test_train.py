@@ -1,5 +1,6 @@
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from slipstream.errors import ConfigError, DataError, NotPrepared
 from slipstream.evaluation import auc
+from slipstream.kernels.parallel import SlowPathWarning
 from slipstream.staleness.compiled import tally
 from slipstream.training import (
     EpochDone,
@@ -22,6 +24,7 @@ from slipstream.training import (
     load_config,
     loop,
     predict,
+    predicting,
     train,
 )
 from slipstream.training.warm_up import warm_up
@@ -294,3 +297,18 @@ def test_small_batches_are_decided_on_several_at_a_time(make_store, monkeypatch,
     assert max(pieces) == most // 16 * 16
     if policy == "random":
         assert trained(1)[1] == kept, "what is kept hangs on the sample's number alone"
+
+
+def test_bfloat16_where_the_processor_has_no_products_of_it_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    say = predicting._say_slow_bf16
+    for found, times in (("AVX2", 1), ("AVX-512 bf16", 0), (None, 0)):
+        monkeypatch.setattr(predicting, "instructions", lambda found=found: found)
+        say.cache_clear()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for bf16, device in ((False, "cpu"), (True, "cuda"), (True, "cpu"), (True, "cpu")):
+                predicting.autocast(bf16, device)
+        assert [warning.category for warning in said if "bfloat16 n" in str(warning.message)] == [
+            SlowPathWarning
+        ] * times
+    say.cache_clear()

@@ -11,6 +11,15 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+INSTRUCTIONS = {
+    "AMX bf16": "amx_bf16",
+    "AVX-512 bf16": "avx512_bf16",
+    "AVX-512": "avx512f",
+    "AVX2": "avx2",
+    "SVE bf16": "svebf16",
+    "NEON bf16": "bf16",
+}
+"""Instructions that decide how fast products are, best first, and the flag by which Linux names each."""
 PACKAGES = ("slipstream-rec", "torch", "numba", "numpy", "polars", "pyarrow")
 
 
@@ -25,6 +34,8 @@ class Machine(BaseModel):
     """Installed memory, GiB."""
     system: str
     """Operating system and architecture, such as ``Linux x86_64``."""
+    instructions: str | None = None
+    """The best of ``INSTRUCTIONS`` it has; None where it has none of them or they cannot be read."""
     threads: int | None = None
     """Threads torch computes with; None where torch is not loaded."""
     spin_count: str | None = None
@@ -33,7 +44,8 @@ class Machine(BaseModel):
     @property
     def chip(self) -> str:
         """Processor and cores in words."""
-        return f"{self.processor}, {self.cores} core{'s' * (self.cores != 1)}"
+        kind = f" ({self.instructions})" if self.instructions else ""
+        return f"{self.processor}{kind}, {self.cores} core{'s' * (self.cores != 1)}"
 
 
 def describe_machine() -> Machine:
@@ -44,6 +56,7 @@ def describe_machine() -> Machine:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_gib=round(_memory_bytes() / 2**30, 1),
         system=f"{platform.system()} {platform.machine()}",
+        instructions=instructions(),
         threads=torch.get_num_threads() if torch is not None else None,
         spin_count=spin_setting(),
     )
@@ -92,14 +105,23 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def instructions() -> str | None:
+    """The best of ``INSTRUCTIONS`` that this processor has, None if none of them or where they cannot be read."""
+    flags = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
+    return next((name for name, flag in INSTRUCTIONS.items() if flag in flags), None)
+
+
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(name: str) -> str | None:
+    """What Linux says of the first core under a name; None elsewhere."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+        return None  # not Linux
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
 
 
 def _memory_bytes() -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,33 @@ from slipstream.data.batch import Bag, Inputs
 from slipstream.data.store import Store
 from slipstream.data.transfer import Sender
 from slipstream.embedding import CachedEmbeddingCollection, EmbeddingCollection
+from slipstream.kernels.parallel import SlowPathWarning
 from slipstream.models import Recommender
+from slipstream.report.machine import instructions
 
 PREDICT_BATCH = 8192
 """Samples predicted at a time."""
 
 
 def autocast(bf16: bool, device: str = "cpu") -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bfloat16 on a kind of device, or nothing."""
-    return torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext()
+    """Autocast to bfloat16 on a kind of device, or nothing. Says once if this processor has no products of bfloat16."""
+    if not bf16:
+        return contextlib.nullcontext()
+    if device == "cpu":
+        _say_slow_bf16()
+    return torch.autocast(device, torch.bfloat16)
+
+
+@cache
+def _say_slow_bf16() -> None:
+    found = instructions()
+    if found in ("AVX-512", "AVX2"):
+        warnings.warn(
+            f"this processor ({found}) has no products of bfloat16 numbers: bf16 is slower than float32, often many"
+            " times",
+            SlowPathWarning,
+            stacklevel=4,
+        )
 
 
 def set_table_dtype(model: Recommender, *, bf16: bool) -> None:
