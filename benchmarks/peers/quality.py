@@ -15,7 +15,7 @@ from benchmarks.peers.tuning import EPOCHS, tune
 
 from slipstream.bench.rounds import ratio
 from slipstream.data.atomic import write_text
-from slipstream.report.machine import commit
+from slipstream.report.machine import WITHOUT_BF16, commit, instructions
 from slipstream.report.record import Record
 from slipstream.report.timing import summarise
 
@@ -74,6 +74,10 @@ def _measure(
     if data.mode == "prequential":
         for name in [name for name in systems if name in ("fae", "slipstream_paper")]:
             options.left_out[name] = "orders or drops within an epoch: has no prequential form"
+            del systems[name]
+    if options.systems is None and instructions() in WITHOUT_BF16:
+        for name in [name for name, system in systems.items() if system.settings(data).get("bf16")]:
+            options.left_out[name] = f"this processor ({instructions()}) lacks bfloat16 products: --systems takes it"
             del systems[name]
     tuned = tune(systems, data, options, known)
     if options.tune_only:

@@ -20,6 +20,8 @@ INSTRUCTIONS = {
     "NEON bf16": "bf16",
 }
 """Instructions that decide how fast products are, best first, and the flag by which Linux names each."""
+WITHOUT_BF16 = ("AVX-512", "AVX2")
+"""Instructions with which products of bfloat16 numbers are slower than those of float32."""
 PACKAGES = ("slipstream-rec", "torch", "numba", "numpy", "polars", "pyarrow")
 
 

@@ -19,7 +19,7 @@ from slipstream.data.transfer import Sender
 from slipstream.embedding import CachedEmbeddingCollection, EmbeddingCollection
 from slipstream.kernels.parallel import SlowPathWarning
 from slipstream.models import Recommender
-from slipstream.report.machine import instructions
+from slipstream.report.machine import WITHOUT_BF16, instructions
 
 PREDICT_BATCH = 8192
 """Samples predicted at a time."""
@@ -37,7 +37,7 @@ def autocast(bf16: bool, device: str = "cpu") -> contextlib.AbstractContextManag
 @cache
 def _say_slow_bf16() -> None:
     found = instructions()
-    if found in ("AVX-512", "AVX2"):
+    if found in WITHOUT_BF16:
         warnings.warn(
             f"this processor ({found}) has no products of bfloat16 numbers: bf16 is slower than float32, often many"
             " times",
