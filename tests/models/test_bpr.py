@@ -195,3 +195,21 @@ def test_gather_says_what_does_not_fit() -> None:
         collection.gather(("user", "item"), torch.zeros(1, 3, dtype=torch.int32))
     with pytest.raises(IndexOutOfRange):
         collection.gather(("item", "item"), torch.tensor([[0, 4]]))
+
+
+def test_a_resumed_training_goes_on_to_the_same_bits() -> None:
+    def trained(model: Any, optimizer: Any, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            model.loss(some_batch(step)).backward()
+            optimizer.step()
+
+    whole, first, second = (bpr(candidates=4) for _ in range(3))
+    trained(whole, optim.Adagrad(whole.parameters(), 0.1), range(8))
+    before = optim.Adagrad(first.parameters(), 0.1)
+    trained(first, before, range(4))
+    second.load_state_dict(first.state_dict())
+    after = optim.Adagrad(second.parameters(), 0.1)
+    after.load_state_dict(before.state_dict())
+    trained(second, after, range(4, 8))
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in whole.state_dict().items())
