@@ -28,7 +28,9 @@ class System:
         rates_of: Instead of a grid of its own: the system whose choice it takes, since both do the same arithmetic or
             differ in what is skipped alone.
         epochs: Over pairs, where a system's documentation has its own number; None: as many as all.
-        share: ``engine``, ``skipping`` or ``bf16``: what of ours it shows; empty for peers and published systems.
+        share: ``engine``, ``skipping``, ``bf16`` or ``sampler``: what of ours it shows; empty for peers and published
+            systems.
+        draws: Over pairs: the negatives that it trains a positive against.
     """
 
     peer: str | None
@@ -37,6 +39,7 @@ class System:
     rates: tuple[str, ...] = ("lr",)
     rates_of: str | None = None
     share: str = ""
+    draws: str = ""
     epochs: int | None = None
 
 
@@ -153,10 +156,10 @@ CLICKS: Mapping[str, System] = {
 """Systems that train on clicks."""
 
 
-def _bpr(data: Dataset) -> Settings:
-    return {
-        "model": {"name": "mf", "embedding_dim": 64, "objective": "bpr", "init_std": 0.01},
-        "optimizer": {"name": "adam", "lr": 0.003},
+def _bpr(optimizer: Settings, **more: Any) -> Callable[[Dataset], Settings]:
+    return lambda data: {
+        "model": {"name": "mf", "embedding_dim": 64, "objective": "bpr", "init_std": 0.01, **more},
+        "optimizer": optimizer,
         "schedule": {"dense": "constant"},
         "batch_size": 2048,
         "ranking": {"k": 20},
@@ -168,19 +171,46 @@ def _recbole(model: str, **more: Any) -> Callable[[Dataset], Settings]:
     return lambda data: {"model": model, "learning_rate": 1e-3, "train_batch_size": 2048, **more}
 
 
+_RECBOLE_DRAWS = "1 item, uniformly of those that are not the user's own"
+
 PAIRS: Mapping[str, System] = {
-    "slipstream": System(None, ENGINE, _bpr, ("optimizer.lr",), share="engine"),
+    "slipstream": System(
+        None,
+        ENGINE,
+        _bpr({"name": "adam", "lr": 0.003}),
+        ("optimizer.lr",),
+        share="engine",
+        draws="1 item, uniformly of all",
+    ),
+    "slipstream_hardest_of_8": System(
+        None,
+        ENGINE,
+        _bpr({"name": "adagrad", "lr": 0.1}, candidates=8),
+        ("optimizer.lr",),
+        share="sampler",
+        draws="8 items, uniformly of all; trained against the one with the highest score (dynamic negative sampling)",
+    ),
     "recbole_bpr": System(
-        "recbole", "benchmarks.peers.recbole.peer", _recbole("BPR", embedding_size=64), ("learning_rate",)
+        "recbole",
+        "benchmarks.peers.recbole.peer",
+        _recbole("BPR", embedding_size=64),
+        ("learning_rate",),
+        draws=_RECBOLE_DRAWS,
     ),
     "recbole_neumf": System(
-        "recbole", "benchmarks.peers.recbole.peer", _recbole("NeuMF"), ("learning_rate",), rates_of="recbole_bpr"
+        "recbole",
+        "benchmarks.peers.recbole.peer",
+        _recbole("NeuMF"),
+        ("learning_rate",),
+        rates_of="recbole_bpr",
+        draws=_RECBOLE_DRAWS,
     ),
     "implicit_bpr": System(
         "implicit",
         "benchmarks.peers.implicit.peer",
         lambda data: {"model": "bpr", "factors": 63, "learning_rate": 0.01, "regularization": 0.01},
         ("learning_rate",),
+        draws="1 item, that of a pair drawn uniformly: by popularity; left out where it is the user's own",
         epochs=100,
     ),
     "implicit_als": System(
@@ -189,6 +219,7 @@ PAIRS: Mapping[str, System] = {
         # It has no rate: the grid is over the weight of a pair.
         lambda data: {"model": "als", "factors": 64, "regularization": 0.01, "alpha": 3.0},
         ("alpha",),
+        draws="none: every pair of a user and an item counts",
         epochs=15,
     ),
 }

@@ -20,7 +20,7 @@ from slipstream.report.record import Record
 from slipstream.report.timing import summarise
 
 QUICK_CLICKS = ("slipstream", "importance_0.5", "dlrm_reference", "torchrec", "fuxictr")
-QUICK_PAIRS = ("slipstream", "recbole_bpr", "implicit_bpr")
+QUICK_PAIRS = ("slipstream", "slipstream_hardest_of_8", "recbole_bpr", "implicit_bpr")
 CLICK_SYSTEMS = tuple(name for name in catalogue.CLICKS if name not in ("fuxictr_dcnv2", "fuxictr_deepfm"))
 """Without ``--full``."""
 RANKING_EPOCHS = {"gowalla": 10, "ml1m": 10, "movietweetings": 2}
@@ -104,6 +104,7 @@ def _measure(
             **({"tuned on": data.rates_from.name} if data.rates_from is not None else {}),
             tuning=tuned,
             rates={name: rate_of(settings[name], systems[name]) for name in systems},
+            **({"negatives": {name: s.draws for name, s in systems.items()}} if data.mode == "ranking" else {}),
         ),
     )
     record.versions |= options.versions

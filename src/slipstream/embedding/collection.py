@@ -187,6 +187,7 @@ class EmbeddingCollection(nn.Module):
         self._multi_hot_weights = [self.tables[name]._parameters for name in self.multi_hot_names]
         self.one_hot = Site([self.table_of[name] for name in self.one_hot_names])
         self.bags = Site([self.table_of[name] for name in self.multi_hot_names])
+        self._gathered: dict[tuple[str, ...], Site] = {}
 
     def forward(self, ids: Tensor, bags: Sequence[BagLike] = ()) -> Tensor:
         """Rows of the one-hot features and pooled rows of the multi-hot ones, [B, F + len(bags), D].
@@ -217,6 +218,27 @@ class EmbeddingCollection(nn.Module):
             parts.append(self._pooled(bags))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
+    def gather(self, names: Sequence[str], ids: Tensor) -> Tensor:
+        """Rows of tables that may be named several times, [B, N, D]: a user's, for example, and those of two items.
+
+        Args:
+            names: N tables.
+            ids: int32 or int64 [B, N], a column for each name.
+
+        Raises:
+            ConfigError: There is no such table, or the number of columns is not that of the names.
+            IndexOutOfRange: An id is outside its table.
+        """
+        names = tuple(names)
+        if unknown := [name for name in names if name not in self.table_of]:
+            raise ConfigError(f"there are no tables {unknown}", remedy=f"use names of {list(self.table_of)}")
+        if ids.dim() != 2 or ids.shape[1] != len(names):
+            raise ConfigError(f"got ids of shape {tuple(ids.shape)} for {len(names)} tables")
+        if names not in self._gathered:
+            self._gathered[names] = Site([self.table_of[name] for name in names])
+        weights = [self.tables[name].weight for name in names]
+        return look_up(self._gathered[names], weights, ids, out_dtype=self.out_dtype)
+
     def _pooled(self, bags: Sequence[BagLike]) -> Tensor:
         mean = self.pooling == "mean"
         weights = [parameters["weight"] for parameters in self._multi_hot_weights]
@@ -235,7 +257,7 @@ class EmbeddingCollection(nn.Module):
         result = super()._apply(fn, recurse)
         for name, table in self.table_of.items():
             table.moved(self.tables[name].weight, fn)
-        for site in (self.one_hot, self.bags):
+        for site in (self.one_hot, self.bags, *self._gathered.values()):
             site.place_tokens()
         return result
 
@@ -280,9 +302,23 @@ class PlainEmbeddingCollection(nn.Module):
 
     def forward(self, ids: Tensor, bags: Sequence[BagLike] = ()) -> Tensor:
         """See :meth:`EmbeddingCollection.forward`."""
-        offsets = torch.arange(ids.shape[0] + 1, dtype=ids.dtype, device=ids.device)
-        parts = [self.tables[name](ids[:, f].contiguous(), offsets) for f, name in enumerate(self.one_hot_names)] + [
+        parts = [self._rows(name, ids[:, f]) for f, name in enumerate(self.one_hot_names)] + [
             self.tables[name](bag.values, bag.offsets.to(bag.values.dtype))
             for name, bag in zip(self.multi_hot_names, bags, strict=True)
         ]
         return torch.stack(parts, dim=1)
+
+    def gather(self, names: Sequence[str], ids: Tensor) -> Tensor:
+        """See :meth:`EmbeddingCollection.gather`."""
+        parts: list[Tensor] = [ids.new_empty(0)] * len(names)
+        for name in dict.fromkeys(names):
+            places = [place for place, other in enumerate(names) if other == name]
+            rows = self._rows(name, ids[:, places].t().reshape(-1))
+            for place, part in zip(places, rows.chunk(len(places)), strict=True):
+                parts[place] = part
+        return torch.stack(parts, dim=1)
+
+    def _rows(self, name: str, ids: Tensor) -> Tensor:
+        """A table's rows [N, D] of ids [N]."""
+        offsets = torch.arange(ids.shape[0] + 1, dtype=ids.dtype, device=ids.device)
+        return self.tables[name](ids.contiguous(), offsets)

@@ -22,15 +22,16 @@ class PulledEmbeddingCollection(PlainEmbeddingCollection):
 
     def forward(self, ids: Tensor, bags: Sequence[BagLike] = ()) -> Tensor:
         """See :meth:`EmbeddingCollection.forward`."""
-        parts: list[Tensor] = []
-        for feature, name in enumerate(self.one_hot_names):
-            places, pulled = self._pull(name, ids[:, feature])
-            parts.append(pulled.index_select(0, places))
+        parts = [self._rows(name, ids[:, feature]) for feature, name in enumerate(self.one_hot_names)]
         for name, bag in zip(self.multi_hot_names, bags, strict=True):
             places, pulled = self._pull(name, bag.values)
             offsets, mode = bag.offsets.to(places.dtype), self.tables[name].mode
             parts.append(functional.embedding_bag(places, pulled, offsets, mode=mode, include_last_offset=True))
         return torch.stack(parts, dim=1)
+
+    def _rows(self, name: str, ids: Tensor) -> Tensor:
+        places, pulled = self._pull(name, ids)
+        return pulled.index_select(0, places)
 
     def _pull(self, name: str, ids: Tensor) -> tuple[Tensor, Tensor]:
         """For each id its place among the distinct rows, and those rows, [U, D]."""

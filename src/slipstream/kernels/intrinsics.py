@@ -47,6 +47,7 @@ load_u8 = intrinsic(_loader(types.uint8, 1))
 load_u16 = intrinsic(_loader(types.uint16, 2))
 store_f32 = intrinsic(_storer(types.float32, 4))
 store_i32 = intrinsic(_storer(types.int32, 4))
+store_i64 = intrinsic(_storer(types.int64, 8))
 store_u16 = intrinsic(_storer(types.uint16, 2))
 
 

@@ -22,13 +22,13 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from slipstream.errors import ConfigError
-from slipstream.kernels import classify, cpu, cpu_pairs, cuda_errors, hashing, inputs, reference
+from slipstream.kernels import classify, cpu, cpu_pairs, cpu_triples, cuda_errors, hashing, inputs, reference
 from slipstream.kernels import scout as scout_kernel
 from slipstream.kernels.parallel import SlowPathWarning, threading_layer
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
@@ -38,10 +38,12 @@ __all__ = [
     "check_errors",
     "count",
     "count_marked",
+    "hardest",
     "has_pairs",
     "hash_lookups",
     "hash_uniform",
     "keep",
+    "margins",
     "pack_pairs",
     "pool",
     "row_update",
@@ -212,6 +214,68 @@ def pack_pairs(square: Tensor) -> Tensor:
 def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
     """Symmetric matrices. See :func:`has_pairs`, :func:`slipstream.kernels.reference.unpack_pairs`."""
     return _unpack_pairs(pairs, count) if torch.compiler.is_compiling() else cpu_pairs.unpack_pairs(pairs, count)
+
+
+def _triples(tensor: Tensor) -> ModuleType:
+    """Where rows of users and items are ranked: a kernel for float32 on the CPU, elsewhere torch's operators do."""
+    if _forced:
+        return cpu_triples if _forced[-1] == "cpu" else reference
+    return cpu_triples if tensor.device.type == "cpu" and tensor.dtype == torch.float32 else reference
+
+
+@torch.library.custom_op("slipstream::margins", mutates_args=())
+def _margins(rows: Tensor) -> Tensor:
+    return _triples(rows).margins(rows)
+
+
+@_margins.register_fake
+def _(rows: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape[0])
+
+
+@torch.library.custom_op("slipstream::margin_gradients", mutates_args=())
+def _margin_gradients(rows: Tensor, grad: Tensor) -> Tensor:
+    return _triples(rows).margin_gradients(rows, grad)
+
+
+@_margin_gradients.register_fake
+def _(rows: Tensor, grad: Tensor) -> Tensor:
+    return torch.empty_like(rows, memory_format=torch.contiguous_format)
+
+
+class _Margins(torch.autograd.Function):
+    """Without the operators' dispatch, which costs more than the kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return _triples(rows).margins(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (rows,) = ctx.saved_tensors
+        return _triples(rows).margin_gradients(rows, grad)
+
+
+def _save_rows(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _of_rows(ctx: Any, grad: Tensor) -> Tensor:
+    return _margin_gradients(*ctx.saved_tensors, grad)
+
+
+_margins.register_autograd(_of_rows, setup_context=_save_rows)
+
+
+def margins(rows: Tensor) -> Tensor:
+    """Differences of two scores, with a gradient. See :func:`slipstream.kernels.reference.margins`."""
+    return _margins(rows) if torch.compiler.is_compiling() else cast(Tensor, _Margins.apply(rows))
+
+
+def hardest(user_weight: Tensor, item_weight: Tensor, users: Tensor, items: Tensor) -> Tensor:
+    """The candidates that score highest. See :func:`slipstream.kernels.reference.hardest`."""
+    return _triples(item_weight).hardest(user_weight, item_weight, users, items)
 
 
 def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:

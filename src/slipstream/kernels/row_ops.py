@@ -173,6 +173,12 @@ scale_row = _row_operation(1, 1, lambda b, v, k: [b.fmul(v[0], k)])
 """(to, k): to = to * k."""
 squared_norm = _row_operation(1, 0, lambda b, v: [None, b.fmul(v[0], v[0])], reduce=True)
 """(source): sum of squares, products in float32, sum in float64."""
+dot = _row_operation(2, 0, lambda b, v: [None, None, b.fmul(v[0], v[1])], reduce=True)
+"""(x, y): sum of their products, products in float32, sum in float64."""
+dot_of_difference = _row_operation(3, 0, lambda b, v: [None, None, None, b.fmul(v[0], b.fsub(v[1], v[2]))], reduce=True)
+"""(x, y, z): sum of x * (y - z), likewise."""
+difference_row = _row_operation(3, 1, lambda b, v, k: [b.fmul(b.fsub(v[1], v[2]), k), None, None])
+"""(to, x, y, k): to = (x - y) * k."""
 momentum_row = _row_operation(
     2, 1, lambda b, v, keep: [_multiply_add(b, v[0], keep, v[1]), _multiply_add(b, v[0], keep, v[1])]
 )

@@ -24,6 +24,7 @@ from slipstream.embedding import (
 )
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
+from slipstream.kernels.hashing import SAMPLE_SHIFT
 
 Engine = Literal["slipstream", "torch", "xdl"]
 """Whose tables: ours, ``nn.EmbeddingBag(sparse=True)`` as the reference, or XDL-style ones."""
@@ -189,22 +190,26 @@ class Recommender(nn.Module):
         return functional.binary_cross_entropy_with_logits(self._logits(batch), batch.labels, reduction="none")
 
 
-def draw_items(batch: Batch, rows: Tensor, step: int, num_items: int, seed: int) -> Tensor:
-    """An item for each of some samples, drawn uniformly of all but row 0, which stands for unknown items.
+def draw_items(batch: Batch, rows: Tensor, step: int, num_items: int, seed: int, count: int = 1) -> Tensor:
+    """Items for each of some samples, drawn uniformly of all but row 0, which stands for unknown items.
 
-    The draw hashes the sample's index and the number of the training step, so a run can be repeated.
+    The draws hash the sample's index and the number of the training step, so a run can be repeated.
 
     Args:
         batch: B samples.
-        rows: int64 ``[K]``, the samples that get an item.
+        rows: int64 ``[P]``, the samples that get items.
         step: Number of the training step.
         num_items: Rows of the items' table.
         seed: Key of the draws.
+        count: K, items for each; the first is the same for any number.
 
     Returns:
-        int32 ``[K]``.
+        int32 ``[P, K]``.
     """
-    drawn = registry.hash_uniform(batch.index.index_select(0, rows), seed, step)
+    keys = batch.index.index_select(0, rows).to(torch.int64).unsqueeze(1)
+    if count > 1:
+        keys = keys + (torch.arange(count, device=keys.device) << SAMPLE_SHIFT)
+    drawn = registry.hash_uniform(keys, seed, step)
     return (1 + (drawn * (num_items - 1))).to(torch.int32).clamp_max(num_items - 1)
 
 

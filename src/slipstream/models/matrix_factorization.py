@@ -12,7 +12,9 @@ from torch.nn import functional
 
 from slipstream.data.batch import Batch, Inputs
 from slipstream.data.schema import FeatureInfo
+from slipstream.embedding import EmbeddingCollection, PlainEmbeddingCollection
 from slipstream.errors import ConfigError
+from slipstream.kernels import reference, registry
 from slipstream.models.base import (
     Engine,
     ModelConfigBase,
@@ -40,6 +42,9 @@ class MatrixFactorizationConfig(ModelConfigBase):
     """Feature that names the item; None: the second."""
     objective: Literal["logistic", "bpr"] = "logistic"
     """Cross-entropy on the labels, or each positive ranked above an item drawn at random."""
+    candidates: int = Field(default=1, ge=1, le=4096)
+    """Items that BPR draws for each positive, to train against the one that the model now scores highest (dynamic
+    negative sampling: Zhang, Chen, Wang, Yu, SIGIR 2013)."""
     negative_seed: int = Field(default=0, ge=0)
     """Seed of BPR's items."""
 
@@ -47,9 +52,10 @@ class MatrixFactorizationConfig(ModelConfigBase):
 class MatrixFactorization(Recommender):
     """Logit = global bias + item bias + user bias + user · item; other features of the data are not used.
 
-    With ``bpr`` samples labelled 0 are left out, and every positive of the batch gets one item drawn uniformly (row
-    0, which stands for unknown items, is not
-    drawn). The draw hashes the sample's index and the number of the training step, so a run can be repeated.
+    With ``bpr`` samples labelled 0 are left out, and every positive of the batch gets an item: drawn uniformly, or of
+    several ``candidates`` so drawn the one with the highest score (row 0, which stands for unknown items, is not
+    drawn). The draws hash the sample's index and the number of the training step, so a run can be repeated. Biases of
+    users and the global one fall out of the loss, and stay as they are.
     """
 
     steps: Tensor
@@ -73,7 +79,7 @@ class MatrixFactorization(Recommender):
         self.num_users, self.num_items = features[user].num_rows, features[item].num_rows
         self.bias = nn.Parameter(torch.zeros(()))
         self.objective = config.objective
-        self.negative_seed = config.negative_seed
+        self.negative_seed, self.candidates = config.negative_seed, config.candidates
         # Part of the state, so that a resumed training goes on with other items.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64), persistent=config.objective == "bpr")
 
@@ -118,11 +124,32 @@ class MatrixFactorization(Recommender):
         if self.objective == "logistic":
             return super().loss(batch)
         rows = (batch.labels > 0).nonzero().squeeze(1)
-        ids = batch.inputs.ids.index_select(0, rows)
-        other = ids.clone()
-        other[:, self.item] = draw_items(batch, rows, int(self.steps), self.num_items, self.negative_seed)
+        users, items = batch.inputs.ids.index_select(0, rows)[:, [self.user, self.item]].unbind(1)
+        drawn = draw_items(batch, rows, int(self.steps), self.num_items, self.negative_seed, self.candidates)
         self.steps += 1
-        scores = self(Inputs(batch.inputs.dense[:0], torch.cat([ids, other])))
-        better, worse = scores.float().chunk(2)
+        other = drawn[:, 0] if self.candidates == 1 else self._hardest(users, drawn)
+        margins = registry.margins(self._triples(torch.stack([users, items, other.to(items.dtype)], dim=1)).float())
         weights = batch.weights.index_select(0, rows)
-        return (functional.softplus(worse - better) * weights).sum() / max(rows.numel(), 1)
+        return (functional.softplus(-margins) * weights).sum() / max(rows.numel(), 1)
+
+    def _triples(self, ids: Tensor) -> Tensor:
+        """Rows ``[P, 3, D]`` of users, items and other items ``[P, 3]``."""
+        tables = self.embeddings
+        if isinstance(tables, EmbeddingCollection | PlainEmbeddingCollection):
+            user, item = tables.one_hot_names
+            return tables.gather((user, item, item), ids)
+        # What else has a forward can be asked for pairs.
+        rows, others = tables(torch.cat([ids[:, :2], ids[:, ::2]])).chunk(2)
+        return torch.cat([rows, others[:, 1:]], dim=1)
+
+    def _hardest(self, users: Tensor, drawn: Tensor) -> Tensor:
+        """Of the items ``[P, K]`` drawn for users ``[P]`` those that the model scores highest, ``[P]``."""
+        tables = self.embeddings
+        if isinstance(tables, EmbeddingCollection | PlainEmbeddingCollection):
+            user, item = (tables.tables[name].weight for name in tables.one_hot_names)
+            return registry.hardest(user, item, users, drawn)
+        with torch.no_grad():
+            pairs = torch.stack([users.unsqueeze(1).expand_as(drawn), drawn.to(users.dtype)], dim=2)
+            user, item = tables(pairs.flatten(0, 1)).float().unbind(1)
+            scores = (user[:, :-1] * item[:, :-1]).sum(1) + item[:, -1]
+        return reference.chosen(drawn, scores.view(drawn.shape))
