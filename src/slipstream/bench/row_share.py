@@ -44,7 +44,7 @@ SETTINGS: Mapping[str, Setting] = {
     "MF, dim 128, Adam": Setting(
         "gowalla",
         810_128,
-        {"model": {"name": "mf", "embedding_dim": 128, "objective": "bpr", "init_std": 0.01}, "epochs": 4},
+        {"model": {"name": "mf", "embedding_dim": 128, "objective": "bpr"}, "epochs": 4},
     ),
     "DeepFM, MLP of 32, dim 128, Adam": Setting(
         "globo",

@@ -34,7 +34,7 @@ class MatrixFactorizationConfig(ModelConfigBase):
     """Elements of a row, D: D - 1 factors, and last the bias of the user or item."""
     init: Literal["uniform", "normal"] = "normal"
     """How rows begin."""
-    init_std: float = Field(default=0.1, ge=0.0, allow_inf_nan=False)
+    init_std: float = Field(default=0.01, ge=0.0, allow_inf_nan=False)
     """Standard deviation of ``normal``."""
     user: str | None = None
     """Feature that names the user; None: the first."""
