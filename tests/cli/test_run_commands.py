@@ -113,6 +113,12 @@ def test_predictions_go_to_a_known_kind_of_file(folder: Path) -> None:
         call("predict", folder / "full", folder / "data", folder / "out.txt")
 
 
+def test_evaluate_of_a_raw_file_says_how_to_prepare_it(folder: Path) -> None:
+    (folder / "raw.csv").write_text("label,a\n1,x\n", encoding="utf-8")
+    with pytest.raises(DataError, match="--extend-vocabulary TRAINING_DATA"):
+        call("evaluate", folder / "full", folder / "raw.csv")
+
+
 def test_a_folder_without_model_is_named(folder: Path) -> None:
     with pytest.raises((DataError, ConfigError), match="data"):
         call("evaluate", folder / "data", folder / "data")

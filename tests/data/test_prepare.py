@@ -442,3 +442,19 @@ def test_schema_survives_yaml_and_refuses_nonsense(tmp_path):
             Schema.load(tmp_path / "bad.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         Schema.load(Path(tmp_path / "none.yaml"))
+
+
+def test_what_a_new_users_csv_stumbles_over_says_what_to_do(tmp_path: Path) -> None:
+    table, schema = tmp_path / "t.csv", tmp_path / "schema.yaml"
+    table.write_text('liked?,"Price, EUR",Dish\nno,1.5,"Soup, hot"\n')
+    with pytest.raises(ConfigError, match=r"no column is the label.*lines such as `label: COLUMN`"):
+        prepare(table, tmp_path / "out")
+    schema.write_text("label: liked?\ncategorical: [Dish]\ndense: [Price, EUR]\n")
+    with pytest.raises(DataError, match=r"column 'Price': the column is missing.*a comma.*stands in quotes"):
+        prepare(table, tmp_path / "out", schema=Schema.load(schema))
+    schema.write_text('label: liked?\ncategorical: [Dish]\ndense: ["Price, EUR"]\n')
+    with pytest.raises(DataError, match=r"'no' is not a number \(labels are 0 and 1"):
+        prepare(table, tmp_path / "out", schema=Schema.load(schema))
+    table.write_text('liked?,"Price, EUR",Dish\n1,1.5,"Soup,\nhot"\n')
+    with pytest.raises(DataError, match=r"t\.csv:2: a quote is not closed.*take the line break out"):
+        prepare(table, tmp_path / "out", schema=Schema.load(schema))

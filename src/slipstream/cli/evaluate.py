@@ -28,7 +28,14 @@ def evaluate(
     """Score a trained model on labelled data: all of it, those trained on included, unless a range is given."""
     from slipstream import training
     from slipstream.data.atomic import write_text
+    from slipstream.data.manifest import MANIFEST
+    from slipstream.errors import NotPrepared
 
+    if data.exists() and not (data / MANIFEST).is_file():
+        remedy = (
+            "make one with `slipstream prepare IN OUT --extend-vocabulary TRAINING_DATA`, so that values keep their ids"
+        )
+        raise NotPrepared("is not a prepared data set", file=data, remedy=remedy)
     if split is not None:
         start, stop = _range_of(data, split, start, stop)
     evaluation = training.evaluate(run, data, start=start, stop=stop)

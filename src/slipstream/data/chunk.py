@@ -146,7 +146,8 @@ def decode(chunk: RawChunk, rules: Rules) -> Decoded:
     labels = None
     if schema.label is not None:
         values, status = _numbers(chunk.columns[schema.label])
-        marks.numbers(schema.label, chunk.columns[schema.label], status, missing="has no label")
+        hint = "" if schema.label_threshold is not None else " (labels are 0 and 1, or ratings with a label_threshold)"
+        marks.numbers(schema.label, chunk.columns[schema.label], status, missing="has no label", hint=hint)
         marks.add(np.abs(values) > _LARGEST, schema.label, lambda row: f"label {values[row]:g} is too large")
         labels = values if schema.label_threshold is None else np.where(values >= schema.label_threshold, 1.0, 0.0)
         if rules.binary:
@@ -227,17 +228,18 @@ class _Marks:
         missing: str | None = None,
         what: str = "number",
         dense: bool = False,
+        hint: str = "",
     ) -> None:
-        hint = " (prepared with --set nan=missing, it counts as missing)" if dense else ""
+        as_missing = " (prepared with --set nan=missing, it counts as missing)" if dense else ""
 
         def not_a_number(row: int) -> str:
             shown = repr(column.field(row)[:40]) if isinstance(column, Text) else "value"
-            said = hint if isinstance(column, Text) and _is_missing_word(column.field(row)) else ""
-            return f"{shown} is not a {what}{said}"
+            said = as_missing if isinstance(column, Text) and _is_missing_word(column.field(row)) else ""
+            return f"{shown} is not a {what}{hint}{said}"
 
         if missing is not None:
             self.add(status == MISSING, name, lambda row: missing)
-        self.add(status == NOT_FINITE, name, lambda row: f"value is NaN or infinite{hint}")
+        self.add(status == NOT_FINITE, name, lambda row: f"value is NaN or infinite{as_missing}")
         self.add(status == NOT_A_NUMBER, name, not_a_number)
 
 

@@ -24,6 +24,8 @@ def missing_columns(needed: Sequence[str], found: Sequence[str], file: Path) -> 
         if not times[name]:
             there = ", ".join(map(repr, found[:12])) + (", …" if len(found) > 12 else "")
             remedy = "correct the file, or its schema"
+            if any(mark in other for other in found for mark in ",:#"):
+                remedy += ' (in YAML, a name with a comma, a colon or # stands in quotes: "a, b")'
             raise DataError(
                 f"the column is missing; the file has {there or 'none'}", file=file, column=name, remedy=remedy
             )

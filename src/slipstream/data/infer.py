@@ -49,7 +49,10 @@ def infer_schema(file: Path, *, delimiter: str = ",") -> Schema:
     )
 
 
-_REMEDY = "write a schema (YAML: label, time, categorical, dense, multi_hot) and pass it with --schema"
+_REMEDY = (
+    "write a schema and pass it with --schema: a YAML file with lines such as `label: COLUMN`, `time: COLUMN`, "
+    "`categorical: [COLUMN, COLUMN]`, `dense: [COLUMN]`, `multi_hot: [COLUMN]`"
+)
 
 
 def _only(columns: dict[str, str], names: tuple[str, ...], file: Path, role: str, *, required: bool) -> str | None:

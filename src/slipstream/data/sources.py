@@ -193,5 +193,5 @@ def _unbalanced(data: bytes, file: Path, block: Block) -> DataError:
         "a quote is not closed on its line",
         file=file,
         line=block.line + line,
-        remedy="close it; line breaks within quotes are not supported",
+        remedy="close it; where a text goes on in the next line, take the line break out, or save the table as Parquet",
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from slipstream.embedding.collection import EmbeddingCollection
-from slipstream.embedding.memory import advise_huge_pages
+from slipstream.embedding.memory import advise_huge_pages, collapse_pages
 from slipstream.embedding.modules import Embedding, EmbeddingBag, _OneTable, refuse_unsupported
 from slipstream.embedding.table import Table
 from slipstream.errors import UnsupportedOption
@@ -114,10 +114,10 @@ def convert(model: nn.Module, *, strict: bool = True) -> nn.Module:
     refused_names = {finding.module for finding in errors}
     refused = {id(module) for name, module in model.named_modules() if (name or _ITSELF) in refused_names}
     by_weight = {id(table.weight): table for table in tables(model).values()}  # tied weights share one table
-    by_module: dict[int, nn.Module] = {}
+    by_module: dict[int, _OneTable] = {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     if _replacement(model) is not None and id(model) not in refused:
-        return _converted(model, by_weight, names)
+        by_module[id(model)] = model = _converted(model, by_weight, names)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() leaves out a module's second name
             if child is None:
@@ -126,17 +126,17 @@ def convert(model: nn.Module, *, strict: bool = True) -> nn.Module:
                 if id(child) not in by_module:
                     by_module[id(child)] = _converted(child, by_weight, names)
                 setattr(parent, name, by_module[id(child)])
+    collapse_pages([advise_huge_pages(module.weight.data) for module in by_module.values()])
     return model
 
 
-def _converted(module: nn.Module, by_weight: dict[int, Table], names: dict[int, str]) -> nn.Module:
+def _converted(module: nn.Module, by_weight: dict[int, Table], names: dict[int, str]) -> _OneTable:
     kind = _replacement(module)
     assert kind is not None
     new = kind.__new__(kind)
     new.__dict__.update(module.__dict__)  # parameters, hooks and settings stay the same objects
     weight = new.weight
     table = by_weight.setdefault(id(weight), Table(weight, names.get(id(weight), "weight")))
-    advise_huge_pages(weight.data, collapse=True)
     new._adopt(table)
     return new
 

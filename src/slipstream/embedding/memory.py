@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -29,24 +31,53 @@ def _madvise() -> Any:
     return function
 
 
-def advise_huge_pages(tensor: Tensor, *, collapse: bool = False) -> Tensor:
+def advise_huge_pages(tensor: Tensor) -> Tensor:
     """Ask the system to back a large tensor by huge pages.
 
     Every lookup in a large table of small pages misses the cache of page addresses. A hint: refusal changes nothing.
 
     Args:
         tensor: Any CPU tensor; small ones are left alone.
-        collapse: Also convert the pages already written (Linux 6.1 and later).
     """
     madvise = _madvise()
-    if madvise is not None and tensor.device.type == "cpu" and tensor.nbytes >= HUGE_FROM and tensor.is_contiguous():
-        start = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
-        length = (tensor.data_ptr() + tensor.nbytes - start) // _HUGE_PAGE * _HUGE_PAGE
-        if length > 0:
-            madvise(start, length, mmap.MADV_HUGEPAGE)
-            if collapse:
-                madvise(start, length, _COLLAPSE)
+    start, length = _huge_range(tensor)
+    if madvise is not None and length > 0:
+        madvise(start, length, mmap.MADV_HUGEPAGE)
     return tensor
+
+
+def collapse_pages(tensors: Sequence[Tensor]) -> Thread | None:
+    """Have the pages of large tensors that are already written made huge ones too (Linux 6.1 and later).
+
+    That takes as long as copying the tensors, and pays after some hundred steps: a thread of its own does it, while
+    training goes on. A hint, too; the values stay what they are throughout.
+
+    Args:
+        tensors: Any CPU tensors; small ones are left alone.
+
+    Returns:
+        The thread, which keeps the tensors until it is done; None where there is nothing to do.
+    """
+    large = [tensor for tensor in tensors if _huge_range(tensor)[1] > 0]
+    if not large or _madvise() is None:
+        return None
+    thread = Thread(target=_collapse, args=(large,), name="slipstream-huge-pages", daemon=True)
+    thread.start()
+    return thread
+
+
+def _collapse(tensors: Sequence[Tensor]) -> None:
+    for tensor in tensors:
+        start, length = _huge_range(tensor)
+        _madvise()(start, length, _COLLAPSE)  # without the interpreter's lock
+
+
+def _huge_range(tensor: Tensor) -> tuple[int, int]:
+    """Address and bytes of the whole huge pages within a large CPU tensor; 0 bytes for any other."""
+    if tensor.device.type != "cpu" or tensor.nbytes < HUGE_FROM or not tensor.is_contiguous():
+        return 0, 0
+    start = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
+    return start, max((tensor.data_ptr() + tensor.nbytes - start) // _HUGE_PAGE * _HUGE_PAGE, 0)
 
 
 def installed_memory() -> int:
