@@ -18,8 +18,8 @@ import numpy as np
 from slipstream.kernels.hashing import KEY_FACTOR, MIX_1, MIX_2, SAMPLE_SHIFT
 from slipstream.kernels.intrinsics import (
     load_f32,
-    load_i32,
     load_i64,
+    load_id,
     load_u8,
     prefetch_near,
     prefetch_read,
@@ -67,11 +67,6 @@ def _spread(row: int) -> int:
 
 
 @numba.njit(inline="always")
-def _load_id(base: int, wide: int, index: int) -> int:
-    return load_i64(base, index) if wide else np.int64(load_i32(base, index))
-
-
-@numba.njit(inline="always")
 def _gate_is_open(gate: int, row: int, of_sample: int, salt: int) -> bool:
     value = np.uint64(load_u8(gate, row))
     is_open = value == np.uint64(255)
@@ -116,12 +111,12 @@ def _sift(
             if mean != 0 and end - begin > 1:
                 in_bag = 0
                 for j in range(begin, end):
-                    in_bag += _load_id(ids, wide, j * id_stride) != padding
+                    in_bag += load_id(ids, wide, j * id_stride) != padding
                 share = np.float32(1.0) / np.float32(max(in_bag, 1))
         for j in range(begin, end):
-            row = _load_id(ids, wide, j * id_stride)
+            row = load_id(ids, wide, j * id_stride)
             if gate != 0:  # of an id outside the table, too: prefetching never faults
-                prefetch_read(gate + _load_id(ids, wide, min(j + GATE_AHEAD, last) * id_stride))
+                prefetch_read(gate + load_id(ids, wide, min(j + GATE_AHEAD, last) * id_stride))
             if row == padding:
                 continue
             if row < 0 or row >= num_rows:
@@ -230,7 +225,7 @@ def reduce_lookups(
                     soon = grad + (b + ahead) * grad_bytes
                     for line in range(0, row_bytes, 64):
                         prefetch_near(soon + line)
-                row = _load_id(ids, wide, b * id_stride)
+                row = load_id(ids, wide, b * id_stride)
                 if row == padding:
                     continue
                 if row < 0 or row >= num_rows:

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numba import carray, types
 
-from slipstream.kernels.intrinsics import address_of, fetch_add, load_f32, load_i32, load_i64, prefetch_read
+from slipstream.kernels.intrinsics import address_of, fetch_add, load_f32, load_i64, load_id, prefetch_read
 from slipstream.kernels.row_ops import add_row, copy_row, copy_row_bf16, set_row
 from slipstream.kernels.sources import digest
 
@@ -42,11 +42,6 @@ ARGUMENTS = np.dtype(
     align=True,
 )
 _RECORD = numba.from_dtype(ARGUMENTS)
-
-
-@numba.njit(inline="always")
-def _load_id(base: int, wide: int, index: int) -> int:
-    return load_i64(base, index) if wide else np.int64(load_i32(base, index))
 
 
 @cache
@@ -85,10 +80,10 @@ def pool_worker(dim: int) -> Any:
                         at = b * sample_stride + f * feature_stride
                         if ahead:
                             # An id outside the table may be asked for: prefetching never faults.
-                            soon = weight + _load_id(ids, wide, at + AHEAD * sample_stride) * row_bytes
+                            soon = weight + load_id(ids, wide, at + AHEAD * sample_stride) * row_bytes
                             for line in range(0, row_bytes, 64):
                                 prefetch_read(soon + line)
-                        row = _load_id(ids, wide, at)
+                        row = load_id(ids, wide, at)
                         if row < 0 or row >= rows:
                             carray(pointer, 1)[0].bad = 1 + b * num_features + f
                             continue
@@ -113,10 +108,10 @@ def pool_worker(dim: int) -> Any:
                     end = load_i64(offsets, f * batch_size + b + 1)
                     for j in range(begin, end):
                         if j + AHEAD < end:
-                            soon = _load_id(ids, wide, j + AHEAD)
+                            soon = load_id(ids, wide, j + AHEAD)
                             if 0 <= soon < rows:
                                 prefetch_read(weight + soon * row_bytes)
-                        row = _load_id(ids, wide, j)
+                        row = load_id(ids, wide, j)
                         if row == padding:
                             continue
                         if row < 0 or row >= rows:
