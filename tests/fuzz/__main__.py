@@ -1,9 +1,10 @@
 """Fuzzing by processor time: ``python -m tests.fuzz MINUTES [TARGET…] [--jobs N] [--record FILE]``.
 
-Tries damaged input on each target until the record has so many processor minutes of it on this commit: what an earlier
-run did counts, so that a long run may be done in pieces. A finding ends its target, not the others: its smallest input
-and what it said are kept in runs/fuzz, and the status is 1, that of later runs on the commit, too. A finding is also an
-input that takes a minute of processor time, or memory beyond 4 GiB above the start, or that does not end.
+Tries damaged input on each target until the record has so many processor minutes of it on this source: what an earlier
+run did counts, so that a long run may be done in pieces, the least fuzzed targets first. A finding ends its target, not
+the others: its smallest input and what it said are kept in runs/fuzz, and the status is 1, that of later runs on the
+source, too. A finding is also an input that takes a minute of processor time, or memory beyond 4 GiB above the start,
+or that does not end.
 """
 
 from __future__ import annotations
@@ -11,55 +12,19 @@ from __future__ import annotations
 import signal
 import sys
 from argparse import ArgumentParser
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from tests.fuzz.campaign import QUIET, Outcome, campaign
 from tests.fuzz.fuzzing import GROWTH, PER_INPUT, fuzz
+from tests.fuzz.rows import DONE, MINUTES, added, kept, most, present_source, summed_up
 from tests.fuzz.targets import TARGETS
 
 from slipstream.errors import SlipstreamError
 from slipstream.report.record import Record
 
 KEPT = Path("runs/fuzz")
-DONE = 0.999
-"""Share of the minutes from which on a target counts as done."""
-
-
-def earlier(path: Path, commit: str | None) -> dict[str, dict[str, Any]]:
-    """The rows of a record by target, if it is of this very commit, with nothing changed since; else none."""
-    if not path.exists() or commit is None or commit.endswith("-dirty"):
-        return {}
-    record = Record.load(path)
-    return {row["target"]: row for row in record.rows} if (record.name, record.commit) == ("fuzz", commit) else {}
-
-
-def added(row: Mapping[str, Any] | None, outcome: Outcome) -> dict[str, Any]:
-    """The row of a target after what was done now."""
-    before = row or {"inputs": 0, "processor minutes": 0.0, "findings": 0}
-    after: dict[str, Any] = {
-        "target": outcome.name,
-        "inputs": before["inputs"] + outcome.inputs,
-        "processor minutes": round(before["processor minutes"] + outcome.seconds / 60, 3),
-        "findings": before["findings"] + (outcome.finding is not None),
-    }
-    said = outcome.finding or before.get("finding")
-    return after | ({"finding": said} if said else {})
-
-
-def summed_up(record: Record, rows: Mapping[str, dict[str, Any]]) -> Record:
-    """The record with these rows, in the order of the targets."""
-    record.rows = [rows[name] for name in TARGETS if name in rows]
-    keys = ("inputs", "processor minutes", "findings")
-    record.quality = {key: round(sum(row[key] for row in record.rows), 3) for key in keys}
-    record.conditions |= {
-        "targets": len(record.rows),
-        "least_processor_minutes": min((row["processor minutes"] for row in record.rows), default=0.0),
-    }
-    return record
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
@@ -96,22 +61,24 @@ def main() -> None:
             "jobs": options.jobs,
         },
     )
-    rows = earlier(options.record, record.commit)
-    found = [name for name in names if rows.get(name, {}).get("findings")]
+    source = present_source()
+    present, older = kept(options.record, source)
+    found = [name for name in names if present.get(name, {}).get("findings")]
     for name in found:
-        print(f"{name}: FINDING of an earlier run: {rows[name]['finding']}; see {KEPT / name}.*")
-    done = {name: rows.get(name, {}).get("processor minutes", 0.0) for name in names if name not in found}
-    left = {name: 60 * (options.minutes - minutes) for name, minutes in done.items()}
-    work = [(name, seconds) for name, seconds in left.items() if seconds > 60 * options.minutes * (1 - DONE)]
+        print(f"{name}: FINDING of an earlier run: {present[name]['finding']}; see {KEPT / name}.*")
+    done = {name: present.get(name, {}).get(MINUTES, 0.0) for name in names if name not in found}
+    left = [name for name, minutes in done.items() if minutes < DONE * options.minutes]
+    left.sort(key=lambda name: (min(most((present, older), name), DONE * options.minutes), -done[name]))
+    work = [(name, 60 * (options.minutes - done[name])) for name in left]
     if not work and not found:
-        print(f"nothing to do: {options.record} has {options.minutes:g} processor minutes of each on this commit")
+        print(f"nothing to do: {options.record} has {options.minutes:g} processor minutes of each on this source")
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
-    now = dict(rows)
+    now = dict(present)
     with closing(campaign(work, fuzz, jobs=options.jobs, folder=KEPT)) as outcomes:
         for outcome in outcomes:
-            now[outcome.name] = added(rows.get(outcome.name), outcome)
-            summed_up(record, now).save(options.record)
+            now[outcome.name] = added(present.get(outcome.name), outcome, record.commit, source)
+            summed_up(record, now, older).save(options.record)
             if outcome.ended:
                 found += [outcome.name] if outcome.finding is not None else []
                 _say(outcome)

@@ -5,22 +5,17 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Generator
 from contextlib import closing
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import cast
 
 import pytest
-from tests.fuzz import __main__ as command
-from tests.fuzz.campaign import Outcome, Tally, _last_line, _Running, campaign
+from tests.fuzz.campaign import Tally, _last_line, _Running, campaign
 from tests.fuzz.fakes import task
 from tests.fuzz.fuzzing import fuzz, memory_limited
 from tests.fuzz.targets import check
-
-from slipstream.report.record import Record
 
 
 def test_every_target_ends_and_what_is_found_is_told_apart(tmp_path: Path) -> None:
@@ -73,47 +68,6 @@ def test_time_is_that_of_the_processor(tmp_path: Path, monkeypatch: pytest.Monke
         signal.signal(signal.SIGPROF, before)
     assert tally.seconds >= 20.0 and 0 < tally.inputs < 20
     assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
-
-
-def test_minutes_add_up_on_one_commit_only(tmp_path: Path) -> None:
-    row = command.added(None, Outcome("csv", inputs=10, seconds=60.0, finding="ValueError: x"))
-    row = command.added(row, Outcome("csv", inputs=5, seconds=30.0))
-    assert row == {"target": "csv", "inputs": 15, "processor minutes": 1.5, "findings": 1, "finding": "ValueError: x"}
-    path = tmp_path / "fuzz.json"
-    assert command.earlier(path, "abc") == {}
-    command.summed_up(Record(name="fuzz", commit="abc"), {"csv": row}).save(path)
-    assert command.earlier(path, "abc") == {"csv": row}
-    assert command.earlier(path, "abd") == {} == command.earlier(path, None)
-    Record(name="fuzz", commit="abc-dirty", rows=[row]).save(path)
-    assert command.earlier(path, "abc-dirty") == {}
-
-
-def test_what_was_found_on_a_commit_is_found_on_it_until_there_is_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = {
-        "csv": command.added(None, Outcome("csv", inputs=10, seconds=30.0, finding="ValueError: x")),
-        "set": command.added(None, Outcome("set", inputs=10, seconds=60.0)),
-    }
-    monkeypatch.setattr(command, "earlier", lambda *_: rows)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-
-    def status(*names: str) -> tuple[int, list[str]]:
-        tried: list[str] = []
-
-        def fake(work: list[tuple[str, float]], *_: object, **__: object) -> Generator[Outcome]:
-            tried.extend(name for name, _ in work)
-            yield from ()
-
-        monkeypatch.setattr(command, "campaign", fake)
-        monkeypatch.setattr(sys, "argv", ["fuzz", "2", *names, "--record", str(tmp_path / "fuzz.json")])
-        with pytest.raises(SystemExit) as ended:
-            command.main()
-        return int(ended.value.code or 0), tried
-
-    assert status("csv", "set") == (1, ["set"])
-    assert "csv: FINDING of an earlier run: ValueError: x; see runs/fuzz/csv.*" in capsys.readouterr().out
-    assert status("set") == (0, ["set"])
 
 
 def test_the_exception_is_found_whatever_its_name(tmp_path: Path) -> None:

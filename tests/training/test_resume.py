@@ -31,7 +31,6 @@ SATURATION = {"name": "saturation", "budget": 0.5, "warmup_steps": 8, "every": 8
 IMPORTANCE = {"name": "importance", "budget": 0.5, "warmup_samples": 500, "bits": 10}
 GUARD = {"name": "guard", "measure_every": 2, "first_copy": 128, "tolerance": 0.5}
 PREQUENTIAL = {"mode": "prequential", "chunk_size": 500}
-ADAPTIVE = {"name": "order", "order": "adaptive"}
 CASES = {
     "none": {},
     "prequential": {**PREQUENTIAL, "score_from": 700},

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from slipstream.data.batch import Batch
 from slipstream.distributed.exchange import refuse_by_sample
-from slipstream.distributed.parts import bounds, gather, gather_uneven, need_group, part
+from slipstream.distributed.parts import gather, gather_uneven, need_group, part
 from slipstream.policies.base import Gated, Policy, Progress, TrainingData
 from slipstream.staleness.own_past import Losses
 
@@ -59,12 +59,6 @@ class _OverRanks(Policy):
         self._steps: list[Progress] = []  # not passed on yet
         self._heard: list[list[list[Tensor]]] = []  # before each of these steps, and last before the next: by table
         self._dtype = torch.int32
-        self._bytes = 0
-
-    @property
-    def exchanged_bytes(self) -> int:
-        """Bytes of lookups and losses that this rank handed to the collectives."""
-        return self._bytes
 
     def attach(self, tables: Mapping[str, Gated], *, seed: int) -> None:
         """Passed on.
@@ -85,18 +79,13 @@ class _OverRanks(Policy):
 
         def of_all(model: nn.Module, batch: Batch) -> Tensor:
             own = part(batch)
-            return self._all(losses(model, own).float() if len(own) else torch.empty(0), batch)
+            return gather(losses(model, own).float() if len(own) else torch.empty(0), len(batch))
 
         self._inner.attach_model(model, of_all)
 
-    def _all(self, own: Tensor, batch: Batch) -> Tensor:
-        first, last = bounds(len(batch))
-        self._bytes += 4 * (last - first)
-        return gather(own, len(batch))
-
     def observe_losses(self, batch: Batch, losses: Tensor) -> None:
         """The losses of this rank's part, float32 [B_rank], are joined with the others'."""
-        self._inner.observe_losses(batch, self._all(losses, batch))
+        self._inner.observe_losses(batch, gather(losses, len(batch)))
 
     def observe_lookups(self, table: Gated, ids: Tensor) -> None:
         """Keeps them."""
@@ -125,10 +114,9 @@ class _OverRanks(Policy):
         counts = torch.tensor([[ids.numel() for ids in of_step] for of_step in heard])
         counts_of = [torch.empty_like(counts) for _ in range(dist.get_world_size())]
         dist.all_gather(counts_of, counts)
-        ids_of, sent = gather_uneven(
+        ids_of, _ = gather_uneven(
             torch.cat([ids for of_step in heard for ids in of_step]), [int(count.sum()) for count in counts_of]
         )
-        self._bytes += sent + counts.numel() * counts.element_size()
         pieces = [ids.split(count.flatten().tolist()) for ids, count in zip(ids_of, counts_of, strict=True)]
         steps, tables = self._steps, len(self._tables)
         self._steps, self._heard = [], [self._nothing()]

@@ -18,8 +18,8 @@ import numpy as np
 from slipstream.kernels.hashing import KEY_FACTOR, MIX_1, MIX_2, SAMPLE_SHIFT
 from slipstream.kernels.intrinsics import (
     load_f32,
-    load_i32,
     load_i64,
+    load_id,
     load_u8,
     prefetch_near,
     prefetch_read,
@@ -64,12 +64,6 @@ def mix(row: int, salt: int) -> int:
 def _spread(row: int) -> int:
     """32 well-mixed bits of a row, for parts and the hash table (cheaper than the gate's hash)."""
     return (np.uint64(row) * np.uint64(KEY_FACTOR)) >> np.uint64(32)
-
-
-@numba.njit(inline="always")
-def load_id(base: int, wide: int, index: int) -> int:
-    """The id at a place of an array of int64 (``wide``) or int32."""
-    return load_i64(base, index) if wide else np.int64(load_i32(base, index))
 
 
 @numba.njit(inline="always")

@@ -12,8 +12,7 @@ import numba
 import numpy as np
 from numba import carray, types
 
-from slipstream.kernels.cpu_lookups import load_id
-from slipstream.kernels.intrinsics import address_of, fetch_add, load_f32, load_i64, prefetch_read
+from slipstream.kernels.intrinsics import address_of, fetch_add, load_f32, load_i64, load_id, prefetch_read
 from slipstream.kernels.row_ops import add_row, copy_row, copy_row_bf16, set_row
 from slipstream.kernels.sources import digest
 

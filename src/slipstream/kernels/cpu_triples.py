@@ -19,9 +19,8 @@ from torch import Tensor
 
 from slipstream.errors import UnsupportedOption
 from slipstream.kernels import parallel, reference
-from slipstream.kernels.cpu_lookups import load_id
 from slipstream.kernels.cpu_records import integer
-from slipstream.kernels.intrinsics import fetch_add, load_f32, prefetch_read, store_f32, store_i64
+from slipstream.kernels.intrinsics import fetch_add, load_f32, load_id, prefetch_read, store_f32, store_i64
 from slipstream.kernels.row_ops import difference_row, dot, dot_of_difference, set_row
 from slipstream.kernels.sources import digest
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -49,6 +51,12 @@ store_f32 = intrinsic(_storer(types.float32, 4))
 store_i32 = intrinsic(_storer(types.int32, 4))
 store_i64 = intrinsic(_storer(types.int64, 8))
 store_u16 = intrinsic(_storer(types.uint16, 2))
+
+
+@numba.njit(inline="always")
+def load_id(base: int, wide: int, index: int) -> int:
+    """The id at an index, int64; kept as int64 if ``wide``, else as int32."""
+    return load_i64(base, index) if wide else np.int64(load_i32(base, index))
 
 
 @intrinsic

@@ -20,6 +20,7 @@ from slipstream.kernels import registry
 from slipstream.policies.base import Gated, Policy, Progress
 from slipstream.policies.packing import Packer
 from slipstream.policies.report import SkipReport
+from slipstream.policies.row_updates import RowUpdates
 from slipstream.staleness.own_past import Losses
 
 _INPUT_STREAM = 0x51D5
@@ -125,8 +126,8 @@ class Skipper:
         self._first_epoch = 0
         self._earlier = (0, 0)  # steps and samples of trainings that this one continues
         self._packer = Packer()
-        # Tables count over their whole life; the Skipper reports what happened since it came.
-        self._before = {name: (table.lookups, table.skipped) for name, table in self.tables.items()}
+        self.row_updates = RowUpdates(self.tables.values())
+        """Row lookups of trained inputs since the Skipper came, and those of them whose update a gate skipped."""
         for table in self.tables.values():
             if policy.skips_rows and isinstance(table, Table):
                 table.by_sample = False  # whatever an earlier policy's gates did
@@ -252,12 +253,6 @@ class Skipper:
         lookups, skipped = self.row_updates()
         return skipped / lookups if lookups else 0.0
 
-    def row_updates(self) -> tuple[int, int]:
-        """Row lookups of trained inputs since the Skipper came, and those of them whose update a gate skipped."""
-        lookups = sum(table.lookups - self._before[name][0] for name, table in self.tables.items())
-        skipped = sum(table.skipped - self._before[name][1] for name, table in self.tables.items())
-        return lookups, skipped
-
     def report(self) -> SkipReport:
         """What was skipped so far."""
         return SkipReport(
@@ -316,7 +311,7 @@ class Skipper:
         self._earlier = (int(steps) + int(state["steps"]), int(samples) + int(state["samples"]))
         self.epoch = self._first_epoch = int(state["epoch"])
         self.policy.continue_from(state["policy_state"], rows)
-        self._before = {name: (table.lookups, table.skipped) for name, table in self.tables.items()}
+        self.row_updates.set(0, 0)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where ``state`` was taken, in a Skipper of the same policy, seed and model.
@@ -346,10 +341,5 @@ class Skipper:
                 remedy="set adds_logit_offset, and the policy's correction, as they were",
             )
         self._packer.load_state_dict(waiting, self.batch_size)
-        # The tables' own counters may or may not have been restored: set the zero point so that the share goes on
-        # from the state's.
-        self._before = {name: (table.lookups, table.skipped) for name, table in self.tables.items()}
-        if self.tables:
-            first = next(iter(self._before))
-            lookups, skipped = self._before[first]
-            self._before[first] = (lookups - int(state["lookups"]), skipped - int(state["skipped"]))
+        # The tables' own counters may or may not have been restored.
+        self.row_updates.set(int(state["lookups"]), int(state["skipped"]))

@@ -89,15 +89,16 @@ def commit() -> str | None:
     Kept records may differ: one that was just made anew changes nothing of what the next one measures.
     """
     here = Path(__file__).resolve().parent
-    identity = _git(here, "rev-parse", "--short=12", "HEAD")
+    identity = git(here, "rev-parse", "--short=12", "HEAD")
     # A package installed inside some other repository (a virtual environment there) is not that repository's commit.
-    if identity is None or not _git(here, "ls-files", "machine.py"):
+    if identity is None or not git(here, "ls-files", "machine.py"):
         return None
     code = (":(top)", ":(top,exclude)benchmarks/results")
-    return f"{identity}-dirty" if _git(here, "status", "--porcelain", "--untracked-files=no", "--", *code) else identity
+    return f"{identity}-dirty" if git(here, "status", "--porcelain", "--untracked-files=no", "--", *code) else identity
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def git(folder: Path, *arguments: str) -> str | None:
+    """What a git command says in a folder, its ends stripped; None where it fails or there is no git."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=False

@@ -13,7 +13,6 @@ from slipstream import documents
 from slipstream.errors import DataError
 from slipstream.report.log import RunLog, read_log
 
-REQUIRED = ("policy", "auc", "log_loss", "seconds", "samples_per_second")
 RESULT, CONFIG, METRICS = "result.json", "config.yaml", "metrics.jsonl"
 Figure = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -30,12 +30,6 @@ def in_proportion(score: Tensor, floor: float, total: float) -> tuple[Tensor, fl
     return (score * factor).clamp_(floor, 1.0), factor
 
 
-def log_losses(probability: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each prediction, nats, float32 [B]."""
-    clamped = probability.clamp(1e-7, 1.0 - 1e-7)
-    return torch.nn.functional.binary_cross_entropy(clamped, labels, reduction="none")
-
-
 class Skill:
     """What share of the labels' entropy a scout explains, of late.
 
