@@ -128,7 +128,7 @@ def test_traffic_by_hand() -> None:
     assert step(1, 0) == (0, 0, 0, 0)
     assert step(4, 0) == (ROW, 2 * ROW, ROW, 2 * ROW)  # user 2
     assert step(5, 0) == (ROW, 2 * ROW, ROW, 2 * ROW)  # user 3: the frozen row was seen more often
-    cached.cache._scores[1] = 0
+    cached.cache._index._card_scores[cached.cache._index.slot_of[1]] = 0
     assert step(6, 0) == (ROW, 2 * ROW, 0, 0)  # the frozen row leaves: it never changed
 
 
