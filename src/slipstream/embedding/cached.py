@@ -94,10 +94,13 @@ class CachedEmbeddingCollection(nn.Module):
         many = set(multi_hot)
         self._one_hot = [order[table.name] for table in tables if table.name not in many]
         self._multi_hot = [order[table.name] for table in tables if table.name in many]
-        self.table_of = {table.name: HostTable(table.name, self.cache, number) for number, table in enumerate(tables)}
+        self.table_of = {
+            table.name: HostTable(table.name, self.cache, number, self._measure) for number, table in enumerate(tables)
+        }
         self.one_hot = Site([self.card] * len(self._one_hot))
         self.bags = Site([self.card] * len(self._multi_hot))
         self._optimizer: Any = None
+        self._states: tuple[str, ...] = ()  # the optimizer's
         self._ahead: tuple[Tensor, Sequence[BagLike], int] | None = None
 
     @property
@@ -131,6 +134,7 @@ class CachedEmbeddingCollection(nn.Module):
         for name, state in prepare(self.weight).items():
             if isinstance(state, Tensor):
                 self.cache.add_state(name, state)
+        self._states = tuple(self.cache.state_names)
         everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         place = next(i for i, parameter in enumerate(everything) if parameter is self.weight)
         first = (getattr(optimizer, "gate_seed", 0) << _GROUP_SEEDS) + place
@@ -212,7 +216,7 @@ class CachedEmbeddingCollection(nn.Module):
         self.cache.flush()
         self.cache.forget()
         rows = [config.num_embeddings for config in self.configs]
-        states = {name: self.cache.state(name).split(rows) for name in self.cache.state_names}
+        states = {name: self.cache.state(name).split(rows) for name in self._states}
         return {
             config.name: {name: parts[i] for name, parts in states.items()} for i, config in enumerate(self.configs)
         }
@@ -237,13 +241,30 @@ class CachedEmbeddingCollection(nn.Module):
             parts.append(registry.pool([tables[number]], found, dtype))
         return torch.cat(parts, dim=1).to(self.cache.device)
 
-    def _next_step(self) -> int:
+    def _measure(self) -> None:
+        """Has updates measure the rows, whose signals (and trails, where there are no moments) come and go with them.
+
+        A signal's count of updates beyond 128 measured ones is drawn by a row's place on the card, not by its number.
+        """
+        if self.card.signal is not None:
+            return
+        attached = self._attached()
+        self.cache.flush()
+        self.cache.forget()  # rows that are here came without
+        self.cache.add_state("signal", self.card.measure().view(torch.int16))
+        if len(attached.row_state) < 2:
+            self.cache.add_state("trail", self.card.open_trail())
+
+    def _attached(self) -> Any:
         if self._optimizer is None:
             raise ConfigError(
                 "a cached collection is trained without its optimizer", remedy="call attach(optimizer) first"
             )
-        state = self._optimizer.state[self.weight]
-        if any(state[name] is not self.cache.card_state(name) for name in self.cache.state_names):
+        return self._optimizer
+
+    def _next_step(self) -> int:
+        state = self._attached().state[self.weight]
+        if any(state[name] is not self.cache.card_state(name) for name in self._states):
             raise ConfigError(
                 "the optimizer's state of the rows on the card was replaced (by load_state_dict, say)",
                 remedy="load an optimizer before it is attached, and the rows' state into host_state()",

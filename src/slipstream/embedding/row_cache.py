@@ -105,6 +105,7 @@ class RowCache:
         self._has_state = np.zeros(self.slots, np.bool_)
         self._open_now = np.ones(self.slots, np.bool_)  # whether the step updates the row; of the rows of its batches
         self._step = -1
+        self._up_to_date: set[str] = set()  # states of which the host has seen every change
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._leaving: list[tuple[Tensor, dict[str, Tensor], torch.cuda.Event]] = []  # on their way to the host
 
@@ -177,6 +178,7 @@ class RowCache:
         if step != self._step:
             self._index.let_go()
             self._step = step
+        self._up_to_date.clear()
         rows, is_open = self._bring(keys, step, ahead=False)
         self._index.hold(rows)
         self._changed[rows] |= is_open
@@ -210,6 +212,14 @@ class RowCache:
         self._write_back(changed)
         self._changed[changed] = False
         self._settle()
+
+    def update(self, name: str) -> None:
+        """Writes one state of every changed row back, which need not cross the bus twice without a step between."""
+        if name not in self._up_to_date:
+            self._settle()
+            self._write_back(np.flatnonzero(self._changed), [name])
+            self._settle()
+            self._up_to_date.add(name)
 
     def forget(self) -> None:
         """Takes every row from the card without writing it back: the host's rows were replaced."""
@@ -272,12 +282,12 @@ class RowCache:
         self.bytes.ahead += moved if ahead else 0
         return moved
 
-    def _write_back(self, slots: Slots) -> None:
+    def _write_back(self, slots: Slots, names: Sequence[str] | None = None) -> None:
         if not slots.size:
             return
         keys, places = torch.from_numpy(self._index.key_of[slots]), self._sent(torch.from_numpy(slots))
         moved: dict[str, Tensor] = {}
-        for name in self._host:
+        for name in self._host if names is None else names:
             rows = self._card[name].detach().index_select(0, places)
             if name == "weight":
                 self.bytes.weights_out += rows.nbytes
