@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BENCH_STAMP := .venv/.peers-installed
 DEMO := runs/demo
 TRAIN := $(BIN)/slipstream train $(DEMO)/data --config examples/movietweetings/train.yaml
-BENCHES := kernels step gates shared checks limit scale loader prepare globo drift continue row-share guard gpu ranks profile-step synthetic-fit
+BENCHES := kernels step gates shared checks limit scale loader prepare globo drift continue row-share guard ranks profile-step synthetic-fit
 # Where a record's name is not that of its benchmark.
 RECORD_globo := globo_prequential
 # Extra flags of `slipstream bench`, for example: make bench-step BENCH_FLAGS=--quick
@@ -18,14 +18,14 @@ PEER_VENVS := .venv-peers
 INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
-.PHONY: help env env-bench docs pages interop demo test test-gpu faults fuzz soak matrix lint format types results clean \
+.PHONY: help env env-bench docs pages interop demo test test-gpu sanitize-gpu gpu-ready bench-gpu faults fuzz soak matrix lint format types results clean \
   bench-frontier bench-peers bench-profile frontier-page $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
 	@echo "make demo     prepare MovieTweetings, train with and without skipping, compare"
 	@echo "make test     all tests          make lint / make types / make format"
-	@echo "make test-gpu the kernels' tests, compiled, on a GPU (see docs/gpu.md)"
+	@echo "make test-gpu the kernels' tests, compiled, on a GPU, and under compute-sanitizer; make bench-gpu (see docs/gpu.md)"
 	@echo "make fuzz MINUTES=30 JOBS=2   damaged input for every reader, so many processor minutes of each, in pieces if need"
 	@echo "                       be: goes on where the record of this source ends; TARGETS=\"csv config\" names some"
 	@echo "make soak MINUTES=120   trainings that continue one another, in one process; memory, threads and files stay flat"
@@ -101,12 +101,32 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -q
 
-# On a machine with a GPU, with a Python whose torch sees it: make test-gpu GPU_PYTHON=python3
-GPU_PYTHON ?= $(BIN)/python
+# On a machine with a GPU the Python whose torch sees it is used as it is: nothing is installed beside it.
+GPU_PYTHON ?= $(shell python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null \
+  && echo python3 || echo $(BIN)/python)
 GPU_TESTS := tests/gpu tests/kernels tests/properties
+SANITIZER ?= compute-sanitizer
 
-test-gpu:
+gpu-ready:
+	@command -v $(GPU_PYTHON) > /dev/null || $(MAKE) env
+	@PYTHONPATH=src $(GPU_PYTHON) -c 'import slipstream.bench.gpu, slipstream.training' || { echo "Install what is missing" \
+	  "beside that torch, which stays: $(GPU_PYTHON) -m pip install numba polars pyarrow pydantic pyyaml safetensors" \
+	  "scikit-learn matplotlib rich typer; for test-gpu hypothesis pytest pytest-timeout, too" >&2; exit 1; }
+
+test-gpu: gpu-ready
 	SLIPSTREAM_TEST_GPU=1 PYTHONPATH=src $(GPU_PYTHON) -m pytest -q $(GPU_TESTS)
+	@$(MAKE) sanitize-gpu
+
+# Without torch's cache of memory each tensor is an allocation of its own, so that a step over its end is seen.
+sanitize-gpu: gpu-ready
+	@command -v $(SANITIZER) > /dev/null || { echo "skipped: $(SANITIZER) is not on PATH"; exit 0; }; \
+	for tool in memcheck racecheck; do \
+	  SLIPSTREAM_TEST_GPU=1 PYTHONPATH=src PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $$tool \
+	    --error-exitcode 1 $(GPU_PYTHON) -m pytest -q --timeout 0 tests/kernels/test_cuda.py || exit 1; \
+	done
+
+bench-gpu: gpu-ready
+	PYTHONPATH=src $(GPU_PYTHON) -m slipstream bench gpu --json benchmarks/results/gpu.json $(BENCH_FLAGS)
 
 # Hypothesis with damaged input, so many processor minutes of each target, JOBS targets at a time. A run goes on where
 # the record of the same source ends; one to keep: make fuzz MINUTES=30 FUZZ_RECORD=benchmarks/results/fuzz.json

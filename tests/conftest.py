@@ -21,7 +21,7 @@ from tests import browser as chromium
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not ON_GPU:
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from slipstream.bench import BenchOptions, run
 from slipstream.bench.gpu import Plan, measure
+from slipstream.bench.gpu_overlap import covered, merged
 from slipstream.bench.gpu_workload import CRITEO_TERABYTE_CARDINALITIES, GATED, cold_gate, scaled, zipf_ids
 from slipstream.errors import ConfigError
 
@@ -36,12 +42,52 @@ def test_ids_stay_in_their_tables_and_gates_shut_the_share_they_should() -> None
         assert abs(float(shut) - GATED) < 0.05
 
 
+def trial(**settings: Any) -> Plan:
+    small = {"dims": (16,), "batch_sizes": (32,), "most_rows": 500, "rounds": 1, "steps": 1, "host_batches": 4}
+    data = {"data": ("movietweetings",), "samples": 1_500, "train_batch": 64}
+    return Plan(torch.device("cpu"), **{**small, **data, **settings})
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_trial_on_the_cpu_measures_everything() -> None:
-    plan = Plan(torch.device("cpu"), dims=(16,), batch_sizes=(32,), most_rows=500, rounds=1, steps=1)
-    record = measure(plan)
+def test_a_trial_on_the_cpu_measures_everything(tmp_path: Path) -> None:
+    record = measure(trial(cache=tmp_path))
     assert record.conditions["gpu"] == "none: a trial on the CPU"
     for name in ("sparse_adam", "sparse_adam_gated", "torch_adagrad", "bound_Adam", "gates_RowwiseAdagrad"):
         assert record.ratios[f"{name}_dim16_batch32"] > 0
-    assert {"torch_dense_dim16_batch32", "dlrm_torch", "dlrm_gates"} <= record.ratios.keys()
-    assert max(record.quality.values()) < 1e-4
+    assert {"torch_dense_dim16_batch32", "dlrm_torch", "dlrm_gates", "host_cached"} <= record.ratios.keys()
+    assert record.ratios["host_bytes_saturation"] > 0.0
+    assert {point["policy"] for point in record.points} >= {"none", "random", "saturation", "psse"}
+    rows = {row["system"]: row for row in record.rows}
+    through, cached = rows["host memory, all through the bus"], rows["host memory, cached"]
+    assert through["share_on_the_card"] == 0.0 and 0 < cached["bytes_per_step"] < through["bytes_per_step"]
+    missing = [name for name in record.conditions if name.startswith("missing_")]
+    assert missing == ["missing_fbgemm_dim16_batch32"]
+    assert max(value for name, value in record.quality.items() if "largest" in name) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_finds_no_time_is_left_out_and_named() -> None:
+    record = measure(trial(seconds=0.0))
+    assert not record.ratios
+    named = {name for name in record.conditions if name.startswith("missing_")}
+    assert named == {f"missing_{part}" for part in ("tables", "host", "model", "frontier_movietweetings",
+                                                    "host_bytes", "dense_16")}  # fmt: skip
+
+
+def test_a_missing_data_set_costs_the_others_nothing(tmp_path: Path) -> None:
+    record = measure(trial(data=("globo",), folder=tmp_path, cache=tmp_path))
+    assert "no such data" in record.conditions["missing_frontier_globo"] and "host_cached" in record.ratios
+
+
+def test_overlap_is_the_share_of_copies_under_kernels() -> None:
+    assert merged([(4, 5), (0, 2), (1, 3)]) == [(0, 3), (4, 5)]
+    assert covered([(0, 4), (6, 8)], [(3, 7), (1, 2), (20, 30)]) == 1 + 1 + 1
+    assert covered([], [(0, 1)]) == covered([(0, 1)], []) == 0
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("target", ["bench-gpu", "test-gpu"])
+def test_a_python_whose_torch_sees_a_gpu_is_used_as_it_is(target: str) -> None:
+    command = ["make", "--dry-run", "--always-make", target, "GPU_PYTHON=python3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert "python3 -m " in done.stdout and "pip install --quiet" not in done.stdout and ".venv" not in done.stdout

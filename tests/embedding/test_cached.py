@@ -128,7 +128,7 @@ def test_traffic_by_hand() -> None:
     assert step(1, 0) == (0, 0, 0, 0)
     assert step(4, 0) == (ROW, 2 * ROW, ROW, 2 * ROW)  # user 2
     assert step(5, 0) == (ROW, 2 * ROW, ROW, 2 * ROW)  # user 3: the frozen row was seen more often
-    cached.cache._scores[1] = 0
+    cached.cache._index._card_scores[cached.cache._index.slot_of[1]] = 0
     assert step(6, 0) == (ROW, 2 * ROW, 0, 0)  # the frozen row leaves: it never changed
 
 
@@ -250,6 +250,49 @@ def test_policies_see_the_tables_in_host_memory() -> None:
             loss(cached(kept.inputs.ids, kept.inputs.bags), step).backward()
             optimizer.step()
     assert 0.05 < skipper.share_of_row_updates_skipped < 0.6
+
+
+@pytest.mark.parametrize("kind", [optim.RowwiseAdagrad, optim.Adam])
+def test_saturation_decides_as_for_tables_in_one_memory_and_less_crosses_the_bus(kind: Any) -> None:
+    full, cached = pair()
+    mine, true = (kind(m.parameters(), lr=0.05) for m in (cached, full))
+    cached.attach(mine)
+    whole = pair()[1]
+    of_whole = kind(whole.parameters(), lr=0.05)
+    whole.attach(of_whole)
+    gates: list[list[Tensor]] = []
+    for module, optimizer in ((full, true), (cached, mine)):
+        policy = policies.Saturation(budget=0.2, min_updates=5, probe=1 / 256, every=20, warmup_steps=40)
+        skipper = Skipper(nn.ModuleDict({"embeddings": module}), policy)
+        for step in range(120):
+            ids, bags = inputs(step)
+            batch = Batch(Inputs(torch.zeros(BATCH, 0), ids, tuple(bags)), torch.zeros(BATCH), torch.arange(BATCH),
+                          torch.ones(BATCH))  # fmt: skip
+            for kept in skipper.push(batch):
+                optimizer.zero_grad()
+                loss(module(kept.inputs.ids, kept.inputs.bags), step).backward()
+                optimizer.step()
+        gates.append([table.gate for table in module.table_of.values()])
+        assert skipper.share_of_row_updates_skipped > 0.3
+    equal(full, true, cached)
+    assert all(torch.equal(a, b) for a, b in zip(*gates, strict=True))
+    for name, table in full.table_of.items():
+        assert torch.equal(table.measure().view(torch.int16), cached.table_of[name].measure().view(torch.int16))
+        trail = cached.table_of[name].trail
+        assert (trail is None) == (kind is optim.Adam) and (trail is None or torch.equal(trail, table.trail))
+    train(whole, of_whole, range(120))
+    assert cached.bytes.weights_out < 0.8 * whole.bytes.weights_out
+    if kind is optim.Adam:  # a trail is longer than these rows
+        assert cached.bytes.total < 0.9 * whole.bytes.total
+
+
+def test_a_measured_row_needs_an_optimizer() -> None:
+    _, cached = pair()
+    with pytest.raises(ConfigError, match="attach"):
+        cached.table_of["user"].measure()
+    cached.attach(optim.Adam(cached.parameters(), lr=0.1))
+    with pytest.raises(ConfigError, match="keeps no trail"):
+        cached.table_of["user"].open_trail()
 
 
 def test_hotline_steps_equal_full_batches() -> None:

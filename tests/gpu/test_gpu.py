@@ -49,7 +49,12 @@ def test_a_training_is_that_of_the_cpu_and_the_same_again(kind: Any) -> None:
             optimizer.step()
         return [parameter.detach().cpu() for parameter in model.parameters()]
 
-    cpu, gpu, again = run(torch.device("cpu")), run(DEVICE), run(DEVICE)
+    cpu, gpu = run(torch.device("cpu")), run(DEVICE)
+    torch.use_deterministic_algorithms(True)  # refuses what has no deterministic way
+    try:
+        again = run(DEVICE)
+    finally:
+        torch.use_deterministic_algorithms(False)
     for mine, true, same in zip(gpu, cpu, again, strict=True):
         torch.testing.assert_close(mine, true, rtol=1e-3, atol=1e-4)
         assert torch.equal(mine, same)
@@ -119,6 +124,43 @@ def test_a_graph_replays_lookup_and_update_with_new_settings() -> None:
         graph.replay()
         assert torch.equal(out, work(eager, step))
         assert torch.equal(captured[0].weight, eager[0].weight)
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.RowwiseAdagrad, optim.Adam])
+def test_a_graph_replays_a_whole_step_of_an_optimizer(kind: Any) -> None:
+    def made() -> tuple[EmbeddingCollection, Any, torch.Tensor]:
+        torch.manual_seed(0)
+        tables = EmbeddingCollection(CONFIGS).to(DEVICE)
+        return tables, kind(tables.parameters(), lr=0.05), ids(0).to(DEVICE)
+
+    def step(tables: EmbeddingCollection, optimizer: Any, rows: torch.Tensor) -> None:
+        tables(rows).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    captured, eager = made(), made()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(*captured)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(*captured)
+    for _ in range(3):
+        step(*eager)
+    for number in range(1, 6):
+        for _, optimizer, rows in (captured, eager):
+            rows.copy_(ids(number))
+            optimizer.param_groups[0]["lr"] = 0.05 / number
+        captured[1].before_replay()
+        graph.replay()
+        step(*eager)
+        for mine, true in zip(captured[0].parameters(), eager[0].parameters(), strict=True):
+            assert torch.equal(mine, true)
+    for tables in (captured[0], eager[0]):
+        assert tables.table_of["user"].lookups == 8 * 512
 
 
 def test_errors_come_late_without_a_wait_and_on_request() -> None:

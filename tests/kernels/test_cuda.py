@@ -143,6 +143,49 @@ def test_a_captured_step_reads_its_settings_anew(kernels: Any) -> None:
         assert torch.equal(mine[0].weight, truth[0].weight)
 
 
+def test_an_optimizer_counts_and_sends_the_steps_of_a_replayed_graph() -> None:
+    """What is captured happens at once here, so the step of the capture itself is taken back."""
+    if DEVICE == "cuda":
+        pytest.skip("tests/gpu captures a graph")
+    from slipstream.kernels import cuda, cuda_tables
+    from slipstream.optim.plan import Part
+
+    def made() -> tuple[Embedding, optim.Adam]:
+        torch.manual_seed(0)
+        table = Embedding(6, 3)
+        return table, optim.Adam(table.parameters(), lr=0.1)
+
+    (mine, replayed), (eager, stepped) = made(), made()
+    with pytest.raises(ConfigError, match="captured"):
+        replayed.before_replay()
+    calls: list[Any] = []
+    with registry.using("cuda"):
+        for table, optimizer in ((mine, replayed), (eager, stepped)):
+            table(torch.tensor([1, 2, 2])).sum().backward()
+            optimizer.step()
+        weight = mine.weight.detach().clone()
+        state = {name: value.clone() for name, value in replayed.state[mine.weight].items() if name != "step"}
+        launch = cuda.row_update
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Part, "is_captured", lambda _: True)
+            patch.setattr(cuda, "row_update", lambda *call: calls.append(call) or launch(*call))
+            replayed.step()
+        mine.weight.data.copy_(weight)
+        for name, value in state.items():
+            replayed.state[mine.weight][name].copy_(value)
+        assert replayed.state[mine.weight]["step"] == 1
+        for step in range(3):
+            for optimizer in (replayed, stepped):
+                optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            replayed.before_replay()
+            with pytest.MonkeyPatch.context() as patch:  # a replay sends no settings
+                patch.setattr(cuda_tables, "write_settings", lambda *_: None)
+                launch(*calls[0])
+            stepped.step()
+            assert torch.equal(mine.weight, eager.weight)
+    assert replayed.state[mine.weight]["step"] == stepped.state[eager.weight]["step"] == 4
+
+
 def test_sums_of_hot_rows_do_not_depend_on_other_rows(kernels: Any) -> None:
     """Rows of more lookups than a program sums are added up in chunks that begin at the row's own first lookup."""
     draw = torch.Generator().manual_seed(0)

@@ -72,11 +72,21 @@ def test_a_gpu_that_is_not_there_is_missed_before_anything_is_built(make_store: 
         train(config(make_store(300), device="cuda"))
 
 
-@pytest.mark.parametrize("policy", ["saturation", "subsampling"])
-def test_what_cached_rows_cannot_do_is_refused(make_store: Callable[..., Store], policy: str) -> None:
+def test_what_cached_rows_cannot_do_is_refused(make_store: Callable[..., Store]) -> None:
     store = make_store(300)
-    with pytest.raises(ConfigError, match=policy):
-        train(config(store, row_cache_bytes=10_000, policy=policy), store=store)
+    with pytest.raises(ConfigError, match="subsampling"):
+        train(config(store, row_cache_bytes=10_000, policy="subsampling"), store=store)
+
+
+def test_saturation_gates_rows_in_host_memory(make_store: Callable[..., Store]) -> None:
+    chosen = {"name": "saturation", "warmup_steps": 5, "every": 5, "budget": 0.5, "min_updates": 5}
+    store = make_store(3000)
+    one, cached = (
+        train(config(store, policy=chosen, row_cache_bytes=size), store=store) for size in (None, 100 * 4 * 12)
+    )
+    assert cached.share_of_row_updates_skipped > 0.02
+    assert cached.share_of_row_updates_skipped == pytest.approx(one.share_of_row_updates_skipped, abs=0.05)
+    assert cached.log_loss == pytest.approx(one.log_loss, abs=0.01)
 
 
 def test_a_batch_is_sent_whole_or_without_its_ids() -> None:

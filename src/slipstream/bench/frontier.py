@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from slipstream.bench import BenchOptions
@@ -100,14 +101,18 @@ class Frontier:
             except ConfigError as error:
                 self.left_out[str(place)] = str(error)
 
-    def measure(self, after_seed: Callable[[], object] = lambda: None) -> None:
+    def measure(self, after_seed: Callable[[], object] = lambda: None, *, until: float = math.inf) -> None:
         """Trains every place with every seed, policies alternating within a seed.
 
         Args:
             after_seed: Called after each seed.
+            until: Trainings that would begin later, by ``perf_counter``, are left out.
         """
         for seed in range(self.config.seed, self.config.seed + self.options.seeds):
             for place, choice in self.choices.items():
+                if perf_counter() > until:
+                    self.left_out[f"{place}, seed {seed}"] = "no time was left"
+                    continue
                 base = final_of(self.config.model_copy(update={"seed": seed}), self.samples)
                 config = choice.apply(with_policy(base, *place, self.samples))
                 try:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import torch
 from torch import nn
 
-from slipstream.bench.gpu import timed
+from slipstream.bench.gpu import Bench, timed
+from slipstream.bench.gpu_overlap import overlap
 from slipstream.bench.gpu_systems import LEARNING_RATE
+from slipstream.bench.gpu_tables import held
 from slipstream.bench.gpu_workload import cold_gate
 from slipstream.bench.systems import EPS
 from slipstream.data.batch import Batch, Inputs
@@ -21,10 +22,10 @@ from slipstream.models.base import Engine, make_embeddings
 NUM_DENSE = 13
 
 
-def dlrm(bench: Any, *, dim: int, size: int) -> None:
+def dlrm(bench: Bench, *, dim: int, size: int) -> None:
     """Ours, ours with gates and torch's, each with the card to itself; adds rows and ratios to the record."""
     small = bench.plan.device.type != "cuda"
-    rows = bench.rows(dim)
+    rows, limit = bench.rows(dim, dim), bench.limit(3)  # torch's Adagrad has the larger state
     ids, _ = bench.batches(rows, 1, size)
     draw = torch.Generator().manual_seed(bench.seed)
     batches = [
@@ -43,12 +44,13 @@ def dlrm(bench: Any, *, dim: int, size: int) -> None:
     found: dict[str, float] = {}
     for name in ("slipstream", "slipstream gated", "torch"):
         engine: Engine = "torch" if name == "torch" else "slipstream"
-        step = _Step(rows, config, batches, engine, bench.plan.device, gated=name.endswith("gated"))
-        found[name] = bench.note(f"DLRM {name}", timed(bench.plan, step.step), dim=dim, batch_size=size)
-        vars(step).clear()
-        gc.collect()
-        if not small:
-            torch.cuda.empty_cache()
+        gated = name.endswith("gated")
+        with held(lambda e=engine, g=gated: _Step(rows, config, batches, e, bench.plan.device, gated=g)) as step:
+            found[name] = bench.note(f"DLRM {name}", timed(bench, step.step, limit), dim=dim, batch_size=size)
+            if name == "slipstream" and not small:
+                share, copied = overlap(step.step)
+                bench.record.conditions["dlrm_share_of_input_copies_under_kernels"] = round(share, 3)
+                bench.record.conditions["dlrm_input_copies_microseconds_a_step"] = round(copied, 1)
     bench.record.conditions["dlrm"] = f"bottom {config.bottom}, top {config.top}, bf16, compiled, RowwiseAdagrad or SGD"
     bench.record.ratios["dlrm_torch"] = found["torch"] / found["slipstream"]
     bench.record.ratios["dlrm_gates"] = found["slipstream"] / found["slipstream gated"]

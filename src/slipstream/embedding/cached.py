@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +14,9 @@ from slipstream.embedding.collection import BagLike, TableConfig, check_tables, 
 from slipstream.embedding.host_table import HostTable
 from slipstream.embedding.memory import empty_table
 from slipstream.embedding.operators import look_up
-from slipstream.embedding.row_cache import BusBytes, Keys, RowCache
-from slipstream.embedding.table import Site, Table
+from slipstream.embedding.row_cache import BusBytes, Placed, RowCache, to_card
+from slipstream.embedding.row_index import Keys
+from slipstream.embedding.table import FROZEN, OPEN, Site, Table
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
 from slipstream.kernels.types import Lookups
@@ -92,10 +94,13 @@ class CachedEmbeddingCollection(nn.Module):
         many = set(multi_hot)
         self._one_hot = [order[table.name] for table in tables if table.name not in many]
         self._multi_hot = [order[table.name] for table in tables if table.name in many]
-        self.table_of = {table.name: HostTable(table.name, self.cache, number) for number, table in enumerate(tables)}
+        self.table_of = {
+            table.name: HostTable(table.name, self.cache, number, self._measure) for number, table in enumerate(tables)
+        }
         self.one_hot = Site([self.card] * len(self._one_hot))
         self.bags = Site([self.card] * len(self._multi_hot))
         self._optimizer: Any = None
+        self._states: tuple[str, ...] = ()  # the optimizer's
         self._ahead: tuple[Tensor, Sequence[BagLike], int] | None = None
 
     @property
@@ -129,6 +134,7 @@ class CachedEmbeddingCollection(nn.Module):
         for name, state in prepare(self.weight).items():
             if isinstance(state, Tensor):
                 self.cache.add_state(name, state)
+        self._states = tuple(self.cache.state_names)
         everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         place = next(i for i, parameter in enumerate(everything) if parameter is self.weight)
         first = (getattr(optimizer, "gate_seed", 0) << _GROUP_SEEDS) + place
@@ -169,31 +175,29 @@ class CachedEmbeddingCollection(nn.Module):
         if not torch.is_grad_enabled():
             return self._read(ids, bags)
         step = self._next_step()
-        columns = [self.cache.keys(number, ids[:, column]) for column, number in enumerate(self._one_hot)]
-        pooled = [self.cache.keys(number, bag.values) for number, bag in zip(self._multi_hot, bags, strict=True)]
-        keys = np.concatenate([*columns, *pooled])
-        slots = self.cache.place(keys, step)
-        self._shut(keys, slots, step)
-        self._tell(ids, bags, [*columns, *pooled], step)
+        keys = self._keys(ids, bags)
+        found = self.cache.place(keys, step)
+        self._shut(found)
+        self._tell(ids, bags, found.slots)
         device = self.cache.device
-        placed = torch.from_numpy(slots).to(device, non_blocking=True)
+        placed = to_card(torch.from_numpy(found.slots), device)
         parts: list[Tensor] = []
         size = len(ids)
-        if columns:
-            chosen = placed[: size * len(columns)].view(len(columns), size).t()
-            weights = [self.weight] * len(columns)
+        if self._one_hot:
+            chosen = placed[: size * len(self._one_hot)].view(len(self._one_hot), size).t()
+            weights = [self.weight] * len(self._one_hot)
             parts.append(look_up(self.one_hot, weights, chosen, out_dtype=self.out_dtype))
-        if pooled:
+        if bags:
             starts, total = [], 0
             for bag in bags:
                 starts.append(bag.offsets[:-1] + total)
                 total += len(bag.values)
-            offsets = torch.cat([*starts, bags[0].offsets.new_full((1,), total)]).to(device, non_blocking=True)
+            offsets = to_card(torch.cat([*starts, bags[0].offsets.new_full((1,), total)]), device)
             parts.append(
                 look_up(
                     self.bags,
-                    [self.weight] * len(pooled),
-                    placed[size * len(columns) :],
+                    [self.weight] * len(bags),
+                    placed[size * len(self._one_hot) :],
                     offsets,
                     mean=self.pooling == "mean",
                     out_dtype=self.out_dtype,
@@ -212,7 +216,7 @@ class CachedEmbeddingCollection(nn.Module):
         self.cache.flush()
         self.cache.forget()
         rows = [config.num_embeddings for config in self.configs]
-        states = {name: self.cache.state(name).split(rows) for name in self.cache.state_names}
+        states = {name: self.cache.state(name).split(rows) for name in self._states}
         return {
             config.name: {name: parts[i] for name, parts in states.items()} for i, config in enumerate(self.configs)
         }
@@ -237,38 +241,55 @@ class CachedEmbeddingCollection(nn.Module):
             parts.append(registry.pool([tables[number]], found, dtype))
         return torch.cat(parts, dim=1).to(self.cache.device)
 
-    def _next_step(self) -> int:
+    def _measure(self) -> None:
+        """Has updates measure the rows, whose signals (and trails, where there are no moments) come and go with them.
+
+        A signal's count of updates beyond 128 measured ones is drawn by a row's place on the card, not by its number.
+        """
+        if self.card.signal is not None:
+            return
+        attached = self._attached()
+        self.cache.flush()
+        self.cache.forget()  # rows that are here came without
+        self.cache.add_state("signal", self.card.measure().view(torch.int16))
+        if len(attached.row_state) < 2:
+            self.cache.add_state("trail", self.card.open_trail())
+
+    def _attached(self) -> Any:
         if self._optimizer is None:
             raise ConfigError(
                 "a cached collection is trained without its optimizer", remedy="call attach(optimizer) first"
             )
-        state = self._optimizer.state[self.weight]
-        if any(state[name] is not self.cache.card_state(name) for name in self.cache.state_names):
+        return self._optimizer
+
+    def _next_step(self) -> int:
+        state = self._attached().state[self.weight]
+        if any(state[name] is not self.cache.card_state(name) for name in self._states):
             raise ConfigError(
                 "the optimizer's state of the rows on the card was replaced (by load_state_dict, say)",
                 remedy="load an optimizer before it is attached, and the rows' state into host_state()",
             )
         return int(state["step"]) + 1
 
-    def _shut(self, keys: Keys, slots: np.ndarray, step: int) -> None:
-        """Draws the batch's gates, by the rows' own numbers, and sets them for the rows' places."""
+    def _shut(self, found: Placed) -> None:
+        """Sets the gates of the batch's rows on the card, drawn already by the rows' own numbers."""
         if self.cache.gate is None:
             self.card.gate = None
             return
-        distinct, first = np.unique(slots, return_index=True)
-        drawn = torch.from_numpy(self.cache.gates(keys[first], step))
-        places, device = torch.from_numpy(distinct.astype(np.int64)), self.cache.device
-        gate = self.card.open_gate()
-        gate.index_copy_(0, places.to(device, non_blocking=True), drawn.to(device, non_blocking=True))
+        places, device = torch.from_numpy(found.rows), self.cache.device
+        drawn = torch.from_numpy(np.where(found.is_open, OPEN, FROZEN).astype(np.uint8))
+        self.card.open_gate().index_copy_(0, to_card(places, device), to_card(drawn, device))
 
-    def _tell(self, ids: Tensor, bags: Sequence[BagLike], keys: Sequence[Keys], step: int) -> None:
+    def _tell(self, ids: Tensor, bags: Sequence[BagLike], slots: npt.NDArray[np.int32]) -> None:
         """Counts lookups and skipped ones, and tells the listeners."""
         values = [*(ids[:, column] for column in range(len(self._one_hot))), *(bag.values for bag in bags)]
-        for number, mine, found in zip([*self._one_hot, *self._multi_hot], values, keys, strict=True):
-            table = self.table_of[self.configs[number].name]
-            table.lookups += found.size
+        begin = 0
+        for number, mine in zip([*self._one_hot, *self._multi_hot], values, strict=True):
+            table, end = self.table_of[self.configs[number].name], begin + mine.numel()
+            table.lookups += mine.numel()
             if self.cache.gate is not None:
-                table.skipped += int((self.cache.gates(found, step) == 0).sum())
+                table.skipped += int(np.count_nonzero(~self.cache.is_open(slots[begin:end])))
+            begin = end
             for listener in table.listeners:
                 listener(table, mine)
 

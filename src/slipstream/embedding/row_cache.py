@@ -19,17 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from slipstream.embedding.row_index import Keys, RowIndex, Slots, number_rows
 from slipstream.errors import ConfigError, IndexOutOfRange
 from slipstream.kernels.hashing import gate_draw
-
-_RESCALE_AT = 2.0**40
-Keys = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -57,6 +56,17 @@ class BusBytes:
         return self.weights_in + self.state_in + self.weights_out + self.state_out
 
 
+class Placed(NamedTuple):
+    """A batch's rows on the card."""
+
+    slots: npt.NDArray[np.int32]
+    """Where the row of each lookup is, same shape as the keys."""
+    rows: Slots
+    """Slots of the distinct rows."""
+    is_open: npt.NDArray[np.bool_]
+    """Whether the step updates each of them."""
+
+
 class RowCache:
     """S rows on a card out of R in host memory.
 
@@ -81,22 +91,21 @@ class RowCache:
         self.rows = tuple(rows)
         self.bases: Keys = np.concatenate([[0], np.cumsum(np.asarray(rows, np.int64))])
         self.slots = min(slots, int(self.bases[-1]))
-        self.device, self.half_life = device, half_life
+        self.device = device
         self.gate: Tensor | None = None
         """uint8 [R] in host memory, or None while every row is open."""
         self.seeds: tuple[int, ...] = tuple(range(len(rows)))
         """Keys of each table's gate draws."""
         self.bytes = BusBytes()
-        self._host: dict[str, Tensor] = {"weight": _pinned(weight, device)}
+        self._index = RowIndex(int(self.bases[-1]), self.slots, half_life)
+        # Not pinned: rows are gathered into pinned memory on their way, and pinning would copy whole tables.
+        self._host: dict[str, Tensor] = {"weight": weight}
         self._card: dict[str, Tensor] = {"weight": torch.zeros(self.slots, weight.shape[1], device=device)}
-        self._slot_of = np.full(int(self.bases[-1]), -1, np.int32)
-        self._key_of = np.full(self.slots, -1, np.int64)
         self._changed = np.zeros(self.slots, np.bool_)
         self._has_state = np.zeros(self.slots, np.bool_)
-        self._held = np.zeros(self.slots, np.bool_)  # by batches since the last step: no row of theirs may leave
-        self._held_for = -1
-        self._scores = np.zeros(int(self.bases[-1]), np.float32)
-        self._increment = 1.0
+        self._open_now = np.ones(self.slots, np.bool_)  # whether the step updates the row; of the rows of its batches
+        self._step = -1
+        self._up_to_date: set[str] = set()  # states of which the host has seen every change
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._leaving: list[tuple[Tensor, dict[str, Tensor], torch.cuda.Event]] = []  # on their way to the host
 
@@ -131,8 +140,8 @@ class RowCache:
             card: [S, …] on the card, as fresh state is: every row alike.
         """
         fresh = card[:1].cpu()
-        host = fresh.expand(len(self._slot_of), *card.shape[1:]).clone()
-        self._host[name], self._card[name] = _pinned(host, self.device), card
+        self._host[name] = fresh.expand(int(self.bases[-1]), *card.shape[1:]).clone()
+        self._card[name] = card
         return self._host[name]
 
     def keys(self, table: int, ids: Tensor) -> Keys:
@@ -141,48 +150,45 @@ class RowCache:
         Raises:
             IndexOutOfRange: An id is outside the table.
         """
-        flat = ids.reshape(-1).numpy().astype(np.int64)
-        if flat.size and (int(flat.min()) < 0 or int(flat.max()) >= self.rows[table]):
-            bad = flat[(flat < 0) | (flat >= self.rows[table])][0]
+        flat = ids.reshape(-1).numpy()
+        keys = np.empty(flat.size, np.int64)
+        bad = number_rows(flat, self.rows[table], int(self.bases[table]), keys)
+        if bad >= 0:
             raise IndexOutOfRange(
-                f"feature {table}: a lookup has id {bad}, the table has {self.rows[table]} rows",
+                f"feature {table}: a lookup has id {flat[bad]}, the table has {self.rows[table]} rows",
                 remedy="use ids from 0 to num_embeddings - 1",
             )
-        return flat + self.bases[table]
+        return keys
 
     def resident(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Whether each key's row is on the card, same shape."""
-        return self._slot_of[keys] >= 0
+        return self._index.slot_of[keys] >= 0
 
-    def place(self, keys: Keys, step: int) -> npt.NDArray[np.int32]:
-        """Brings the rows of a batch to the card for an optimizer step and returns each key's slot, same shape.
+    def place(self, keys: Keys, step: int) -> Placed:
+        """Brings the rows of a batch to the card for an optimizer step.
 
         Args:
-            keys: int64, any shape, repeats allowed.
+            keys: int64 [N], repeats allowed.
             step: Number of the optimizer step that will follow, from 1: gates are drawn for it.
 
         Raises:
             ConfigError: The batch (with those before it in the same step) has more distinct rows than the card.
         """
         self._settle()
-        distinct = np.unique(keys)
-        if step != self._held_for:
-            self._held[:] = False
-            self._held_for = step
-        known = self.resident(distinct)
-        self.bytes.hits += int(known.sum())
-        self.bytes.misses += int((~known).sum())
-        self._count(distinct)
-        self._bring(distinct, step, ahead=False)
-        slots = self._slot_of[distinct]
-        self._held[slots] = True
-        is_open = self._open(distinct, step)
-        self._changed[slots[is_open]] = True
-        return self._slot_of[keys]
+        if step != self._step:
+            self._index.let_go()
+            self._step = step
+        self._up_to_date.clear()
+        rows, is_open = self._bring(keys, step, ahead=False)
+        self._index.hold(rows)
+        self._changed[rows] |= is_open
+        self._open_now[rows] = is_open
+        slots = self._index.slot_of[keys]
+        return Placed(slots, rows, is_open)
 
-    def gates(self, keys: Keys, step: int) -> npt.NDArray[np.uint8]:
-        """255 for keys whose row the step updates, 0 for the others."""
-        return np.where(self._open(keys, step), 255, 0).astype(np.uint8)
+    def is_open(self, slots: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+        """Whether the step updates the rows, which :meth:`place` brought, in these slots; same shape."""
+        return self._open_now[slots]
 
     def prefetch(self, keys: Keys, step: int) -> None:
         """Brings rows for a later batch, on a stream of its own, while the card computes what is queued after this.
@@ -192,12 +198,12 @@ class RowCache:
         """
         self._settle()
         if self._stream is None:
-            self._bring(np.unique(keys), step, ahead=True)
+            self._bring(keys, step, ahead=True)
             return
         # Rows that leave were last updated in steps queued already.
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
-            self._bring(np.unique(keys), step, ahead=True)
+            self._bring(keys, step, ahead=True)
 
     def flush(self) -> None:
         """Writes every changed row back; the rows stay on the card."""
@@ -207,18 +213,19 @@ class RowCache:
         self._changed[changed] = False
         self._settle()
 
+    def update(self, name: str) -> None:
+        """Writes one state of every changed row back, which need not cross the bus twice without a step between."""
+        if name not in self._up_to_date:
+            self._settle()
+            self._write_back(np.flatnonzero(self._changed), [name])
+            self._settle()
+            self._up_to_date.add(name)
+
     def forget(self) -> None:
         """Takes every row from the card without writing it back: the host's rows were replaced."""
         self._settle()
-        self._slot_of[:], self._key_of[:] = -1, -1
-        self._changed[:], self._has_state[:], self._held[:] = False, False, False
-
-    def _count(self, distinct: Keys) -> None:
-        self._scores[distinct] += np.float32(self._increment)
-        self._increment *= 2.0 ** (1.0 / self.half_life)
-        if self._increment > _RESCALE_AT:
-            self._scores *= np.float32(1.0 / self._increment)
-            self._increment = 1.0
+        self._index.clear()
+        self._changed[:], self._has_state[:] = False, False
 
     def _open(self, keys: Keys, step: int) -> npt.NDArray[np.bool_]:
         if self.gate is None:
@@ -234,76 +241,59 @@ class RowCache:
                 is_open[mine] = gate_draw(rows, step, self.seeds[number]).numpy() < gate[mine]
         return is_open
 
-    def _bring(self, distinct: Keys, step: int, *, ahead: bool) -> None:
-        missing = distinct[~self.resident(distinct)]
-        if missing.size:
-            slots = self._room(missing.size, distinct, ahead=ahead)
-            missing = missing[: slots.size]
-            self._slot_of[missing], self._key_of[slots] = slots, missing
-            self._has_state[slots] = self._changed[slots] = False
-            moved = self._move_in(["weight"], missing, slots)
-            self.bytes.weights_in += moved
-            self.bytes.ahead += moved if ahead else 0
-        states = self.state_names
-        wanted = distinct[self.resident(distinct) & self._open(distinct, step)]
-        slots = self._slot_of[wanted]
-        wanted, slots = wanted[~self._has_state[slots]], slots[~self._has_state[slots]]
-        if states and wanted.size:
-            moved = self._move_in(states, wanted, slots)
-            self.bytes.state_in += moved
-            self.bytes.ahead += moved if ahead else 0
-        self._has_state[slots] = True
-
-    def _room(self, count: int, distinct: Keys, *, ahead: bool) -> npt.NDArray[np.int64]:
-        """Slots for so many rows: free ones, then those of the least popular rows that nobody needs now."""
-        free = np.flatnonzero(self._key_of < 0)[:count]
-        if free.size == count:
-            return free
-        needed = self._held.copy()
-        own = self._slot_of[distinct]
-        needed[own[own >= 0]] = True
-        candidates = np.flatnonzero(~needed & (self._key_of >= 0))
-        short = count - free.size
-        if candidates.size < short:
-            if not ahead:
+    def _bring(self, keys: Keys, step: int, *, ahead: bool) -> tuple[Slots, npt.NDArray[np.bool_]]:
+        """Slots of the distinct rows that are on the card then, and whether the step updates each."""
+        here, missing = self._index.split(keys)
+        free, leaving = self._index.room(missing.size)
+        new = np.concatenate([free, leaving])
+        if not ahead:
+            if new.size < missing.size:
                 raise ConfigError(
-                    f"a step needs {distinct.size} rows on the card, which holds {self.slots}",
+                    f"a step needs {here.size + missing.size} rows on the card, which holds {self.slots}",
                     remedy="give the row cache a larger budget, or train on smaller batches",
                 )
-            short = candidates.size
-        # A stable sort: ties go by the slot, so that a run repeats.
-        scores = self._scores[self._key_of[candidates]]
-        leaving = candidates[np.argsort(scores, kind="stable")[:short]]
-        self._write_back(leaving[self._changed[leaving]])
-        self._slot_of[self._key_of[leaving]] = -1
-        self._key_of[leaving] = -1
-        return np.concatenate([free, leaving])
+            self.bytes.hits += here.size
+            self.bytes.misses += missing.size
+        if new.size:
+            self._write_back(leaving[self._changed[leaving]])
+            self._index.leave(leaving)
+            self._index.enter(missing[: new.size], new)
+            self._has_state[new] = self._changed[new] = False
+            self.bytes.weights_in += self._move_in(["weight"], new, ahead=ahead)
+        rows = np.concatenate([here, new])
+        if not ahead:
+            self._index.count(rows)
+        is_open = self._open(self._index.key_of[rows], step)
+        wanted = rows[is_open & ~self._has_state[rows]]
+        if wanted.size:
+            self.bytes.state_in += self._move_in(self.state_names, wanted, ahead=ahead)
+            self._has_state[wanted] = True
+        return rows, is_open
 
-    def _move_in(self, names: Sequence[str], keys: Keys, slots: npt.NDArray[np.integer]) -> int:
+    def _move_in(self, names: Sequence[str], slots: Slots, *, ahead: bool) -> int:
         moved = 0
-        to, source = torch.from_numpy(slots.astype(np.int64)), torch.from_numpy(keys)
-        to = to.to(self.device, non_blocking=True)
+        source, to = torch.from_numpy(self._index.key_of[slots]), self._sent(torch.from_numpy(slots))
         for name in names:
-            rows = self._host[name].index_select(0, source)
+            host = self._host[name]
+            rows = self._staged((slots.size, *host.shape[1:]), host.dtype)
+            torch.index_select(host, 0, source, out=rows)
             moved += rows.nbytes
-            self._card[name].data.index_copy_(0, to, _pinned(rows, self.device).to(self.device, non_blocking=True))
+            self._card[name].data.index_copy_(0, to, rows.to(self.device, non_blocking=True))
+        self.bytes.ahead += moved if ahead else 0
         return moved
 
-    def _write_back(self, slots: npt.NDArray[np.integer]) -> None:
+    def _write_back(self, slots: Slots, names: Sequence[str] | None = None) -> None:
         if not slots.size:
             return
-        keys = torch.from_numpy(self._key_of[slots])
-        places = torch.from_numpy(slots.astype(np.int64)).to(self.device, non_blocking=True)
+        keys, places = torch.from_numpy(self._index.key_of[slots]), self._sent(torch.from_numpy(slots))
         moved: dict[str, Tensor] = {}
-        for name in self._host:
+        for name in self._host if names is None else names:
             rows = self._card[name].detach().index_select(0, places)
             if name == "weight":
                 self.bytes.weights_out += rows.nbytes
             else:
                 self.bytes.state_out += rows.nbytes
-            if self.device.type == "cuda":
-                rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
-            moved[name] = rows
+            moved[name] = self._staged(rows.shape, rows.dtype).copy_(rows, non_blocking=True)
         if self.device.type == "cuda":
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self.device))
@@ -311,6 +301,13 @@ class RowCache:
         else:
             for name, rows in moved.items():
                 self._host[name].index_copy_(0, keys, rows)
+
+    def _staged(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory for rows on their way; a copy from or to memory that is not pinned would wait for the card."""
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=self.device.type == "cuda")
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        return to_card(tensor, self.device)
 
     def _settle(self) -> None:
         """Takes in the rows that left, and has what the card computes from now on wait for the rows that came."""
@@ -323,5 +320,6 @@ class RowCache:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
 
-def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory() if device.type == "cuda" and not tensor.is_pinned() else tensor
+def to_card(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's on the card, sent without waiting."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

@@ -53,6 +53,7 @@ __all__ = [
     "threading_layer",
     "unpack_pairs",
     "using",
+    "write_settings",
 ]
 
 
@@ -152,6 +153,11 @@ def row_update(
 ) -> UpdateCounts:
     """Gate, de-duplicate, reduce, apply the optimizer, write. See :func:`slipstream.kernels.reference.row_update`."""
     return _backend(tables[0].weight).row_update(tables, gradients, settings)
+
+
+def write_settings(tables: Sequence[TableState], settings: UpdateSettings) -> None:
+    """Sends a step's numbers to a GPU ahead of a graph's replay: :func:`slipstream.kernels.cuda.write_settings`."""
+    _cuda().write_settings(tables, settings)
 
 
 def squared_norms(tables: Sequence[TableState], gradients: Sequence[RowGradients]) -> list[float] | list[Tensor]:

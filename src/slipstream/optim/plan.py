@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from slipstream.embedding.row_gradient import RowGradient
@@ -31,6 +32,22 @@ class Part:
         if found is None:
             found = self.subsets[tuple(at)] = TableSet(self.tables[i] for i in at)
         return found
+
+    def steps(self) -> Iterator[tuple[TableSet, list[int] | None, int]]:
+        """Counts a step; the tables whose count is the same together, their positions (None: all), and the count."""
+        for state in self.optimizer_states:
+            state["step"] += 1
+        steps = [int(state["step"]) for state in self.optimizer_states]
+        if len(set(steps)) == 1:
+            yield self.tables, None, steps[0]
+            return
+        for step in sorted(set(steps)):  # some tables have missed steps: they had no lookups then
+            at = [i for i, own in enumerate(steps) if own == step]
+            yield self.subset(at), at, step
+
+    def is_captured(self) -> bool:
+        """Whether what is done now goes into a CUDA graph instead of happening."""
+        return self.owners[0].weight.is_cuda and torch.cuda.is_current_stream_capturing()
 
     def _changed(self) -> None:
         self.tables.prepared = None

@@ -167,16 +167,29 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         for part in plan:
             part.refresh(gradients, unscale)
             batch = [gradients[i] for i in part.positions]
-            for state in part.optimizer_states:
-                state["step"] += 1
-            steps = [int(state["step"]) for state in part.optimizer_states]
-            if len(set(steps)) == 1:
-                self._update(part.tables, batch, self._settings(group, steps[0]))
-                continue
-            for step in sorted(set(steps)):  # some tables have missed steps: they had no lookups then
-                at = [i for i, own in enumerate(steps) if own == step]
-                tables = part.subset(at)
-                self._update(tables, [batch[i] for i in at], self._settings(group, step))
+            for tables, at, step in part.steps():
+                own = batch if at is None else [batch[i] for i in at]
+                self._update(tables, own, self._settings(group, step))
+            if part.is_captured():  # nothing has happened yet: before_replay() counts the step
+                vars(self).setdefault("_captured", {})[id(part)] = (group, part)
+                for state in part.optimizer_states:
+                    state["step"] -= 1
+
+    def before_replay(self) -> None:
+        """Counts a step of the tables and sends its numbers, before each replay of a CUDA graph that holds ``step``.
+
+        The step's rate is the one that the groups have now, so schedules go on. A group of dense parameters needs
+        ``capturable=True`` where torch counts steps (Adam, AdamW). Of several graphs all must update the same tables.
+
+        Raises:
+            ConfigError: No step was captured.
+        """
+        captured = vars(self).get("_captured")
+        if not captured:
+            raise ConfigError("no step of this optimizer was captured", remedy="capture one in a torch.cuda.graph")
+        for group, part in captured.values():
+            for tables, _, step in part.steps():
+                registry.write_settings(tables, self._settings(group, step))
 
     @staticmethod
     def _update(tables: TableSet, gradients: list[RowGradient], settings: UpdateSettings) -> None:
