@@ -161,6 +161,31 @@ def test_trainings_alternate_over_the_policies_within_a_seed(config: TrainConfig
     assert random["seconds"] > 0 and {"auc", "log_loss", "calibration", "by_popularity", "lr"} <= random.keys()
 
 
+def test_a_policy_that_chose_another_batch_is_measured_with_that_of_full_training_too(
+    config: TrainConfig, store: Store, monkeypatch
+) -> None:
+    def tuned(config: TrainConfig, *_: object) -> list[Trial]:
+        small = config.policy.name == "psse"
+        return [Trial(Choice(rate=2.0), 0.7), Trial(Choice(), 0.6), Trial(Choice(batch=0.5), 0.8 if small else 0.5)]
+
+    monkeypatch.setattr(frontier, "tune", tuned)
+    measured = frontier.Frontier(config, store, FrontierOptions(policies=("psse",), budgets=(0.5,), seeds=1))
+    measured.tune()
+    assert {str(place): choice for place, choice in measured.choices.items()} == {
+        "none 1": Choice(rate=2.0),
+        "random 0.5": Choice(rate=2.0),
+        "psse 0.5": Choice(batch=0.5),
+        "psse, batch of full 0.5": Choice(rate=2.0),
+    }
+    measured.measure()
+    assert [(point["policy"], point["batch_size"]) for point in measured.points] == [
+        ("none", config.batch_size),
+        ("random", config.batch_size),
+        ("psse", config.batch_size // 2),
+        ("psse, batch of full", config.batch_size),
+    ]
+
+
 def test_the_command_writes_record_and_page(store: Store, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(MODEL, encoding="utf-8")
     record, page = tmp_path / "record.json", tmp_path / "page.html"

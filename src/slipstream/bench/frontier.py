@@ -37,10 +37,18 @@ class Place(NamedTuple):
 
     policy: str
     budget: float
+    like_full: bool = False
+    """With the batch size that full training chose, where the policy's own choice is another: what skipping alone does
+    to time, for smaller batches buy quality with time."""
+
+    @property
+    def name(self) -> str:
+        """What its points call the policy."""
+        return f"{self.policy}, batch of full" if self.like_full else self.policy
 
     def __str__(self) -> str:
         """Name and budget, as in ``random 0.5``."""
-        return f"{self.policy} {self.budget:g}"
+        return f"{self.name} {self.budget:g}"
 
 
 @dataclass
@@ -90,8 +98,8 @@ class Frontier:
         prefix = prefix_of(self.config, self.samples)
         for place in self.places():
             try:
-                config = with_policy(prefix, *place, prefix.max_samples or self.samples)
-                with_policy(self.config, *place, self.samples)
+                config = with_policy(prefix, place.policy, place.budget, prefix.max_samples or self.samples)
+                with_policy(self.config, place.policy, place.budget, self.samples)
                 if self.options.tune:
                     decays = self.options.embedding_decays
                     self.trials[place] = tune(config, decays, self.store, self.batches, self.reach)
@@ -100,6 +108,15 @@ class Frontier:
                     self.choices[place] = Choice(embedding_decay=self.config.schedule.embedding)
             except ConfigError as error:
                 self.left_out[str(place)] = str(error)
+        self._like_full()
+
+    def _like_full(self) -> None:
+        """Adds the places that take full training's batch size instead of their own."""
+        full = next((choice for place, choice in self.choices.items() if place.policy == "none"), None)
+        for place, choice in list(self.choices.items()):
+            alike = [trial for trial in self.trials.get(place, ()) if full and trial.choice.batch == full.batch]
+            if full is not None and choice.batch != full.batch and any(trial.quality is not None for trial in alike):
+                self.choices[place._replace(like_full=True)] = best(alike)
 
     def measure(self, after_seed: Callable[[], object] = lambda: None, *, until: float = math.inf) -> None:
         """Trains every place with every seed, policies alternating within a seed.
@@ -114,7 +131,7 @@ class Frontier:
                     self.left_out[f"{place}, seed {seed}"] = "no time was left"
                     continue
                 base = final_of(self.config.model_copy(update={"seed": seed}), self.samples)
-                config = choice.apply(with_policy(base, *place, self.samples))
+                config = choice.apply(with_policy(base, place.policy, place.budget, self.samples))
                 try:
                     self.points.append(_point(place, choice, config, train(config, store=self.store)))
                 except ConfigError as error:
@@ -158,7 +175,7 @@ def run(options: BenchOptions) -> Record:
 
 def _point(place: Place, choice: Choice, config: TrainConfig, result: Result) -> dict[str, Any]:
     return {
-        "policy": place.policy,
+        "policy": place.name,
         "budget": place.budget,
         "seed": config.seed,
         "auc": result.auc,
@@ -230,6 +247,7 @@ def _record(frontier: Frontier, *, quick: bool) -> Record:
             "batch size": config.batch_size,
             "rate factors": f"1, doubled or halved while it helps, up to {frontier.reach:g}" if options.tune else "1",
             "batch factors, the next while the last helped": list(frontier.batches) if options.tune else [1.0],
+            "batch of full": "the policy at the best of its rates with the batch size that full training chose",
             "split": frontier.store.manifest.provenance.get("split"),
             "epochs": config.epochs,
             "embedding decays tried": list(options.embedding_decays),
