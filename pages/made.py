@@ -20,8 +20,8 @@ WHOLE: dict[str, Callable[[], str]] = {
 def rendered() -> dict[Path, str]:
     """What each made page should hold."""
     found = {DOCS / name: NOTE + make() for name, make in WHOLE.items()}
-    page = DOCS / "when_it_does_not_help.md"
-    found[page] = records.filled_in(page.read_text(encoding="utf-8"))
+    for page in (DOCS / "when_it_does_not_help.md", DOCS / "howto" / "new_days.md"):
+        found[page] = records.filled_in(page.read_text(encoding="utf-8"))
     return found
 
 

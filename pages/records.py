@@ -4,40 +4,75 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from slipstream.report.machine import Machine
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+Table = tuple[Mapping[str, str], Sequence[Mapping[str, Any]], str]
+"""Columns and what they are called, rows, and what was measured in words."""
 _MARK = re.compile(r"(<!-- record (\w+) -->\n).*?(<!-- /record -->)", flags=re.DOTALL)
-COLUMNS = ("policy", "budget", "AUC", "to full", "calibration", "seconds", "same time")
-TITLES = (
-    "policy",
-    "kept",
-    "AUC",
-    "AUC less full training's",
-    "calibration",
-    "time (s)",
-    "AUC above random in the same time",
-)
+COLUMNS = {
+    "policy": "policy",
+    "budget": "kept",
+    "AUC": "AUC",
+    "to full": "AUC less full training's",
+    "calibration": "calibration",
+    "seconds": "time (s)",
+    "same time": "AUC above random in the same time",
+}
+CONTINUED = {
+    "policy": "policy",
+    "way": "model",
+    "AUC": "AUC of the next slice",
+    "to full retrained": "less that of full retraining",
+    "samples a slice": "samples a slice",
+    "seconds a slice": "seconds a slice",
+}
+"""Figures of a row and what a page calls them: of a frontier, of a study of new slices."""
 
 
 def filled_in(text: str) -> str:
     """The page with the table of each record it names."""
-    return _MARK.sub(lambda found: found[1] + frontier(found[2]) + found[3], text)
+    return _MARK.sub(lambda found: found[1] + _table(found[2]) + found[3], text)
 
 
-def frontier(name: str) -> str:
-    """A frontier's points, means over its seeds, and the conditions they hold under."""
+def _table(name: str) -> str:
+    """A record's rows, means over its seeds, and the conditions they hold under."""
     record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    full = next(row["AUC"] for row in record["rows"] if row["policy"] == "none")
-    lines = [f"| {' | '.join(TITLES)} |", "|---|---:|---:|---:|---:|---:|---:|"]
-    for row in record["rows"]:
-        gap = "–" if row["policy"] == "none" else f"{row['AUC'] - full:+.4f}"
-        cells = {**row, "to full": gap, "AUC": f"{row['AUC']:.4f}", "seconds": f"{row['seconds']:.2f}"}
-        cells["calibration"] = f"{row['calibration']:.3f}"
-        lines.append(f"| {' | '.join(str(cells[column]) for column in COLUMNS)} |")
-    conditions, machine = record["conditions"], Machine.model_validate(record["machine"])
-    said = f"{conditions['samples']:,} samples, {conditions['seeds']} seeds, {conditions['mode']}"
+    columns, rows, said = frontier(record) if name.startswith("frontier") else continued(record)
+    words = [[str(cells[column]) for column in columns] for cells in rows]
+    aligned = ["---" if column in ("policy", "way") else "---:" for column in columns]
+    lines = [f"| {' | '.join(line)} |" for line in (list(columns.values()), *words)]
+    lines.insert(1, f"|{'|'.join(aligned)}|")
+    machine = Machine.model_validate(record["machine"])
     made = f"{machine.chip}; commit {record['commit']}; `{record['command']}`"
     return "\n".join(lines) + f"\n\nMeans over the seeds: {said}; {made}.\n"
+
+
+def frontier(record: Mapping[str, Any]) -> Table:
+    """A frontier's points."""
+    full = next(row["AUC"] for row in record["rows"] if row["policy"] == "none")
+    rows = [
+        {
+            **row,
+            "to full": "–" if row["policy"] == "none" else f"{row['AUC'] - full:+.4f}",
+            "AUC": f"{row['AUC']:.4f}",
+            "seconds": f"{row['seconds']:.2f}",
+            "calibration": f"{row['calibration']:.3f}",
+        }
+        for row in record["rows"]
+    ]
+    conditions = record["conditions"]
+    return COLUMNS, rows, f"{conditions['samples']:,} samples, {conditions['seeds']} seeds, {conditions['mode']}"
+
+
+def continued(record: Mapping[str, Any]) -> Table:
+    """What each way to meet new slices costs and reaches."""
+    rows = [
+        {**row, "AUC": f"{row['AUC']:.4f}", "samples a slice": f"{row['samples a slice']:,}"} for row in record["rows"]
+    ]
+    said = record["dataset"].partition(", fingerprint")[0]
+    return CONTINUED, rows, f"{said}, {record['conditions']['seeds']} seeds"
