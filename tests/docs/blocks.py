@@ -44,7 +44,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def provide(folder: Path) -> None:
-    """What pages take for granted: two days of ratings, a schema, a small configuration."""
+    """What pages take for granted: two days of ratings, their pairs, a schema, a small configuration."""
     draw = np.random.default_rng(0)
     for day, name in enumerate(("ratings", "tomorrow")):
         size = 2000 - 1000 * day
@@ -53,6 +53,8 @@ def provide(folder: Path) -> None:
         table = {"user": [f"u{user}" for user in users], "item": [f"i{item}" for item in items], "time": stamp}
         clicked = ((users + items) % 3 == 0).astype(np.int64)
         pl.DataFrame({**table, "click": clicked}).write_parquet(folder / f"{name}.parquet")
+    pairs = pl.read_parquet(folder / "ratings.parquet").select("user", "item").unique(maintain_order=True)
+    pairs.write_parquet(folder / "pairs.parquet")
     (folder / "schema.yaml").write_text("label: click\ntime: time\ncategorical: [user, item]\n", encoding="utf-8")
     model = "model: {name: dlrm, embedding_dim: 4, top: [8]}\nbatch_size: 64\nlog_every: 5\n"
     (folder / "config.yaml").write_text(model, encoding="utf-8")
