@@ -149,8 +149,9 @@ def test_a_killed_rank_ends_the_others_and_all_go_on_to_the_same_bits(played: di
     killed = played["killed"]
     assert killed["statuses"] == [2, 2, -9, 2] and killed["seconds"] < 60
     for rank in (0, 1, 3):
-        (line,) = said(folder, "killed")[rank].splitlines()
-        assert "rank 2 of 4 is gone; start all ranks again with --resume" in line
+        text = said(folder, "killed")[rank]  # Gloo may have put a warning of its own before ours
+        assert "rank 2 of 4 is gone; start all ranks again with --resume" in text.splitlines()[-1]
+        assert "Traceback" not in text
     assert played["again"]["statuses"] == [0, 0, 0, 0], said(folder, "again")
     assert outcome(folder / "killed") == outcome(folder / "whole")
 
