@@ -20,6 +20,7 @@ from torch import Tensor
 from slipstream.errors import UnsupportedOption
 from slipstream.kernels import parallel, reference
 from slipstream.kernels.cpu_lookups import load_id
+from slipstream.kernels.cpu_pool import specialised
 from slipstream.kernels.cpu_records import integer
 from slipstream.kernels.intrinsics import address_of, fetch_add, load_f32, prefetch_read, store_f32, store_i64
 from slipstream.kernels.row_ops import copy_row, difference_row, dot, dot_of_difference, set_row
@@ -47,6 +48,7 @@ HARDEST_ARGUMENTS = np.dtype(
     [
         ("counter", "i8"),
         ("count", "i8"),
+        ("dim", "i8"),
         ("candidates", "i8"),  # K
         ("bad", "i8"),  # whether an id was outside its table
         ("user_weight", "i8"),
@@ -65,14 +67,20 @@ _RECORD, _HARDEST_RECORD = numba.from_dtype(ARGUMENTS), numba.from_dtype(HARDEST
 
 
 @cache
-def _worker() -> Any:
+def _worker(dim: int) -> Any:
+    """The worker for rows of ``dim`` elements, compiled once (and kept on disk).
+
+    ``dim`` 0 reads it from the arguments.
+    """
+    fixed_dim = np.int64(dim)
     source_digest = digest()
 
     def worker(pointer: Any) -> None:
         _ = source_digest  # part of the cache's key
         a = carray(pointer, 1)[0]
-        counter, count, dim, rows, margins, grad = a.counter, a.count, a.dim, a.rows, a.margins, a.grad
-        last, size = dim - 1, dim * 4
+        width = fixed_dim if fixed_dim > 0 else np.int64(a.dim)
+        counter, count, rows, margins, grad = a.counter, a.count, a.rows, a.margins, a.grad
+        last, size = width - 1, width * 4
         while True:
             first = fetch_add(counter, 1) * BLOCK
             if first >= count:
@@ -86,9 +94,10 @@ def _worker() -> Any:
                     continue
                 g = load_f32(margins, b)
                 to = grad + b * 3 * size
-                difference_row(last, (to, better, worse, g))
-                set_row(last, (to + size, user, g))
-                set_row(last, (to + 2 * size, user, -g))
+                # Whole rows, whose last element is then mended: masked stores are slow.
+                difference_row(width, (to, better, worse, g))
+                set_row(width, (to + size, user, g))
+                set_row(width, (to + 2 * size, user, -g))
                 store_f32(to, last, np.float32(0.0))
                 store_f32(to + size, last, g)
                 store_f32(to + 2 * size, last, -g)
@@ -98,8 +107,8 @@ def _worker() -> Any:
 
 @cache
 def _hardest_worker(dim: int) -> Any:
-    """The worker for rows of ``dim`` elements, compiled once (and kept on disk)."""
-    width = np.int64(dim)
+    """The same for the hardest candidates."""
+    fixed_dim = np.int64(dim)
     source_digest = digest()
 
     def worker(pointer: Any) -> None:
@@ -108,6 +117,7 @@ def _hardest_worker(dim: int) -> Any:
         counter, count, candidates, out = a.counter, a.count, a.candidates, a.out
         user_weight, num_users, users, wide_users = a.user_weight, a.num_users, a.users, a.wide_users
         item_weight, num_items, items, wide_items = a.item_weight, a.num_items, a.items, a.wide_items
+        width = fixed_dim if fixed_dim > 0 else np.int64(a.dim)
         size = width * 4
         factors = np.empty(width, np.float32)
         user = address_of(factors)
@@ -177,13 +187,13 @@ def hardest(user_weight: Tensor, item_weight: Tensor, users: Tensor, items: Tens
     out = torch.empty(users.shape[0], dtype=torch.int64)
     counter, arguments = np.zeros(1, np.int64), np.zeros(1, HARDEST_ARGUMENTS)
     record = arguments[0]
-    record["counter"], record["count"] = counter.ctypes.data, users.shape[0]
+    record["counter"], record["count"], record["dim"] = counter.ctypes.data, users.shape[0], user_weight.shape[1]
     record["candidates"], record["out"] = items.shape[1], out.data_ptr()
     record["user_weight"], record["num_users"] = user_weight.data_ptr(), user_weight.shape[0]
     record["item_weight"], record["num_items"] = item_weight.data_ptr(), item_weight.shape[0]
     record["users"], record["wide_users"] = users.data_ptr(), users.dtype == torch.int64
     record["items"], record["wide_items"] = items.data_ptr(), items.dtype == torch.int64
-    worker = _hardest_worker(user_weight.shape[1])
+    worker = _hardest_worker(specialised(user_weight.shape[1]))
     parallel.run(worker.address, arguments, torch.get_num_threads() if items.numel() > SMALL else 1)
     if record["bad"]:
         reference.hardest(user_weight, item_weight, users, items)  # raises with the place
@@ -204,4 +214,5 @@ def _run(rows: Tensor, margins: Tensor, grad: Tensor | None) -> None:
     record["counter"], record["count"], record["dim"] = counter.ctypes.data, rows.shape[0], rows.shape[2]
     record["rows"], record["margins"] = rows.data_ptr(), margins.data_ptr()
     record["grad"] = 0 if grad is None else grad.data_ptr()
-    parallel.run(_worker().address, arguments, torch.get_num_threads() if rows.shape[0] > SMALL else 1)
+    worker = _worker(specialised(rows.shape[2]))
+    parallel.run(worker.address, arguments, torch.get_num_threads() if rows.shape[0] > SMALL else 1)
