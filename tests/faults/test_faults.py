@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,7 +169,8 @@ def test_a_loss_that_is_not_finite_is_named_or_left_out(make):
 def test_a_loss_of_pairs_that_is_not_finite_is_named(make):
     trainer = Trainer(config(model={"name": "mf", "embedding_dim": 4, "objective": "bpr"}).resolved(), make())
     batch = trainer.store.slice(0, 50)
-    user, item = (trainer.model.embeddings.tables[name].weight for name in trainer.model.embeddings.one_hot_names)
+    tables: Any = trainer.model.embeddings
+    user, item = (tables.tables[name].weight for name in tables.one_hot_names)
     row = int(batch.inputs.ids[(batch.labels > 0).nonzero()[0, 0], 0])
     before = user.detach().clone()
     user.data[row] = np.nan
