@@ -55,8 +55,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         4,
         {"policy": {"name": "combine", "inputs": "random", "rows": {"name": "psse", "warmup_steps": 5, "every": 4}}},
     ),
-    # sgd: BPR's gradient of a user's bias is rounding alone, which adagrad would blow up.
-    "pairs": (4, {"model": MF, "optimizer": {"name": "sgd", "lr": 0.05}}),
+    "pairs": (4, {"model": MF}),
 }
 LONG = {"epochs": 3, "shuffle": True, "policy": {"name": "psse", "budget": 0.7, "warmup_steps": 10, "every": 7}}
 

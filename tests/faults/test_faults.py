@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,6 +164,26 @@ def test_a_loss_that_is_not_finite_is_named_or_left_out(make):
     result = train(config(on_nonfinite="skip"), store=store)
     assert result.nonfinite_batches == 1 and np.isfinite(result.log_loss)
     assert result.steps == 17
+
+
+def test_a_loss_of_pairs_that_is_not_finite_is_named(make):
+    trainer = Trainer(config(model={"name": "mf", "embedding_dim": 4, "objective": "bpr"}).resolved(), make())
+    batch = trainer.store.slice(0, 50)
+    tables: Any = trainer.model.embeddings
+    user, item = (tables.tables[name].weight for name in tables.one_hot_names)
+    row = int(batch.inputs.ids[(batch.labels > 0).nonzero()[0, 0], 0])
+    before = user.detach().clone()
+    user.data[row] = np.nan
+    first = int((batch.inputs.ids[:, 0] == row).nonzero()[0, 0])
+    with pytest.raises(NonFiniteError, match=rf"loss is nan.* from samples {first}.* rows of the first: \w+={row}, "):
+        trainer._step(batch)
+    user.data.copy_(before)
+    drawn = torch.ones(len(item), dtype=torch.bool)
+    drawn[batch.inputs.ids[:, 1].long()] = False
+    assert drawn[1:].any()
+    item.data[drawn] = np.nan  # rows that no sample has
+    with pytest.raises(NonFiniteError, match=r"in no sample's logit .* the weight of embeddings\.tables\.\w+\.weight"):
+        trainer._step(batch)
 
 
 def test_a_gradient_that_is_not_finite_reaches_no_weight(make):

@@ -27,6 +27,26 @@ def test_draws_are_those_of_the_reference(keys: list[int], dtype: torch.dtype, s
 
 @settings(deadline=None)
 @given(
+    keys=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=40),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+    count=st.integers(1, 9),
+    num_rows=st.one_of(st.integers(1, 300), st.integers(1, 2**31)),
+    seed=st.integers(0, 2**63 - 1),
+    step=st.integers(0, 2**40),
+)
+def test_drawn_rows_are_those_of_the_reference(
+    keys: list[int], dtype: torch.dtype, count: int, num_rows: int, seed: int, step: int
+) -> None:
+    tensor = torch.tensor(keys, dtype=dtype).repeat_interleave(2)[::2]
+    found = registry.draw_rows(tensor, count, num_rows, seed, step)
+    assert found.dtype == torch.int32
+    assert torch.equal(found, hashing.draw_rows(tensor, count, num_rows, seed, step))
+    assert torch.equal(found[:, :1], registry.draw_rows(tensor, 1, num_rows, seed, step))
+    assert not found.numel() or min(1, num_rows - 1) <= int(found.min()) <= int(found.max()) < num_rows
+
+
+@settings(deadline=None)
+@given(
     lengths=st.lists(st.integers(0, 4), min_size=1, max_size=20),
     picks=st.lists(st.integers(0, 19), max_size=30),
     dtype=st.sampled_from([torch.int32, torch.int64]),

@@ -69,6 +69,25 @@ def test_the_hardest_is_the_highest_score_and_of_equals_the_first(
         assert taken == mine[row.index(max(row))]
 
 
+@settings(deadline=None)
+@given(count=st.sampled_from([1, 33, 700]), candidates=st.sampled_from([1, 8, 40]), dim=DIMS, seed=st.integers(0, 9))
+def test_the_hardest_of_any_numbers_is_that_of_the_reference_or_as_good(
+    count: int, candidates: int, dim: int, seed: int
+) -> None:
+    user, item = (torch.randn(rows, dim, generator=seeded(seed + rows)) for rows in (300, 200))
+    users = torch.randint(0, 300, (count,), generator=seeded(seed))
+    items = torch.randint(0, 200, (count, candidates), generator=seeded(seed + 1))
+    found, expected = (which.hardest(user, item, users, items) for which in (registry, reference))
+
+    def score(chosen: Tensor) -> Tensor:
+        return (user[users, :-1].double() * item[chosen, :-1]).sum(1) + item[chosen, -1]
+
+    assert bool((found[:, None] == items).any(1).all())
+    # Both add in float32, in another order: scores that differ by the rounding alone may change places.
+    torch.testing.assert_close(score(found), score(expected), rtol=0.0, atol=1e-6 * dim)
+    assert int((found != expected).sum()) <= 1
+
+
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     rows, grad = torch.randn(5000, 3, 64), torch.randn(5000)
     user, item = torch.randn(50, 64), torch.randn(700, 64)

@@ -67,7 +67,7 @@ def test_fifty_steps_equal_those_of_torchs_modules(name: str, candidates: int) -
     torchs = getattr(torch.optim, name)([table.weight for table in plain], **options)
     for step in range(50):
         batch = some_batch(step)
-        losses = model.loss(batch), by_hand(*plain, batch, step, candidates)
+        losses = model.loss(batch), by_hand(plain[0], plain[1], batch, step, candidates)
         torch.testing.assert_close(*losses)
         for loss, optimizer in zip(losses, (ours, torchs), strict=True):
             optimizer.zero_grad()
@@ -135,7 +135,8 @@ def test_the_candidate_trained_against_is_the_one_with_the_highest_score() -> No
     with torch.no_grad():
         scores = model(Inputs(torch.empty(ids[..., 0].numel(), 0), ids.flatten(0, 1), ())).view(drawn.shape)
     seen: list[Tensor] = []
-    model.embeddings.table_of["item"].listeners.append(lambda table, ids: seen.append(ids))
+    tables: Any = model.embeddings
+    tables.table_of["item"].listeners.append(lambda table, ids: seen.append(ids))
     model.loss(batch).backward()
     assert torch.equal(seen[0][:, 0], batch.inputs.ids[rows, 2])
     assert torch.equal(seen[0][:, 1], drawn.gather(1, scores.argmax(1, keepdim=True)).squeeze(1))

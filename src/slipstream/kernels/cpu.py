@@ -24,9 +24,6 @@ from slipstream.kernels.cpu_records import (
 from slipstream.kernels.signal import corrections, is_measured
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
 
-SPECIALISED_DIMS = frozenset({4, 8, 16, 32, 48, 64, 96, 128, 192, 256})
-"""Rows of these sizes get kernels of their own, the others share one whose loops have a variable length."""
-
 SMALL = 4096
 """Lookups below which a second thread costs more than it saves."""
 
@@ -65,7 +62,7 @@ def pool(weights: Sequence[Tensor], lookups: Lookups, out_dtype: torch.dtype = t
             record["sample_weights"] = sample_weights.data_ptr()
         record["mean"] = lookups.mean
     record["out"], record["out_bf16"] = out.data_ptr(), out_dtype == torch.bfloat16
-    worker = cpu_pool.pool_worker(dim if dim in SPECIALISED_DIMS else 0)
+    worker = cpu_pool.pool_worker(cpu_pool.specialised(dim))
     parallel.run(worker.address, arguments, _threads(ids.numel()))
     if record["bad"]:
         reference.pool(weights, lookups)  # raises with the place
@@ -102,7 +99,7 @@ def row_update(
         factors = corrections(settings.beta1, settings.beta2)
         record["corrections"] = factors.data_ptr()
         alive.append(factors)
-    worker = cpu_update.update_worker(int(settings.rule), dim if dim in SPECIALISED_DIMS else 0)
+    worker = cpu_update.update_worker(int(settings.rule), cpu_pool.specialised(dim))
     parallel.run(worker.address, arguments, threads)
     del alive
     if parts > 1:

@@ -16,6 +16,8 @@ from slipstream.kernels.intrinsics import address_of, fetch_add, load_f32, load_
 from slipstream.kernels.row_ops import add_row, copy_row, copy_row_bf16, set_row
 from slipstream.kernels.sources import digest
 
+SPECIALISED_DIMS = frozenset({4, 8, 16, 32, 48, 64, 96, 128, 192, 256})
+"""Rows of these sizes get kernels of their own, the others share one whose loops have a variable length."""
 BLOCK = 32
 """Samples that a thread takes at a time."""
 AHEAD = 4
@@ -42,6 +44,11 @@ ARGUMENTS = np.dtype(
     align=True,
 )
 _RECORD = numba.from_dtype(ARGUMENTS)
+
+
+def specialised(dim: int) -> int:
+    """The size that a worker is compiled for: ``dim``, or 0 for the one whose loops have a variable length."""
+    return dim if dim in SPECIALISED_DIMS else 0
 
 
 @cache

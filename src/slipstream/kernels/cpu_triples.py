@@ -19,13 +19,16 @@ from torch import Tensor
 
 from slipstream.errors import UnsupportedOption
 from slipstream.kernels import parallel, reference
+from slipstream.kernels.cpu_pool import specialised
 from slipstream.kernels.cpu_records import integer
-from slipstream.kernels.intrinsics import fetch_add, load_f32, load_id, prefetch_read, store_f32, store_i64
-from slipstream.kernels.row_ops import difference_row, dot, dot_of_difference, set_row
+from slipstream.kernels.intrinsics import address_of, fetch_add, load_f32, load_id, prefetch_read, store_f32, store_i64
+from slipstream.kernels.row_ops import copy_row, difference_row, dot, dot_of_difference, set_row
 from slipstream.kernels.sources import digest
 
 BLOCK = 32
 """Triples that a thread takes at a time."""
+AHEAD = 16
+"""Candidates by which prefetching runs ahead."""
 SMALL = 1024
 """Triples below which a second thread costs more than it saves; candidates count as one each."""
 
@@ -63,14 +66,20 @@ _RECORD, _HARDEST_RECORD = numba.from_dtype(ARGUMENTS), numba.from_dtype(HARDEST
 
 
 @cache
-def _worker() -> Any:
+def _worker(dim: int) -> Any:
+    """The worker for rows of ``dim`` elements, compiled once (and kept on disk).
+
+    ``dim`` 0 reads it from the arguments.
+    """
+    fixed_dim = np.int64(dim)
     source_digest = digest()
 
     def worker(pointer: Any) -> None:
         _ = source_digest  # part of the cache's key
         a = carray(pointer, 1)[0]
-        counter, count, dim, rows, margins, grad = a.counter, a.count, a.dim, a.rows, a.margins, a.grad
-        last, size = dim - 1, dim * 4
+        width = fixed_dim if fixed_dim > 0 else np.int64(a.dim)
+        counter, count, rows, margins, grad = a.counter, a.count, a.rows, a.margins, a.grad
+        last, size = width - 1, width * 4
         while True:
             first = fetch_add(counter, 1) * BLOCK
             if first >= count:
@@ -80,13 +89,14 @@ def _worker() -> Any:
                 better, worse = user + size, user + 2 * size
                 if grad == 0:
                     bias = load_f32(better, last) - load_f32(worse, last)
-                    store_f32(margins, b, np.float32(dot_of_difference(last, (user, better, worse)) + bias))
+                    store_f32(margins, b, dot_of_difference(last, (user, better, worse)) + bias)
                     continue
                 g = load_f32(margins, b)
                 to = grad + b * 3 * size
-                difference_row(last, (to, better, worse, g))
-                set_row(last, (to + size, user, g))
-                set_row(last, (to + 2 * size, user, -g))
+                # Whole rows, whose last element is then mended: masked stores are slow.
+                difference_row(width, (to, better, worse, g))
+                set_row(width, (to + size, user, g))
+                set_row(width, (to + 2 * size, user, -g))
                 store_f32(to, last, np.float32(0.0))
                 store_f32(to + size, last, g)
                 store_f32(to + 2 * size, last, -g)
@@ -95,45 +105,59 @@ def _worker() -> Any:
 
 
 @cache
-def _hardest_worker() -> Any:
+def _hardest_worker(dim: int) -> Any:
+    """The same for the hardest candidates."""
+    fixed_dim = np.int64(dim)
     source_digest = digest()
 
     def worker(pointer: Any) -> None:
         _ = source_digest  # part of the cache's key
         a = carray(pointer, 1)[0]
-        counter, count, dim, candidates, out = a.counter, a.count, a.dim, a.candidates, a.out
+        counter, count, candidates, out = a.counter, a.count, a.candidates, a.out
         user_weight, num_users, users, wide_users = a.user_weight, a.num_users, a.users, a.wide_users
         item_weight, num_items, items, wide_items = a.item_weight, a.num_items, a.items, a.wide_items
-        last, size = dim - 1, dim * 4
+        width = fixed_dim if fixed_dim > 0 else np.int64(a.dim)
+        size = width * 4
+        factors = np.empty(width, np.float32)
         while True:
+            user = address_of(factors)  # in the loop: an array is freed after its last use
             first = fetch_add(counter, 1) * BLOCK
             if first >= count:
                 break
-            for b in range(first, min(first + BLOCK, count)):
-                if b + 1 < count:
-                    # An id outside the table may be asked for: prefetching never faults.
-                    for j in range((b + 1) * candidates, (b + 2) * candidates):
-                        soon = item_weight + load_id(items, wide_items, j) * size
-                        for line in range(0, size, 64):
-                            prefetch_read(soon + line)
+            end = min(first + BLOCK, count)
+            j, last = first * candidates, end * candidates
+            for soon in range(j, min(j + AHEAD, last)):
+                _ask(item_weight + load_id(items, wide_items, soon) * size, size)
+            for b in range(first, end):
+                if b + 1 < end:
+                    _ask(user_weight + load_id(users, wide_users, b + 1) * size, size)
                 row = load_id(users, wide_users, b)
                 if row < 0 or row >= num_users:
                     carray(pointer, 1)[0].bad = 1
-                    continue
-                user = user_weight + row * size
-                chosen, highest = np.int64(-1), 0.0
+                    break
+                copy_row(width, (user, user_weight + row * size))
+                store_f32(user, width - 1, np.float32(1.0))  # times the item's bias
+                chosen, highest = np.int64(-1), np.float32(0.0)
                 for j in range(b * candidates, (b + 1) * candidates):
+                    if j + AHEAD < last:
+                        _ask(item_weight + load_id(items, wide_items, j + AHEAD) * size, size)
                     row = load_id(items, wide_items, j)
                     if row < 0 or row >= num_items:
                         carray(pointer, 1)[0].bad = 1
-                        continue
-                    item = item_weight + row * size
-                    score = dot(last, (user, item)) + load_f32(item, last)
+                        break
+                    score = dot(width, (user, item_weight + row * size))
                     if chosen < 0 or score > highest:
                         chosen, highest = row, score
                 store_i64(out, b, chosen)
 
     return numba.cfunc(types.void(types.CPointer(_HARDEST_RECORD)), cache=True, error_model="numpy")(worker)
+
+
+@numba.njit(inline="always")
+def _ask(row: int, size: int) -> None:
+    """Prefetch a row, also one outside its table: that never faults."""
+    for line in range(0, size, 64):
+        prefetch_read(row + line)
 
 
 def margins(rows: Tensor) -> Tensor:
@@ -168,7 +192,8 @@ def hardest(user_weight: Tensor, item_weight: Tensor, users: Tensor, items: Tens
     record["item_weight"], record["num_items"] = item_weight.data_ptr(), item_weight.shape[0]
     record["users"], record["wide_users"] = users.data_ptr(), users.dtype == torch.int64
     record["items"], record["wide_items"] = items.data_ptr(), items.dtype == torch.int64
-    parallel.run(_hardest_worker().address, arguments, torch.get_num_threads() if items.numel() > SMALL else 1)
+    worker = _hardest_worker(specialised(user_weight.shape[1]))
+    parallel.run(worker.address, arguments, torch.get_num_threads() if items.numel() > SMALL else 1)
     if record["bad"]:
         reference.hardest(user_weight, item_weight, users, items)  # raises with the place
     return out
@@ -188,4 +213,5 @@ def _run(rows: Tensor, margins: Tensor, grad: Tensor | None) -> None:
     record["counter"], record["count"], record["dim"] = counter.ctypes.data, rows.shape[0], rows.shape[2]
     record["rows"], record["margins"] = rows.data_ptr(), margins.data_ptr()
     record["grad"] = 0 if grad is None else grad.data_ptr()
-    parallel.run(_worker().address, arguments, torch.get_num_threads() if rows.shape[0] > SMALL else 1)
+    worker = _worker(specialised(rows.shape[2]))
+    parallel.run(worker.address, arguments, torch.get_num_threads() if rows.shape[0] > SMALL else 1)

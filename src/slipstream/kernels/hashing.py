@@ -45,6 +45,26 @@ def hash_uniform(keys: Tensor, seed: int, step: int = 0) -> Tensor:
     return _shift_right(mix(keys, step, seed), 40).to(torch.float32) * (1.0 / (1 << 24))
 
 
+def draw_rows(keys: Tensor, count: int, num_rows: int, seed: int, step: int = 0) -> Tensor:
+    """Rows of a table for each key, drawn uniformly of all but row 0, which stands for what is unknown.
+
+    Args:
+        keys: Integers [P], below 2^32 so that no two share a draw.
+        count: K, rows for each; the first is the same for any number.
+        num_rows: Rows of the table, at least 1.
+        seed: Key of the draws.
+        step: Draws of another step are others.
+
+    Returns:
+        int32 ``[P, K]``.
+    """
+    keys = keys.to(torch.int64).unsqueeze(1)
+    if count > 1:
+        keys = keys + (torch.arange(count, device=keys.device) << SAMPLE_SHIFT)
+    drawn = hash_uniform(keys, seed, step) * (num_rows - 1)
+    return (1 + drawn).to(torch.int32).clamp_max(num_rows - 1)
+
+
 def gate_draw(rows: Tensor, step: int, seed: int, samples: Tensor | None = None) -> Tensor:
     """The byte (0-255, int64) that a row's gate is compared with.
 

@@ -35,6 +35,15 @@ def _uniform(keys: npt.NDArray[Any], salt: np.uint64, out: npt.NDArray[np.float3
         out[i] = _draw(keys[i], salt)
 
 
+@njit(cache=True, nogil=True)
+def _rows(keys: npt.NDArray[Any], salt: np.uint64, last: int, out: npt.NDArray[np.int32]) -> None:
+    span = np.float32(last)
+    for i in range(keys.size):
+        for k in range(out.shape[1]):
+            drawn = _draw(np.int64(keys[i]) + (k << hashing.SAMPLE_SHIFT), salt) * span
+            out[i, k] = min(np.int32(np.float32(1.0) + drawn), last)
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _keep(
     keys: npt.NDArray[Any],
@@ -113,6 +122,13 @@ def hash_uniform(keys: Tensor, seed: int, step: int = 0) -> Tensor:
     """See :func:`slipstream.kernels.hashing.hash_uniform`; the same numbers. ``keys`` int32 or int64 on the CPU."""
     out = torch.empty(keys.shape, dtype=torch.float32)
     _uniform(keys.reshape(-1).numpy(), np.uint64(hashing.stream(step, seed)), out.view(-1).numpy())
+    return out
+
+
+def draw_rows(keys: Tensor, count: int, num_rows: int, seed: int, step: int = 0) -> Tensor:
+    """See :func:`slipstream.kernels.hashing.draw_rows`; the same rows. ``keys`` int32 or int64 on the CPU."""
+    out = torch.empty(keys.shape[0], count, dtype=torch.int32)
+    _rows(keys.contiguous().numpy(), np.uint64(hashing.stream(step, seed)), num_rows - 1, out.numpy())
     return out
 
 

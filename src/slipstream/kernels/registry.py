@@ -38,6 +38,7 @@ __all__ = [
     "check_errors",
     "count",
     "count_marked",
+    "draw_rows",
     "hardest",
     "has_pairs",
     "hash_lookups",
@@ -172,10 +173,19 @@ def count(counts: Tensor, ids: Tensor, amount: float) -> None:
     _backend(counts).count(counts, ids, amount)
 
 
+def _hashed(keys: Tensor) -> ModuleType:
+    in_kernel = keys.device.type == "cpu" and keys.dtype in (torch.int32, torch.int64)
+    return inputs if in_kernel else hashing
+
+
 def hash_uniform(keys: Tensor, seed: int, step: int = 0) -> Tensor:
     """A number in [0, 1) for each key. See :func:`slipstream.kernels.hashing.hash_uniform`."""
-    in_kernel = keys.device.type == "cpu" and keys.dtype in (torch.int32, torch.int64)
-    return (inputs if in_kernel else hashing).hash_uniform(keys, seed, step)
+    return _hashed(keys).hash_uniform(keys, seed, step)
+
+
+def draw_rows(keys: Tensor, count: int, num_rows: int, seed: int, step: int = 0) -> Tensor:
+    """Rows of a table for each key. See :func:`slipstream.kernels.hashing.draw_rows`."""
+    return _hashed(keys).draw_rows(keys, count, num_rows, seed, step)
 
 
 def keep(

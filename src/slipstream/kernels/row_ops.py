@@ -60,34 +60,35 @@ def _fold(b: Any, vector: Any, lanes: int) -> Any:
     return vector
 
 
-def _row_operation(pointers: int, scalars: int, body: Body, *, reduce: bool = False) -> Any:
+def _row_operation(pointers: int, scalars: int, body: Body, *, reduce: Any = None) -> Any:
     """A Numba intrinsic ``(width, (pointers…, scalars…))``: ``body`` applied along rows of ``width`` elements.
 
-    With ``reduce`` the last vector that ``body`` returns is summed over the row in float64, first in lanes, then
-    halves of lanes, and the sum returned.
+    With ``reduce`` the last vector that ``body`` returns is summed over the row in numbers of that type, first in
+    lanes, then halves of lanes, and the sum returned.
     """
 
     def typer(_context: Any, width: Any, arguments: Any) -> Any:
         del width, arguments
-        result = types.float64 if reduce else types.int64
+        result = types.int64 if reduce is None else types.float64 if reduce is _DOUBLE else types.float32
 
         def codegen(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
             width, packed = values
             unpacked = cgutils.unpack_tuple(builder, packed)
             addresses, numbers = unpacked[:pointers], unpacked[pointers:]
             lanes = [_splat(builder, number) for number in numbers]
-            wide = ir.VectorType(_DOUBLE, LANES)
-            sums = cgutils.alloca_once_value(builder, ir.Constant(wide, [0.0] * LANES)) if reduce else None
+            if reduce is not None:
+                wide = ir.VectorType(reduce, LANES)
+                sums = cgutils.alloca_once_value(builder, ir.Constant(wide, [0.0] * LANES))
 
             def add(value: Any) -> None:
-                longer = builder.fpext(value, wide)
-                builder.store(builder.fadd(builder.load(sums), longer), sums)
+                value = builder.fpext(value, wide) if reduce is _DOUBLE else value
+                builder.store(builder.fadd(builder.load(sums), value, flags=_FUSED), sums)
 
             full = builder.and_(width, _I64(-LANES))
             with cgutils.for_range_slice(builder, _I64(0), full, _I64(LANES), _I64) as (index, _):
                 loaded = [builder.load(_at(builder, a, index, 4, _VECTOR), align=4) for a in addresses]
                 results = list(body(builder, loaded, *lanes))
-                if reduce:
+                if reduce is not None:
                     add(results.pop())
                 for address, value in zip(addresses, results, strict=False):
                     if value is not None:
@@ -103,7 +104,7 @@ def _row_operation(pointers: int, scalars: int, body: Body, *, reduce: bool = Fa
                     for a in addresses
                 ]
                 results = list(body(builder, loaded, *lanes))
-                if reduce:
+                if reduce is not None:
                     # Lanes beyond the row loaded zeros, and every reduction here is of products of what was loaded.
                     add(results.pop())
                 for address, value in zip(addresses, results, strict=False):
@@ -112,7 +113,7 @@ def _row_operation(pointers: int, scalars: int, body: Body, *, reduce: bool = Fa
                         kind = _VECTOR if size == 4 else _HALF
                         to = _at(builder, address, full, size, kind)
                         _masked(builder, "store", ir.VoidType(), [value, to, _I32(size), mask], kind)
-            if not reduce:
+            if reduce is None:
                 return _I64(0)
             return builder.extract_element(_fold(builder, builder.load(sums), 1), _I32(0))
 
@@ -171,11 +172,13 @@ add_row = _row_operation(2, 1, lambda b, v, k: [_multiply_add(b, v[1], k, v[0]),
 """(to, source, k): to = to + source * k."""
 scale_row = _row_operation(1, 1, lambda b, v, k: [b.fmul(v[0], k)])
 """(to, k): to = to * k."""
-squared_norm = _row_operation(1, 0, lambda b, v: [None, b.fmul(v[0], v[0])], reduce=True)
+squared_norm = _row_operation(1, 0, lambda b, v: [None, b.fmul(v[0], v[0])], reduce=_DOUBLE)
 """(source): sum of squares, products in float32, sum in float64."""
-dot = _row_operation(2, 0, lambda b, v: [None, None, b.fmul(v[0], v[1])], reduce=True)
-"""(x, y): sum of their products, products in float32, sum in float64."""
-dot_of_difference = _row_operation(3, 0, lambda b, v: [None, None, None, b.fmul(v[0], b.fsub(v[1], v[2]))], reduce=True)
+dot = _row_operation(2, 0, lambda b, v: [None, None, b.fmul(v[0], v[1], flags=_FUSED)], reduce=_FLOAT)
+"""(x, y): sum of their products, all in float32."""
+dot_of_difference = _row_operation(
+    3, 0, lambda b, v: [None, None, None, b.fmul(v[0], b.fsub(v[1], v[2]), flags=_FUSED)], reduce=_FLOAT
+)
 """(x, y, z): sum of x * (y - z), likewise."""
 difference_row = _row_operation(3, 1, lambda b, v, k: [b.fmul(b.fsub(v[1], v[2]), k), None, None])
 """(to, x, y, k): to = (x - y) * k."""

@@ -24,7 +24,6 @@ from slipstream.embedding import (
 )
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
-from slipstream.kernels.hashing import SAMPLE_SHIFT
 
 Engine = Literal["slipstream", "torch", "xdl"]
 """Whose tables: ours, ``nn.EmbeddingBag(sparse=True)`` as the reference, or XDL-style ones."""
@@ -206,11 +205,7 @@ def draw_items(batch: Batch, rows: Tensor, step: int, num_items: int, seed: int,
     Returns:
         int32 ``[P, K]``.
     """
-    keys = batch.index.index_select(0, rows).to(torch.int64).unsqueeze(1)
-    if count > 1:
-        keys = keys + (torch.arange(count, device=keys.device) << SAMPLE_SHIFT)
-    drawn = registry.hash_uniform(keys, seed, step)
-    return (1 + (drawn * (num_items - 1))).to(torch.int32).clamp_max(num_items - 1)
+    return registry.draw_rows(batch.index.index_select(0, rows), count, num_items, seed, step)
 
 
 def position_of(names: Sequence[str], name: str | None, default: int) -> int:

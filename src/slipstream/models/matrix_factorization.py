@@ -124,7 +124,7 @@ class MatrixFactorization(Recommender):
         if self.objective == "logistic":
             return super().loss(batch)
         rows = (batch.labels > 0).nonzero().squeeze(1)
-        users, items = batch.inputs.ids.index_select(0, rows)[:, [self.user, self.item]].unbind(1)
+        users, items = (batch.inputs.ids[:, column].index_select(0, rows) for column in (self.user, self.item))
         drawn = draw_items(batch, rows, int(self.steps), self.num_items, self.negative_seed, self.candidates)
         self.steps += 1
         other = drawn[:, 0] if self.candidates == 1 else self._hardest(users, drawn)

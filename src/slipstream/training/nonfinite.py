@@ -57,16 +57,18 @@ def nonfinite_error(model: Recommender, batch: Batch, what: str, step: int) -> N
         step: Steps done before it.
     """
     with torch.no_grad():
-        # A rectifier may hide a value of the data from the loss, not from the gradient.
-        bad = ~model.losses(batch).isfinite() | ~batch.inputs.dense.isfinite().all(1)
+        # Logits, since not every loss is of single samples. A rectifier may hide a value of the data from them, not
+        # from the gradient.
+        bad = ~model(batch.inputs).isfinite() | ~batch.inputs.dense.isfinite().all(1)
         if not bad.any():
             for _, gradient in _gradients(model):
                 if gradient.dim() == 3 and len(gradient) == len(batch):
                     bad |= ~gradient.isfinite().flatten(1).all(1)
     rows = bad.nonzero().flatten().tolist()
     if not rows:
-        wrong = sorted(name for name, gradient in _gradients(model) if not bool(gradient.isfinite().all()))
-        where = f"in no sample's loss or rows alone, but in the gradient of {', '.join(wrong[:NAMED])}"
+        held = {"gradient": _gradients(model), "weight": model.named_parameters()}
+        wrong = [f"the {kind} of {name}" for kind in held for name, it in held[kind] if not bool(it.isfinite().all())]
+        where = f"in no sample's logit or rows alone, but in {', '.join(wrong[:NAMED]) or 'the loss'}"
     else:
         named = ", ".join(str(int(batch.index[row])) for row in rows[:NAMED])
         more = ", …" if len(rows) > NAMED else ""
