@@ -87,10 +87,10 @@ HEADLINES: tuple[Headline, ...] = (
         ),
     ),
     Headline(
-        "Skipping, same engine, AUC within 0.001: half of the inputs by `importance`; synthetic clicks, 8 % positives",
+        "Skipping, same engine, AUC no lower: half of the inputs by label alone / `importance`; synthetic, 8 % positives",
         "full training",
-        "frontier_synthetic_8",
-        ("equal quality, importance 0.5",),
+        "frontier_synthetic_8_half",
+        ("equal quality, label alone 0.5", "equal quality, importance 0.5"),
         (
             ("AUC of full training", "AUC of full training"),
             ("equal quality, importance 0.5", "importance's difference to it"),
