@@ -87,7 +87,7 @@ HEADLINES: tuple[Headline, ...] = (
         ),
     ),
     Headline(
-        "Skipping, same engine, AUC no lower: half of the inputs by label alone / `importance`; synthetic, 8 % positives",
+        "Skipping, same engine, AUC no lower: half of the inputs, label alone / `importance`; synthetic, 8 % positives",
         "full training",
         "frontier_synthetic_8_half",
         ("equal quality, label alone 0.5", "equal quality, importance 0.5"),

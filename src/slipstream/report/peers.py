@@ -53,7 +53,7 @@ def peers_table(records: Sequence[tuple[Path, Record]]) -> str:
             if not cells:
                 continue
             if measure == "seconds_to_ndcg":
-                cells = _ended_with(record) | cells
+                cells = _ended_with(record) | _beside_engine(record, cells)
             data = record.dataset.partition(",")[0].replace("_", " ") if measure.startswith("seconds_to") else ""
             columns[f"[{title}{', ' + data if data else ''}](benchmarks/results/{file.name})"] = cells
     lines = [
@@ -69,9 +69,16 @@ def peers_table(records: Sequence[tuple[Path, Record]]) -> str:
         + "".join(lines)
         + "\nEach system trained in turn, in an environment of its own, on the same data, for times at a rate tuned on"
         " the same grid; above 1x ours is faster, or smaller. Time to its AUC: until the fastest of ours is within"
-        " 0.001 of what that system ends with; to NDCG@20: until that of RecBole's BPR, in brackets what a system ended"
-        " with that did not get there. Other targets, and the engine and skipping apart, are in the records.\n\n"
+        " 0.001 of what that system ends with; to NDCG@20: until that of RecBole's BPR, first with harder negatives,"
+        " second with negatives drawn uniformly as RecBole's are; in brackets what a system ended with that did not get"
+        " there. Other targets, and the engine and skipping apart, are in the records.\n\n"
     )
+
+
+def _beside_engine(record: Record, cells: dict[str, str]) -> dict[str, str]:
+    """Cells of the ranking peers with what the engine does alone, where the record says so."""
+    alone = {peer: record.ratios.get(f"seconds_to_ndcg_engine_alone/{peer}") for peer in cells}
+    return {peer: cell + (f", {alone[peer]:.2f}x" if alone[peer] is not None else "") for peer, cell in cells.items()}
 
 
 def _ended_with(record: Record) -> dict[str, str]:
