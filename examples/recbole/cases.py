@@ -47,6 +47,7 @@ def run(name: str, data: Clicks, test: Clicks | None, folder: Path, untouched: s
             "metrics": ["NDCG"],
             "topk": [10],
             "valid_metric": "NDCG@10",
+            "metric_decimal_place": 6,  # its 4 would hide differences near the tolerance
             "use_gpu": False,
             "show_progress": False,
             "state": "CRITICAL",
