@@ -18,8 +18,8 @@ PEER_VENVS := .venv-peers
 INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
-.PHONY: help env env-bench docs pages interop demo test test-gpu sanitize-gpu gpu-ready bench-gpu faults fuzz soak matrix lint format types results clean \
-  bench-frontier bench-peers bench-profile frontier-page $(addprefix bench-,$(BENCHES))
+.PHONY: help env env-bench docs pages interop interop-env interop-quick demo test test-gpu sanitize-gpu faults fuzz soak matrix lint \
+  format types results clean bench-frontier bench-peers bench-profile frontier-page $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench-frontier DATA=globo   quality against time for every policy, with random skipping"
 	@echo "make bench-peers PEERS=\"torchrec implicit\"   beside other systems: samples a second, time to quality, memory"
 	@echo "make interop  train models of $(LIBRARIES) with and without us"
+	@echo "make interop-quick  the same on little data, in two minutes: is the metric the same, does skipping run"
 	@echo "make frontier-page               one page of all kept frontiers: runs/frontiers.html"
 	@echo "make bench-profile               where the time of a training step goes"
 	@echo "make docs     build the documentation site, strictly, into build/site"
@@ -58,24 +59,36 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchrec
 	@touch $@
 
-# Other libraries' models, in an environment of their own. What requirements.txt marks comes without its dependencies:
-# RecBole and TorchRec pin versions that do not exist beside this torch.
-interop: $(INTEROP)/.installed
+# Other libraries' models, in an environment of their own, beside our package installed as users install it.
+interop: interop-env
 	for library in $(LIBRARIES); do \
 	  $(INTEROP)/bin/python -m examples.compare $$library --json benchmarks/results/interop_$$library.json || exit 1; \
 	done
 	$(INTEROP)/bin/torchrun --nproc-per-node 2 -m examples.torchrec.sharded
 	$(INTEROP)/bin/python -m examples.page
 
-$(INTEROP)/.installed: pyproject.toml constraints.txt $(LIBRARIES:%=examples/%/requirements.txt)
+# All libraries, even when one of them differs.
+interop-quick: interop-env
+	status=0; for library in $(LIBRARIES); do \
+	  $(INTEROP)/bin/python -m examples.compare $$library --quick || status=1; \
+	done; exit $$status
+
+interop-env: $(INTEROP)/.installed $(INTEROP)/.package
+
+# What requirements.txt marks comes without its dependencies: RecBole and TorchRec pin versions that do not exist beside
+# this torch.
+$(INTEROP)/.installed: constraints.txt $(LIBRARIES:%=examples/%/requirements.txt)
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
-	$(INTEROP)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
 	for library in $(LIBRARIES); do \
 	  grep -v -- '# --no-deps' examples/$$library/requirements.txt > $(INTEROP)/with-deps.txt; \
 	  grep -- '# --no-deps' examples/$$library/requirements.txt > $(INTEROP)/without-deps.txt; \
 	  $(INTEROP)/bin/python -m pip install --quiet --constraint constraints.txt -r $(INTEROP)/with-deps.txt || exit 1; \
 	  $(INTEROP)/bin/python -m pip install --quiet --no-deps -r $(INTEROP)/without-deps.txt || exit 1; \
 	done
+	@touch $@
+
+$(INTEROP)/.package: $(INTEROP)/.installed pyproject.toml $(shell find src -name '*.py')
+	$(INTEROP)/bin/python -m pip install --quiet --constraint constraints.txt .
 	@touch $@
 
 # Records of --quick runs are not for quoting, and do not take the place of kept ones.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def run(name: str, data: Clicks, test: Clicks | None, folder: Path, untouched: s
             "metrics": ["NDCG"],
             "topk": [10],
             "valid_metric": "NDCG@10",
+            "metric_decimal_place": 6,  # its 4 would hide differences near the tolerance
             "use_gpu": False,
             "show_progress": False,
             "state": "CRITICAL",
@@ -64,7 +66,8 @@ def run(name: str, data: Clicks, test: Clicks | None, folder: Path, untouched: s
     train_data, valid_data, _ = data_preparation(config, dataset)
     init_seed(0, True)
     model = get_model(name)(config, train_data.dataset)
-    trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
+    with contextlib.chdir(folder):  # it writes log_tensorboard/ where it stands
+        trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
     report = None
     began = time.perf_counter()
     if untouched is not None:

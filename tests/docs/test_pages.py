@@ -26,7 +26,7 @@ BLOCKS = [
 ]
 
 
-OPTIONAL = ("lightning",)
+OPTIONAL = ("accelerate", "lightning")
 """Packages that a page is about and that the tests' environment need not have."""
 
 
@@ -34,7 +34,7 @@ OPTIONAL = ("lightning",)
 @pytest.mark.filterwarnings("ignore")
 def test_code_runs_as_written(page: Path, block: str) -> None:
     for package in OPTIONAL:
-        if re.search(rf"^import {package}\b", block, flags=re.MULTILINE):
+        if re.search(rf"^(import|from) {package}\b", block, flags=re.MULTILINE):
             pytest.importorskip(package)
     exec(compile(block, page.name, "exec"), {"__name__": page.stem})
 

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from numba.core import event
 from rich.console import Console
 
 from slipstream.errors import ConfigError, DataError, NotPrepared
@@ -12,6 +13,7 @@ from slipstream.evaluation import auc
 from slipstream.kernels.parallel import SlowPathWarning
 from slipstream.staleness.compiled import tally
 from slipstream.training import (
+    CompilingKernels,
     EpochDone,
     HeldOutScored,
     Progress,
@@ -25,6 +27,7 @@ from slipstream.training import (
     loop,
     predict,
     predicting,
+    run,
     train,
 )
 from slipstream.training.warm_up import warm_up
@@ -126,8 +129,8 @@ def test_events_come_in_order(make_store):
     train(config(epochs=2), store=make_store(1000), listeners=[events.append])
     scored = [event for event in events if isinstance(event, HeldOutScored)]
     assert len(scored) == 10 and {event.scores.samples for event in scored} == {100}
-    kinds = [type(event) for event in events if not isinstance(event, StepDone | HeldOutScored)]
-    assert kinds == [RunStarted, EpochDone, EpochDone, RunDone]
+    events = [event for event in events if not isinstance(event, StepDone | HeldOutScored | CompilingKernels)]
+    assert [type(event) for event in events] == [RunStarted, EpochDone, EpochDone, RunDone]
     assert events[0].total_samples == 1800
 
 
@@ -185,6 +188,7 @@ def test_a_trainer_tells_its_position_and_state(make_store):
 
 def test_progress_is_silent_without_a_terminal_and_draws_on_one(make_store):
     outputs = []
+    train(config(), store=make_store(1000))  # kernels are compiled
     for terminal in (False, True):
         text = io.StringIO()
         console = Console(file=text, force_terminal=terminal, width=80)
@@ -194,13 +198,32 @@ def test_progress_is_silent_without_a_terminal_and_draws_on_one(make_store):
     assert "100 %" in outputs[1] or "samples/s" in outputs[1]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_that_kernels_are_compiled_is_said_once_where_they_are(make_store, monkeypatch, terminal):
+    text, states = io.StringIO(), []
+    progress = Progress(Console(file=text, force_terminal=terminal, width=80))
+
+    def compiles(*arguments):
+        # What Numba says while it compiles; tests/kernels/test_compiling.py has it compile.
+        for _ in range(2):
+            with event.trigger_event("numba:run_pass"):
+                pass
+        states.append(text.getvalue())
+
+    monkeypatch.setattr(run, "warm_up", compiles)
+    train(config(), store=make_store(1000), listeners=[progress])
+    assert states[0].count("compiling kernels, once for this version: about a minute") == 1
+    if not terminal:
+        assert text.getvalue().count("\n") == 1
+
+
 def test_errors_say_what_is_wrong(make_store, tmp_path):
     with pytest.raises(ConfigError, match="lower the learning rates"):
         train(config(optimizer={"name": "sgd", "lr": 1e30}), store=make_store(1000))
     events = []
     with pytest.raises(DataError, match="all have the same label"):
         train(config(), store=make_store(300, name="positives", all_positive=True), listeners=[events.append])
-    assert events == []  # before any training
+    assert not any(isinstance(event, RunStarted) for event in events)  # before any training
     with pytest.raises(ConfigError, match="no one-hot feature 'genre'"):
         train(config(popularity_feature="genre"), store=make_store(300, name="c"))
     with pytest.raises(ConfigError, match="no samples to score"):

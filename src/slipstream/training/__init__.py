@@ -11,6 +11,7 @@ from slipstream.training.config import (
 from slipstream.training.events import (
     CheckpointSaved,
     ChunkScored,
+    CompilingKernels,
     EpochDone,
     Event,
     GatesNoted,
@@ -31,6 +32,7 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointSaved",
     "ChunkScored",
+    "CompilingKernels",
     "EpochDone",
     "Evaluation",
     "Event",

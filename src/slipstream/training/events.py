@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class CompilingKernels:
+    """Before :class:`RunStarted`: kernels are compiled, as Numba's cache lacks some; it takes up to a minute."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunStarted:
     """Data is open, the model is built, the first batch comes next."""
 
@@ -150,7 +155,8 @@ class CheckpointSaved:
 
 
 Event = (
-    RunStarted
+    CompilingKernels
+    | RunStarted
     | StepDone
     | HeldOutScored
     | GatesNoted

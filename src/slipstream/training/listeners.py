@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.spinner import Spinner
 
 from slipstream.data.atomic import write_text
 from slipstream.errors import ConfigError, OutputError
@@ -20,6 +22,7 @@ from slipstream.report.machine import commit, describe_machine
 from slipstream.training.config import save_config
 from slipstream.training.events import (
     ChunkScored,
+    CompilingKernels,
     EpochDone,
     Event,
     GatesNoted,
@@ -30,9 +33,11 @@ from slipstream.training.events import (
     StepDone,
 )
 
+COMPILING = "compiling kernels, once for this version: about a minute"
+
 
 class Progress:
-    """A progress bar on standard error; silent where that is no terminal.
+    """A progress bar on standard error; where that is no terminal, a line if kernels are compiled, and nothing else.
 
     Args:
         console: Where to draw; None: standard error.
@@ -40,6 +45,7 @@ class Progress:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(file=sys.stderr)
+        self._status: Live | None = None
         self._bar: Bar | None = None
         self._task = TaskID(0)
         self._auc: float | None = None
@@ -47,7 +53,13 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Takes an event."""
         match event:
+            case CompilingKernels() if self._console.is_terminal:
+                self._status = Live(Spinner("dots", COMPILING), console=self._console, transient=True)
+                self._status.start(refresh=True)
+            case CompilingKernels():
+                self._console.print(COMPILING)
             case RunStarted() if self._console.is_terminal:
+                self.close()
                 columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
                 words = TextColumn("{task.description}")
                 self._bar = Bar(words, *columns, console=self._console, transient=True, refresh_per_second=4)
@@ -68,6 +80,9 @@ class Progress:
 
     def close(self) -> None:
         """Takes the bar away; also for a training that failed."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

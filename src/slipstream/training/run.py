@@ -31,11 +31,12 @@ from slipstream.evaluation import (
     score_new_items,
 )
 from slipstream.evaluation.popularity import bucket_feature
+from slipstream.kernels.compiling import when_compiling
 from slipstream.report.machine import commit, describe_machine, versions
 from slipstream.training.checkpoint.folder import Loaded
 from slipstream.training.config import TrainConfig, default_cache
 from slipstream.training.continuing import continue_from
-from slipstream.training.events import EpochDone, Event, Listener, RunDone, RunStarted, tell
+from slipstream.training.events import CompilingKernels, EpochDone, Event, Listener, RunDone, RunStarted, tell
 from slipstream.training.listeners import JsonlMetrics, ResultWriter
 from slipstream.training.loop import Outcome, Trainer
 from slipstream.training.memory import check_memory
@@ -148,7 +149,8 @@ def _train(
             ranks.check_same("data", store.fingerprint)
         bucket_feature(store, config.popularity_feature)
         memory = check_memory(config, store)
-        warm_up(config, store)
+        with when_compiling(lambda: tell(everyone, CompilingKernels())):
+            warm_up(config, store)
         trainer = Trainer(config, store, everyone, ranks)
         if loaded is not None and not trainer.savable:
             raise ConfigError("trainings on a GPU or with a row cache cannot be resumed", remedy="choose another out")
