@@ -106,6 +106,30 @@ def test_several_backward_passes_before_a_step() -> None:
     equal(full, true, cached)
 
 
+@pytest.mark.parametrize("look", ["predict", "weight", "signal"])
+def test_what_is_read_between_forward_and_step_loses_nothing(look: str) -> None:
+    full, cached = pair()
+    mine, true = (optim.Adam(m.parameters(), lr=0.05) for m in (cached, full))
+    cached.attach(mine)
+    for module in (full, cached):
+        for table in module.table_of.values():
+            table.measure()
+    for step in range(20):
+        for module, optimizer in ((full, true), (cached, mine)):
+            optimizer.zero_grad()
+            result = loss(module(*inputs(step)), step)
+            if look == "predict":
+                with torch.no_grad():
+                    module(*inputs(step + 1))
+            elif module is cached:
+                _ = cached.table_of["user"].weight if look == "weight" else cached.table_of["user"].measure()
+            result.backward()
+            optimizer.step()
+        for name, table in full.table_of.items():
+            assert torch.equal(table.measure().view(torch.int16), cached.table_of[name].measure().view(torch.int16))
+    equal(full, true, cached)
+
+
 def test_traffic_by_hand() -> None:
     _, cached = pair(slots=4)
     optimizer = optim.Adam(cached.parameters(), lr=0.05)

@@ -135,6 +135,7 @@ class CachedEmbeddingCollection(nn.Module):
             if isinstance(state, Tensor):
                 self.cache.add_state(name, state)
         self._states = tuple(self.cache.state_names)
+        self.cache.steps_done = self._steps_done
         everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         place = next(i for i, parameter in enumerate(everything) if parameter is self.weight)
         first = (getattr(optimizer, "gate_seed", 0) << _GROUP_SEEDS) + place
@@ -270,6 +271,9 @@ class CachedEmbeddingCollection(nn.Module):
                 remedy="load an optimizer before it is attached, and the rows' state into host_state()",
             )
         return int(state["step"]) + 1
+
+    def _steps_done(self) -> int:
+        return int(self._attached().state[self.weight]["step"])
 
     def _shut(self, found: Placed) -> None:
         """Sets the gates of the batch's rows on the card, drawn already by the rows' own numbers."""

@@ -17,7 +17,7 @@ bit: a row's sum is in sample order whatever its place, and gates are drawn here
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -96,6 +96,8 @@ class RowCache:
         """uint8 [R] in host memory, or None while every row is open."""
         self.seeds: tuple[int, ...] = tuple(range(len(rows)))
         """Keys of each table's gate draws."""
+        self.steps_done: Callable[[], int] | None = None
+        """Steps that the optimizer has done; without it a step counts as under way until the next is placed."""
         self.bytes = BusBytes()
         self._index = RowIndex(int(self.bases[-1]), self.slots, half_life)
         # Not pinned: rows are gathered into pinned memory on their way, and pinning would copy whole tables.
@@ -211,6 +213,9 @@ class RowCache:
         changed = np.flatnonzero(self._changed)
         self._write_back(changed)
         self._changed[changed] = False
+        if self._is_under_way():  # it will change its rows once more
+            mine = self._index.holding()
+            self._changed[mine] = self._open_now[mine]
         self._settle()
 
     def update(self, name: str) -> None:
@@ -219,13 +224,18 @@ class RowCache:
             self._settle()
             self._write_back(np.flatnonzero(self._changed), [name])
             self._settle()
-            self._up_to_date.add(name)
+            if not self._is_under_way():
+                self._up_to_date.add(name)
 
     def forget(self) -> None:
         """Takes every row from the card without writing it back: the host's rows were replaced."""
         self._settle()
         self._index.clear()
         self._changed[:], self._has_state[:] = False, False
+
+    def _is_under_way(self) -> bool:
+        """Whether rows were placed for a step that is still to update them."""
+        return self._step >= 0 and (self.steps_done is None or self.steps_done() < self._step)
 
     def _open(self, keys: Keys, step: int) -> npt.NDArray[np.bool_]:
         if self.gate is None:

@@ -144,6 +144,10 @@ class RowIndex:
         """Keeps rows from leaving, beside those that are held already, until :meth:`let_go`."""
         self._held[slots] = self._hold
 
+    def holding(self) -> Slots:
+        """The rows that are held."""
+        return np.flatnonzero(self._held == self._hold)
+
     def let_go(self) -> None:
         """Ends all holding."""
         self._hold += 1
