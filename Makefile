@@ -18,7 +18,7 @@ PEER_VENVS := .venv-peers
 INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
-.PHONY: help env env-bench docs pages interop interop-env interop-quick demo test test-gpu sanitize-gpu faults fuzz soak matrix lint \
+.PHONY: help env env-bench docs pages interop interop-env interop-quick demo test test-gpu sanitize-gpu gpu-ready \
   format types results clean bench-frontier bench-peers bench-profile frontier-page $(addprefix bench-,$(BENCHES))
 
 help:
