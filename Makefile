@@ -19,7 +19,7 @@ INTEROP := .venv-interop
 LIBRARIES := fuxictr deepctr_torch recbole torchrec
 
 .PHONY: help env env-bench docs pages interop interop-env interop-quick demo test test-gpu sanitize-gpu gpu-ready \
-  format types results clean bench-frontier bench-peers bench-profile frontier-page $(addprefix bench-,$(BENCHES))
+  faults fuzz soak matrix lint format types results clean bench-gpu bench-frontier bench-peers bench-profile frontier-page $(addprefix bench-,$(BENCHES))
 
 help:
 	@echo "make env      create .venv with pinned versions; make env-bench adds the benchmarks' peers"
