@@ -79,6 +79,16 @@ def test_a_missing_data_set_costs_the_others_nothing(tmp_path: Path) -> None:
     assert "no such data" in record.conditions["missing_frontier_globo"] and "host_cached" in record.ratios
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_part_that_does_not_fit_costs_the_others_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_small(*_: object) -> None:
+        raise ConfigError("a step needs 9 rows on the card, which holds 8")
+
+    monkeypatch.setattr("slipstream.bench.gpu_trainings.bytes_over_the_bus", too_small)
+    record = measure(trial(cache=tmp_path, data=("movietweetings",)))
+    assert "needs 9 rows" in record.conditions["missing_host_bytes"] and "torch_dense_dim16_batch32" in record.ratios
+
+
 def test_overlap_is_the_share_of_copies_under_kernels() -> None:
     assert merged([(4, 5), (0, 2), (1, 3)]) == [(0, 3), (4, 5)]
     assert covered([(0, 4), (6, 8)], [(3, 7), (1, 2), (20, 30)]) == 1 + 1 + 1

@@ -184,6 +184,9 @@ def test_an_optimizer_counts_and_sends_the_steps_of_a_replayed_graph() -> None:
             stepped.step()
             assert torch.equal(mine.weight, eager.weight)
     assert replayed.state[mine.weight]["step"] == stepped.state[eager.weight]["step"] == 4
+    replayed.load_state_dict(stepped.state_dict())  # into tensors that no graph knows
+    with pytest.raises(ConfigError, match="captured"):
+        replayed.before_replay()
 
 
 def test_sums_of_hot_rows_do_not_depend_on_other_rows(kernels: Any) -> None:

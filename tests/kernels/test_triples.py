@@ -130,6 +130,13 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
             registry.hardest(*arguments)
 
 
+def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
+    rows = torch.randn(3, 3, 5, requires_grad=True)
+    (of_rows,) = torch.autograd.grad(registry.margins(rows).square().sum(), rows, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        of_rows.sum().backward()
+
+
 def test_operators() -> None:
     rows = torch.randn(3, 3, 5, requires_grad=True)
     torch.library.opcheck(registry._margins, (rows,))

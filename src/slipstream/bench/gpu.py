@@ -28,7 +28,7 @@ from slipstream.bench.gpu_check import largest_differences
 from slipstream.bench.gpu_systems import LEARNING_RATE
 from slipstream.bench.gpu_workload import CRITEO_TERABYTE_CARDINALITIES, GATED, ZIPF_EXPONENT, scaled, zipf_ids
 from slipstream.bench.systems import EPS
-from slipstream.errors import ConfigError, DataError
+from slipstream.errors import ConfigError, SlipstreamError
 from slipstream.kernels import registry
 from slipstream.report.record import Record
 from slipstream.report.timing import summarise
@@ -145,7 +145,7 @@ def measure(plan: Plan, *, seed: int = 0, quick: bool = False) -> Record:
             bench.until = perf_counter() + share
             try:
                 part.measure()
-            except (torch.OutOfMemoryError, DataError) as error:
+            except (torch.OutOfMemoryError, SlipstreamError) as error:
                 record.conditions[f"missing_{part.name}"] = str(error).splitlines()[0]
     record.conditions["seconds"] = round(perf_counter() - began, 1)
     return record

@@ -26,6 +26,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from slipstream.errors import ConfigError
 from slipstream.kernels import classify, cpu, cpu_pairs, cpu_triples, cuda_errors, hashing, inputs, reference
@@ -268,6 +269,7 @@ class _Margins(torch.autograd.Function):
         return _triples(rows).margins(rows)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         (rows,) = ctx.saved_tensors
         return _triples(rows).margin_gradients(rows, grad)

@@ -182,7 +182,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         ``capturable=True`` where torch counts steps (Adam, AdamW). Of several graphs all must update the same tables.
 
         Raises:
-            ConfigError: No step was captured.
+            ConfigError: No step was captured, or none since :meth:`load_state_dict`, whose state no graph knows.
         """
         captured = vars(self).get("_captured")
         if not captured:
@@ -274,7 +274,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See torch; row-wise and integer states keep their shape and dtype."""
         _plain(super().load_state_dict)(state_dict)
-        vars(self)["_plans"] = {}
+        vars(self).update(_plans={}, _captured={})
         kept = ("last_step", *self.row_state)
         saved = {i: s for i, s in state_dict["state"].items() if any(name in s for name in kept)}
         flat = [p for group in self.param_groups for p in group["params"]]
