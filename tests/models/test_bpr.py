@@ -15,7 +15,7 @@ from slipstream.data.schema import FeatureInfo
 from slipstream.embedding import EmbeddingCollection, PlainEmbeddingCollection, TableConfig
 from slipstream.errors import ConfigError, IndexOutOfRange
 from slipstream.models import MatrixFactorizationConfig, build_model
-from slipstream.models.base import draw_items
+from slipstream.models.base import draw_items, other_than
 from slipstream.models.matrix_factorization import MatrixFactorization
 
 FEATURES = (
@@ -44,6 +44,8 @@ def by_hand(user: nn.Embedding, item: nn.Embedding, batch: Batch, step: int, can
     rows = (batch.labels > 0).nonzero().squeeze(1)
     ids = batch.inputs.ids[rows].long()
     drawn = draw_items(batch, rows, step, item.num_embeddings, 0, candidates).long()
+    if candidates > 1:
+        drawn = other_than(ids[:, 2], drawn, item.num_embeddings)
 
     def score(users: Tensor, items: Tensor) -> Tensor:
         return (user(users)[..., :-1] * item(items)[..., :-1]).sum(-1) + item(items)[..., -1]
@@ -124,12 +126,18 @@ def test_more_candidates_begin_with_the_same_items() -> None:
     assert agree[~torch.eye(8, dtype=torch.bool)].max() < 0.15
 
 
+def test_a_positive_is_no_candidate_of_its_own() -> None:
+    drawn = torch.tensor([[3, 4], [19, 1], [5, 5]], dtype=torch.int32)
+    apart = other_than(torch.tensor([3, 19, 7]), drawn, 20)
+    assert apart.tolist() == [[4, 4], [1, 1], [5, 5]] and apart.dtype == torch.int32
+
+
 def test_the_candidate_trained_against_is_the_one_with_the_highest_score() -> None:
     model = bpr(candidates=6)
     assert isinstance(model, MatrixFactorization)
     batch = some_batch()
     rows = (batch.labels > 0).nonzero().squeeze(1)
-    drawn = draw_items(batch, rows, 0, 20, 0, 6)
+    drawn = other_than(batch.inputs.ids[rows, 2], draw_items(batch, rows, 0, 20, 0, 6), 20)
     ids = batch.inputs.ids[rows].unsqueeze(1).repeat(1, 6, 1)
     ids[:, :, 2] = drawn
     with torch.no_grad():

@@ -55,6 +55,7 @@ def test_the_dense_rate_decays_where_the_training_has_an_end():
         ({"engine": "torch", "optimizer": {"name": "rowwise_adagrad"}}, "no rowwise_adagrad"),
         ({"engine": "torch", "optimizer": {"clip": 1.0}}, "cannot clip"),
         ({"engine": "torch", "compile": True}, "cannot compile"),
+        ({"model": {"name": "mf", "objective": "bpr"}, "compile": True}, "nothing to compile"),
         ({"engine": "torch", "optimizer": {"name": "adam", "weight_decay": 0.1}}, "no weight_decay"),
         ({"policy": "psse", "optimizer": {"untouched": "dense"}}, "untouched=lazy"),
         ({"policy": {"name": "random", "level": "rows"}, "optimizer": {"untouched": "dense"}}, "untouched=lazy"),

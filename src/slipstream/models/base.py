@@ -208,6 +208,14 @@ def draw_items(batch: Batch, rows: Tensor, step: int, num_items: int, seed: int,
     return registry.draw_rows(batch.index.index_select(0, rows), count, num_items, seed, step)
 
 
+def other_than(items: Tensor, drawn: Tensor, num_items: int) -> Tensor:
+    """Drawn items ``[P, K]``, the next item in place of those that are the positive itself ``[P]``.
+
+    Of several candidates it would be the hardest, and its pair teaches nothing: its margin is 0.
+    """
+    return torch.where(drawn == items.unsqueeze(1), 1 + drawn % max(num_items - 1, 1), drawn)
+
+
 def position_of(names: Sequence[str], name: str | None, default: int) -> int:
     """Where the feature ``name`` stands; ``default`` when no name is given.
 

@@ -22,6 +22,7 @@ from slipstream.models.base import (
     Vectors,
     draw_items,
     make_embeddings,
+    other_than,
     position_of,
 )
 
@@ -127,7 +128,10 @@ class MatrixFactorization(Recommender):
         users, items = (batch.inputs.ids[:, column].index_select(0, rows) for column in (self.user, self.item))
         drawn = draw_items(batch, rows, int(self.steps), self.num_items, self.negative_seed, self.candidates)
         self.steps += 1
-        other = drawn[:, 0] if self.candidates == 1 else self._hardest(users, drawn)
+        if self.candidates == 1:
+            other = drawn[:, 0]
+        else:
+            other = self._hardest(users, other_than(items, drawn, self.num_items))
         margins = registry.margins(self._triples(torch.stack([users, items, other.to(items.dtype)], dim=1)).float())
         weights = batch.weights.index_select(0, rows)
         return (functional.softplus(-margins) * weights).sum() / max(rows.numel(), 1)
