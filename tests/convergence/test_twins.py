@@ -16,6 +16,8 @@ from slipstream import optim
 
 CLOSE = 1e-6
 """Relative: to the loss, and to the norm of each weight and state."""
+CLOSE_MOMENTUM = 2e-6
+"""The same of a sum of gradients in float32, which is 1.03e-6 off on processors without AVX-512."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::slipstream.kernels.parallel.SlowPathWarning")
 
@@ -115,7 +117,8 @@ def test_twins_stay_together(name: str, passes: int, several: bool) -> None:
     expected_states = {key: value for key, value in expected_states.items() if value is not None}
     assert expected_states.keys() - found_states.keys() == set()
     for key, value in expected_states.items():
-        assert distance(value, found_states[key]) <= CLOSE, key
+        close = CLOSE_MOMENTUM if key.endswith("momentum_buffer") else CLOSE
+        assert distance(value, found_states[key]) <= close, key
 
 
 def test_reload_is_bit_equal() -> None:

@@ -25,6 +25,7 @@ from slipstream.kernels import parallel
 from slipstream.kernels.intrinsics import fetch_add, load_i64, prefetch_write
 from slipstream.kernels.row_ops import scale_row
 from slipstream.kernels.sources import digest
+from slipstream.report.machine import WITHOUT_BF16, instructions
 
 LINE = 64
 """Bytes that memory moves at a time: a cache line."""
@@ -162,7 +163,8 @@ def product_seconds(m: int, k: int, n: int, dtype: torch.dtype, *, batch: int = 
     if batch:
         return best_seconds(lambda: torch.bmm(left, right.transpose(1, 2), out=out), trials)
     seconds = best_seconds(lambda: torch.mm(left, right.T, out=out), trials)
-    if torch.backends.mkldnn.is_available():
+    # oneDNN makes no products of bfloat16 where the processor has none.
+    if torch.backends.mkldnn.is_available() and (dtype == torch.float32 or instructions() not in WITHOUT_BF16):
         product = torch.ops.mkldnn._linear_pointwise
         seconds = min(seconds, best_seconds(lambda: product(left, right, None, "none", [], ""), trials))
     return seconds
