@@ -122,10 +122,12 @@ def _summary(library: str, rows: list[dict[str, Any]]) -> str:
 
 
 def _save(path: Path, library: str, size: Size, rows: list[dict[str, Any]]) -> None:
+    from slipstream.report.machine import commit
     from slipstream.report.record import Record
 
     Record(
         name=f"interop {library}",
+        commit=commit(Path(__file__)),
         command=f"python -m examples.compare {library}",
         dataset=f"MovieTweetings (metric), {size.rows:,} rows with popularity 1/rank (time)",
         conditions={

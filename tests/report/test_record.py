@@ -41,6 +41,7 @@ def test_a_record_made_anew_does_not_make_the_tree_dirty(tmp_path: Path, monkeyp
         subprocess.run(["git", "-C", tmp_path, *command], check=True)
     monkeypatch.setattr(machine, "__file__", str(code))
     clean = machine.commit()
+    assert machine.commit(code) == clean and machine.commit(tmp_path / "installed.py") is None
     kept.write_text("b\n", encoding="utf-8")
     assert clean is not None and machine.commit() == clean and len(clean) == 12
     code.write_text("b\n", encoding="utf-8")

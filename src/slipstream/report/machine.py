@@ -83,15 +83,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str | None:
+def commit(file: Path | None = None) -> str | None:
     """The commit of the source tree this package runs from, ``-dirty`` if tracked files differ; None if installed.
 
     Kept records may differ: one that was just made anew changes nothing of what the next one measures.
+
+    Args:
+        file: Another file, whose tree's commit is told: of a script that runs the installed package.
     """
-    here = Path(__file__).resolve().parent
+    file = file or Path(__file__)
+    here = file.resolve().parent
     identity = git(here, "rev-parse", "--short=12", "HEAD")
     # A package installed inside some other repository (a virtual environment there) is not that repository's commit.
-    if identity is None or not git(here, "ls-files", "machine.py"):
+    if identity is None or not git(here, "ls-files", file.name):
         return None
     code = (":(top)", ":(top,exclude)benchmarks/results")
     return f"{identity}-dirty" if git(here, "status", "--porcelain", "--untracked-files=no", "--", *code) else identity
