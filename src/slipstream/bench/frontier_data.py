@@ -16,6 +16,7 @@ from slipstream.errors import ConfigError, DataError
 from slipstream.training import TrainConfig
 
 _EXAMPLE = Path("examples/movietweetings")
+_REMEDY = "name the folder it lies in with --folder (bench row-share and bench gpu: --data)"
 GLOBO_SAMPLES = 1_200_000
 """Samples of Globo unless ``samples`` says otherwise."""
 SYNTHETIC_SAMPLES: dict[Preset, int] = {"default": 2_000_000, "starved": 1_000_000}
@@ -44,7 +45,7 @@ def _movietweetings(options: FrontierOptions, folder: Path) -> Settings:
 def _globo(options: FrontierOptions, folder: Path) -> Settings:
     source = options.folder / "globo_clicks.parquet"
     if not source.exists():
-        raise DataError("no such data", file=source, remedy="name the folder of the Globo clicks with --folder")
+        raise DataError("no such data", file=source, remedy=_REMEDY)
     samples = options.samples or GLOBO_SAMPLES
     # Nearly every click makes 3 samples: half as many clicks as samples are enough, and all take long to prepare.
     cut = folder / f"globo-{samples}"
@@ -76,7 +77,7 @@ def _pairs(name: str) -> Maker:
     def make(options: FrontierOptions, folder: Path) -> Settings:
         source = options.folder / f"{name}.parquet"
         if not source.exists():
-            raise DataError("no such data", file=source, remedy="name the folder of the pairs with --folder")
+            raise DataError("no such data", file=source, remedy=_REMEDY)
         return {
             "data": source,
             "cache": folder,
