@@ -33,13 +33,20 @@ HEADLINES: tuple[Headline, ...] = (
         (("fbgemm_dim16_largest_weight_difference", "largest difference of a weight"),),
     ),
     Headline(
-        "The same with Adagrad; dim 16 / 64",
+        "The same on a processor without AVX-512; dim 16 / 64 / 128",
+        "FBGEMM, CPU",
+        "kernels_avx2",
+        ("fbgemm_dim16", "fbgemm_dim64", "fbgemm_dim128"),
+        (("fbgemm_dim16_largest_weight_difference", "largest difference of a weight"),),
+    ),
+    Headline(
+        "Tables with Adagrad; dim 16 / 64",
         "`EmbeddingBag(sparse=True)`, `torch.optim.Adagrad`",
         "kernels",
         ("torch_adagrad_dim16", "torch_adagrad_dim64"),
     ),
     Headline(
-        "The same with Adam; dim 16 / 64",
+        "Tables with Adam; dim 16 / 64",
         "`torch.optim.SparseAdam`",
         "kernels",
         ("sparse_adam_dim16", "sparse_adam_dim64"),
