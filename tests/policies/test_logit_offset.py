@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -85,6 +85,8 @@ def test_the_full_datas_model_comes_back_and_varies_less_than_by_weights(score: 
 def test_it_is_what_the_other_label_would_have_made_of_the_probability(
     size: int, budget: float, power: float, score: Any, fresh_below: int, seed: int
 ) -> None:
+    # Of fewer inputs to keep, each moves the probabilities of all too much for a correction of first order.
+    assume(size == 1 or size * budget >= 8)
     policy = Importance(budget, score=score, power=power, fresh_below=fresh_below, warmup_samples=600, bits=8)
     for batch in _clicks(3, seed):
         policy.keep_probability(batch)
