@@ -1,6 +1,6 @@
 """What a record of fuzzing knows of each target: a row of the present source, and one of an older source that has more.
 
-A row has the commit at which it was last added to, and its source, which is git's hash of all that the target runs:
+A row has the commit at which it was last added to, and its source, which is git's hash of the package's folder:
 minutes add up on one source, through commits that leave it alone. A row of an older source stays, with its commit,
 until one of the present source has as many minutes or a finding.
 """

@@ -20,6 +20,7 @@ from slipstream.errors import ConfigError
 from slipstream.interop import weighted
 from slipstream.models import DLRMConfig, MatrixFactorizationConfig, TwoTowerConfig, build_model
 from slipstream.policies import Combine, Guard, Importance, Random, Skipper, build_policy
+from slipstream.policies.skipper import FEW_KEPT
 from slipstream.testing import check_policy
 
 TRUTH = (-3.0, 1.5)
@@ -85,8 +86,7 @@ def test_the_full_datas_model_comes_back_and_varies_less_than_by_weights(score: 
 def test_it_is_what_the_other_label_would_have_made_of_the_probability(
     size: int, budget: float, power: float, score: Any, fresh_below: int, seed: int
 ) -> None:
-    # Of fewer inputs to keep, each moves the probabilities of all too much for a correction of first order.
-    assume(size == 1 or size * budget >= 8)
+    assume(size == 1 or size * budget >= FEW_KEPT)
     policy = Importance(budget, score=score, power=power, fresh_below=fresh_below, warmup_samples=600, bits=8)
     for batch in _clicks(3, seed):
         policy.keep_probability(batch)
@@ -103,7 +103,15 @@ def test_it_is_what_the_other_label_would_have_made_of_the_probability(
     assert float(offset[-1]) == pytest.approx(wanted, abs=0.03 if size > 100 else 0.15)
 
 
-@pytest.mark.parametrize("size", [16, 512])
+def test_batches_that_keep_few_are_weighted() -> None:
+    skipper = _skipper(Importance(0.05, warmup_samples=600, bits=8), seed=3, adds_logit_offset=True)
+    pieces = [whole.narrow(at, at + 32) for whole in _clicks(6, 1) for at in range(0, 512, 32)]
+    kept = Batch.concat(list(skipper(pieces)))
+    assert kept.logit_offset is not None and not kept.logit_offset.any()
+    assert float(kept.weights.std()) > 0.1
+
+
+@pytest.mark.parametrize("size", [32, 512])
 def test_small_batches_are_calibrated_and_later_epochs_are_weighted(size: int) -> None:
     """Nearly every input has an id of its own, which the scout knows by heart from the second epoch on."""
     draw = torch.Generator().manual_seed(1)

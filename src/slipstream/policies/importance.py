@@ -83,12 +83,12 @@ class Importance(Policy):
     An input of label y was kept with probability a(y). With ``correction="odds"`` the loss is the cross-entropy of
     logit + log(a(1) / a(0)): a logit that is right for all inputs is then right for those kept, and no input weighs
     more than another. So it is for a model that can represent the truth; one that cannot fits best where inputs were
-    kept. Where fewer than about eight inputs of a batch are kept (batches of 32 at a budget of 0.05) each moves the
-    others' probabilities too much for it: take ``"weights"``, or larger batches.
+    kept.
 
-    With ``"weights"``, where the training's loss is not a logistic one of labels 0 and 1, and from the second epoch on
-    (the scout has then learned the very labels that it predicts), a kept input weighs 1/a: expected gradients are those
-    of the full data whatever the model and the loss, but they vary more.
+    With ``"weights"``, where the training's loss is not a logistic one of labels 0 and 1, where fewer than eight inputs
+    of a batch are kept in the mean, and from the second epoch on (the scout has then learned the very labels that it
+    predicts), a kept input weighs 1/a: expected gradients are those of the full data whatever the model and the loss,
+    but they vary more.
 
     With ``score="label"`` p is the labels' base rate of late: negative down-sampling as it is common for click logs
     (He et al., 2014), corrected while training in place of a later recalibration. It takes no time, and is the control

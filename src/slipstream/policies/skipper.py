@@ -24,6 +24,9 @@ from slipstream.policies.row_updates import RowUpdates
 from slipstream.staleness.own_past import Losses
 
 _INPUT_STREAM = 0x51D5
+FEW_KEPT = 8
+"""Inputs that a batch keeps in the mean below which weights correct for its choice: an input's own label then moves the
+probabilities of all, more than an offset of first order says."""
 """Mixed into the seed, so that inputs and gates (which hash rows and steps) never share draws."""
 
 
@@ -190,8 +193,10 @@ class Skipper:
                 raise ConfigError(
                     f"policy {self.policy.name!r} gave offsets of shape {list(offset.shape)} for {size} inputs"
                 )
-            own = batch.logit_offset
-            return replace(batch, logit_offset=offset if own is None else own + offset), rows
+            own = torch.zeros(size) if batch.logit_offset is None else batch.logit_offset
+            if float(probability.sum()) >= FEW_KEPT:
+                return replace(batch, logit_offset=own + offset), rows
+            return replace(batch, weights=weights, logit_offset=own), rows
         return replace(batch, weights=weights), rows
 
     def _take(self, batch: Batch, rows: Tensor | None) -> Iterator[Batch]:
