@@ -14,6 +14,7 @@ from slipstream import Skipper, optim, policies
 from slipstream.data.batch import Bag, Batch, Inputs
 from slipstream.embedding import CachedEmbeddingCollection, EmbeddingCollection, TableConfig, tables
 from slipstream.embedding.cached import cached_tables
+from slipstream.embedding.row_bytes import SIGNAL_BYTES, TRAIL_BYTES, row_bytes
 from slipstream.errors import ConfigError, IndexOutOfRange
 from slipstream.training.hotline import hotline_step
 
@@ -35,7 +36,7 @@ def pair(slots: int = 40, state: int = 2 * DIM) -> tuple[EmbeddingCollection, Ca
     torch.manual_seed(0)
     full = EmbeddingCollection(CONFIGS, multi_hot=["tag"])
     cached = CachedEmbeddingCollection(
-        CONFIGS, multi_hot=["tag"], budget_bytes=slots * 4 * (DIM + state), state_elements=state
+        CONFIGS, multi_hot=["tag"], budget_bytes=slots * row_bytes(DIM, state), state_elements=state
     )
     cached.load_state_dict(full.state_dict())
     return full, cached
@@ -128,6 +129,82 @@ def test_what_is_read_between_forward_and_step_loses_nothing(look: str) -> None:
         for name, table in full.table_of.items():
             assert torch.equal(table.measure().view(torch.int16), cached.table_of[name].measure().view(torch.int16))
     equal(full, true, cached)
+
+
+@pytest.mark.parametrize("kind", [optim.RowwiseAdagrad, optim.Adam])
+@pytest.mark.parametrize("what", ["state", "forget", "load"])
+def test_what_replaces_rows_between_forward_and_step_loses_no_update(what: str, kind: Any) -> None:
+    """``host_state()``, ``forget()`` and ``load_state_dict()`` once lost the update of the step under way."""
+    full, cached = pair()
+    mine, true = (kind(m.parameters(), lr=0.05) for m in (cached, full))
+    cached.attach(mine)
+    for name, table in full.table_of.items():
+        table.open_gate()[::2] = 100
+        cached.table_of[name].open_gate()[::2] = 100
+    for step in range(20):
+        for module, optimizer in ((full, true), (cached, mine)):
+            optimizer.zero_grad()
+            result = loss(module(*inputs(step)), step)
+            weights = {name: value.clone() * 0.9 for name, value in module.state_dict().items()}
+            if what == "load" and step % 3 == 1:
+                module.load_state_dict(weights)
+            if what == "forget" and module is cached:
+                cached.cache.flush()
+                cached.cache.forget()
+            if what == "state" and step % 3 == 1:
+                if module is cached:
+                    states = [value for table in cached.host_state().values() for value in table.values()]
+                else:
+                    states = [value for s in true.state.values() for value in s.values() if isinstance(value, Tensor)]
+                for state in states:
+                    state.mul_(0.5)
+            result.backward()
+            if step % 2:  # a second backward pass of the same step
+                loss(module(*inputs(step + 50)), step).backward()
+            if what == "state" and module is cached and step % 4 == 2:
+                cached.host_state()
+                cached.state_dict()
+            optimizer.step()
+    equal(full, true, cached)
+
+
+@pytest.mark.parametrize("kind", [optim.RowwiseAdagrad, optim.Adam])
+def test_the_budget_covers_everything_that_a_row_takes(kind: Any) -> None:
+    full, cached = pair(slots=50)
+    mine, true = (kind(m.parameters(), lr=0.05) for m in (cached, full))
+    cached.attach(mine)
+    assert cached.cache.slots == 50
+    train(full, true, range(8))
+    train(cached, mine, range(8))
+    measured = row_bytes(DIM, 2 * DIM) + SIGNAL_BYTES + (0 if kind is optim.Adam else TRAIL_BYTES)
+    for module in (full, cached):
+        for table in module.table_of.values():
+            table.open_gate()[::3] = 0
+            table.measure()
+    slots = cached.cache.slots
+    assert slots == 50 * row_bytes(DIM, 2 * DIM) // measured
+    train(full, true, range(8, 20))
+    train(cached, mine, range(8, 20))
+    equal(full, true, cached)
+    card = cached.card
+    held = [cached.weight, card.gate, card.signal, card.trail, *mine.state[cached.weight].values()]
+    taken = sum(tensor.untyped_storage().nbytes() for tensor in held if isinstance(tensor, Tensor))
+    assert taken <= 50 * row_bytes(DIM, 2 * DIM)
+    if kind is optim.Adam:  # the state for which room was made
+        assert taken == slots * measured
+
+
+def test_rows_are_not_measured_while_a_step_is_under_way() -> None:
+    _, cached = pair()
+    optimizer = optim.Adam(cached.parameters(), lr=0.05)
+    cached.attach(optimizer)
+    result = loss(cached(*inputs(0)), 0)
+    with pytest.raises(ConfigError, match="a step is under way"):
+        cached.table_of["user"].measure()
+    result.backward()
+    optimizer.step()
+    cached.table_of["user"].measure()
+    train(cached, optimizer, range(3))
 
 
 def test_traffic_by_hand() -> None:

@@ -64,3 +64,15 @@ def test_ids_become_keys() -> None:
     out = np.empty(3, np.int64)
     assert number_rows(np.array([0, 4, 2], np.int32), 5, 100, out) == -1 and out.tolist() == [100, 104, 102]
     assert number_rows(np.array([0, 5, -1]), 5, 100, out) == 1
+
+
+def test_held_rows_stay_when_all_others_leave_and_every_slot_is_used_again() -> None:
+    index = RowIndex(20, 6, half_life=10.0)
+    brought(index, np.array([0, 1, 2, 3]))
+    index.hold(brought(index, np.array([1, 3])))
+    index.clear(keep_held=True)
+    assert set(np.flatnonzero(index.slot_of >= 0)) == {1, 3} and set(index.holding()) == set(index.slot_of[[1, 3]])
+    rows = brought(index, np.array([10, 11, 12, 13, 14]))
+    assert rows.size == 4 and np.unique(index.slot_of[[1, 3, 10, 11, 12, 13]]).size == 6
+    index.resize(2)
+    assert (index.slot_of == -1).all() and brought(index, np.array([7, 8])).size == 2

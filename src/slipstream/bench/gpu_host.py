@@ -13,6 +13,7 @@ from slipstream.bench.gpu_tables import held
 from slipstream.bench.gpu_workload import scaled, zipf_ids
 from slipstream.bench.systems import EPS
 from slipstream.embedding import CachedEmbeddingCollection, TableConfig
+from slipstream.embedding.row_bytes import row_bytes
 
 CACHED = 0.1
 """Share of the rows that the card holds."""
@@ -46,7 +47,7 @@ class _Step:
         slots = max(int(sum(rows) * CACHED), self.ids[0].numel())  # a batch must fit, however few rows a trial has
         self.tables = CachedEmbeddingCollection(
             [TableConfig(f"c{number}", count, dim) for number, count in enumerate(rows)],
-            budget_bytes=slots * 4 * 3 * dim,
+            budget_bytes=slots * row_bytes(dim, 2 * dim),
             device=device,
         )
         self.optimizer = optim.Adam(self.tables.parameters(), lr=LEARNING_RATE, eps=EPS)

@@ -13,6 +13,7 @@ from slipstream.bench.frontier_options import FrontierOptions
 from slipstream.bench.frontier_policies import with_policy
 from slipstream.bench.gpu import Bench
 from slipstream.bench.gpu_host import CACHED
+from slipstream.embedding.row_bytes import row_bytes
 from slipstream.report.frontier import time_saved
 from slipstream.training import TrainConfig
 from slipstream.training.loop import Trainer
@@ -46,8 +47,8 @@ def bytes_over_the_bus(bench: Bench, data: str, folder: Path) -> None:
     store = open_data(config)
     dim = config.model.embedding_dim
     rows = sum(feature.num_rows for feature in store.features)
-    row_bytes = 4 * (dim + state_elements(config.optimizer, dim))
-    budget = max(int(rows * CACHED), config.batch_size * len(store.features) // 2) * row_bytes
+    of_row = row_bytes(dim, state_elements(config.optimizer, dim))
+    budget = max(int(rows * CACHED), config.batch_size * len(store.features) // 2) * of_row
     config = config.model_copy(update={"row_cache_bytes": budget, "bf16": False})
     samples = min(store.num_samples, config.max_samples or store.num_samples)
     moved: list[int] = []
@@ -61,7 +62,7 @@ def bytes_over_the_bus(bench: Bench, data: str, folder: Path) -> None:
     bench.record.ratios["host_bytes_saturation"] = moved[1] / moved[0]
     bench.record.quality[f"{data}, AUC with saturation less that without, host memory"] = round(areas[1] - areas[0], 5)
     bench.record.conditions["bytes_over_the_bus"] = moved
-    bench.record.conditions["rows_cached"] = round(budget / row_bytes / rows, 3)
+    bench.record.conditions["rows_cached"] = round(budget / of_row / rows, 3)
 
 
 def _training(bench: Bench, data: str, folder: Path) -> tuple[FrontierOptions, TrainConfig]:

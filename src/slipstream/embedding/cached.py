@@ -14,7 +14,8 @@ from slipstream.embedding.collection import BagLike, TableConfig, check_tables, 
 from slipstream.embedding.host_table import HostTable
 from slipstream.embedding.memory import empty_table
 from slipstream.embedding.operators import look_up
-from slipstream.embedding.row_cache import BusBytes, Placed, RowCache, to_card
+from slipstream.embedding.row_bytes import SIGNAL_BYTES, TRAIL_BYTES, BusBytes, row_bytes
+from slipstream.embedding.row_cache import Placed, RowCache, to_card
 from slipstream.embedding.row_index import Keys
 from slipstream.embedding.table import FROZEN, OPEN, Site, Table
 from slipstream.errors import ConfigError
@@ -57,7 +58,8 @@ class CachedEmbeddingCollection(nn.Module):
         tables: The tables.
         multi_hot: Names of those that are read by bags.
         pooling: ``sum`` or ``mean`` over a bag.
-        budget_bytes: Memory of the card for rows and their optimizer state.
+        budget_bytes: Memory of the card for rows with all that is kept of each: optimizer state, gate, and where a
+            policy has rows measured their signal and trail, for which the cache then makes room among its rows.
         state_elements: Elements of state a row, for which the budget makes room: 2 D for Adam, which is the default.
         device: The card.
         half_life: Batches after which an access counts half in what may stay.
@@ -86,8 +88,10 @@ class CachedEmbeddingCollection(nn.Module):
         weight = empty_table(sum(rows), dim)
         for config, part in zip(tables, weight.split(rows), strict=True):
             initialise(part, config)
-        row_bytes = 4 * (dim + (2 * dim if state_elements is None else state_elements))
-        self.cache = RowCache(rows, weight, budget_bytes // row_bytes, torch.device(device), half_life)
+        self._budget = budget_bytes
+        self._row_bytes = row_bytes(dim, 2 * dim if state_elements is None else state_elements)
+        slots = budget_bytes // self._row_bytes
+        self.cache = RowCache(rows, weight, slots, torch.device(device), half_life)
         self.weight = nn.Parameter(self.cache.weight)
         self.card = Table(self.weight, "rows on the card")
         order = {table.name: number for number, table in enumerate(tables)}
@@ -136,6 +140,7 @@ class CachedEmbeddingCollection(nn.Module):
                 self.cache.add_state(name, state)
         self._states = tuple(self.cache.state_names)
         self.cache.steps_done = self._steps_done
+        optimizer.register_step_pre_hook(self._before_step)
         everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         place = next(i for i, parameter in enumerate(everything) if parameter is self.weight)
         first = (getattr(optimizer, "gate_seed", 0) << _GROUP_SEEDS) + place
@@ -212,7 +217,8 @@ class CachedEmbeddingCollection(nn.Module):
     def host_state(self) -> dict[str, dict[str, Tensor]]:
         """For each table its optimizer state in host memory, by name, brought up to date: views, [R, …].
 
-        They may be written to as well: the rows on the card are fetched anew.
+        They may be written to as well, before anything else is asked of the collection: the rows on the card are
+        fetched anew, those of a step under way before the optimizer takes it.
         """
         self.cache.flush()
         self.cache.forget()
@@ -249,11 +255,12 @@ class CachedEmbeddingCollection(nn.Module):
         """
         if self.card.signal is not None:
             return
-        attached = self._attached()
-        self.cache.flush()
-        self.cache.forget()  # rows that are here came without
+        has_moments = len(self._attached().row_state) == 2
+        measured = self._row_bytes + SIGNAL_BYTES + (0 if has_moments else TRAIL_BYTES)
+        self.cache.shrink(self._budget // measured)  # no row stays: those that are here came without
+        self.weight.grad, self.weight.data, self.card.gate = None, self.cache.weight, None
         self.cache.add_state("signal", self.card.measure().view(torch.int16))
-        if len(attached.row_state) < 2:
+        if not has_moments:
             self.cache.add_state("trail", self.card.open_trail())
 
     def _attached(self) -> Any:
@@ -271,6 +278,9 @@ class CachedEmbeddingCollection(nn.Module):
                 remedy="load an optimizer before it is attached, and the rows' state into host_state()",
             )
         return int(state["step"]) + 1
+
+    def _before_step(self, *_: Any) -> None:
+        self.cache.refresh()
 
     def _steps_done(self) -> int:
         return int(self._attached().state[self.weight]["step"])

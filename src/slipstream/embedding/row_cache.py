@@ -18,7 +18,6 @@ bit: a row's sum is in sample order whatever its place, and gates are drawn here
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -26,34 +25,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from slipstream.embedding.row_bytes import BusBytes
 from slipstream.embedding.row_index import Keys, RowIndex, Slots, number_rows
 from slipstream.errors import ConfigError, IndexOutOfRange
 from slipstream.kernels.hashing import gate_draw
-
-
-@dataclass(slots=True)
-class BusBytes:
-    """Bytes that crossed the bus."""
-
-    weights_in: int = 0
-    """Weights of rows that came to the card."""
-    state_in: int = 0
-    """Optimizer state of rows that came."""
-    weights_out: int = 0
-    """Weights of rows that left changed."""
-    state_out: int = 0
-    """Their state."""
-    ahead: int = 0
-    """Of all that came, what was brought for a batch before its turn."""
-    hits: int = 0
-    """Distinct rows of batches that were on the card when their batch's turn came."""
-    misses: int = 0
-    """Those that were not."""
-
-    @property
-    def total(self) -> int:
-        """Both ways."""
-        return self.weights_in + self.state_in + self.weights_out + self.state_out
 
 
 class Placed(NamedTuple):
@@ -86,11 +61,9 @@ class RowCache:
     def __init__(
         self, rows: Sequence[int], weight: Tensor, slots: int, device: torch.device, half_life: float = 1_000.0
     ) -> None:
-        if slots < 1:
-            raise ConfigError(f"a row cache of {slots} rows", remedy="give it a budget of at least one row")
         self.rows = tuple(rows)
         self.bases: Keys = np.concatenate([[0], np.cumsum(np.asarray(rows, np.int64))])
-        self.slots = min(slots, int(self.bases[-1]))
+        self._make_slots(min(slots, int(self.bases[-1])))
         self.device = device
         self.gate: Tensor | None = None
         """uint8 [R] in host memory, or None while every row is open."""
@@ -103,13 +76,19 @@ class RowCache:
         # Not pinned: rows are gathered into pinned memory on their way, and pinning would copy whole tables.
         self._host: dict[str, Tensor] = {"weight": weight}
         self._card: dict[str, Tensor] = {"weight": torch.zeros(self.slots, weight.shape[1], device=device)}
-        self._changed = np.zeros(self.slots, np.bool_)
-        self._has_state = np.zeros(self.slots, np.bool_)
-        self._open_now = np.ones(self.slots, np.bool_)  # whether the step updates the row; of the rows of its batches
         self._step = -1
         self._up_to_date: set[str] = set()  # states of which the host has seen every change
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._leaving: list[tuple[Tensor, dict[str, Tensor], torch.cuda.Event]] = []  # on their way to the host
+
+    def _make_slots(self, slots: int) -> None:
+        if slots < 1:
+            raise ConfigError(f"a row cache of {slots} rows", remedy="give it a budget of at least one row")
+        self.slots = slots
+        self._changed = np.zeros(slots, np.bool_)
+        self._has_state = np.zeros(slots, np.bool_)
+        self._open_now = np.ones(slots, np.bool_)  # whether the step updates the row; of the rows of its batches
+        self._stale: Slots = np.empty(0, np.int64)  # rows of the step under way that are to come anew before it
 
     @property
     def weight(self) -> Tensor:
@@ -146,6 +125,23 @@ class RowCache:
         self._card[name] = card
         return self._host[name]
 
+    def shrink(self, slots: int) -> None:
+        """Has the card hold at most ``slots`` rows; its tensors stay, with less memory, which is allocated anew.
+
+        Raises:
+            ConfigError: The card would hold no row, or a step is under way, whose gradients go by the rows' places.
+        """
+        if self._is_under_way():
+            raise ConfigError(
+                "the rows on the card are to be measured, so fewer of them fit, while a step is under way",
+                remedy="attach the policy before a forward pass with gradients, or after its optimizer's step",
+            )
+        self.flush()
+        self._make_slots(min(slots, self.slots))
+        self._index.resize(self.slots)
+        for state in self._card.values():
+            state.data = state.data[: self.slots].clone()
+
     def keys(self, table: int, ids: Tensor) -> Keys:
         """Keys of ids (any shape, on the CPU) of a table, int64, flat.
 
@@ -176,7 +172,7 @@ class RowCache:
         Raises:
             ConfigError: The batch (with those before it in the same step) has more distinct rows than the card.
         """
-        self._settle()
+        self.refresh()
         if step != self._step:
             self._index.let_go()
             self._step = step
@@ -216,6 +212,7 @@ class RowCache:
         if self._is_under_way():  # it will change its rows once more
             mine = self._index.holding()
             self._changed[mine] = self._open_now[mine]
+            self._changed[self._stale] = False
         self._settle()
 
     def update(self, name: str) -> None:
@@ -228,10 +225,25 @@ class RowCache:
                 self._up_to_date.add(name)
 
     def forget(self) -> None:
-        """Takes every row from the card without writing it back: the host's rows were replaced."""
+        """Takes every row from the card without writing it back: the host's rows were replaced, or are about to be.
+
+        Rows that a step under way is to update keep their places, which its gradients go by, and come anew before it.
+        """
         self._settle()
-        self._index.clear()
+        under_way = self._is_under_way()
+        self._index.clear(keep_held=under_way)
         self._changed[:], self._has_state[:] = False, False
+        self._stale = self._index.holding() if under_way else self._stale[:0]
+
+    def refresh(self) -> None:
+        """Brings what :meth:`forget` left for later; to be called before an optimizer's step."""
+        self._settle()
+        rows, self._stale = self._stale, self._stale[:0]
+        if rows.size:
+            self.bytes.weights_in += self._move_in(["weight"], rows, ahead=False)
+            updated = rows[self._open_now[rows]]
+            self.bytes.state_in += self._move_in(self.state_names, updated, ahead=False)
+            self._has_state[updated] = self._changed[updated] = True
 
     def _is_under_way(self) -> bool:
         """Whether rows were placed for a step that is still to update them."""

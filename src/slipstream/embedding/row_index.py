@@ -85,17 +85,21 @@ class RowIndex:
     """
 
     def __init__(self, rows: int, slots: int, half_life: float) -> None:
-        self.slots = slots
         self.slot_of = np.full(rows, -1, np.int32)
-        self.key_of = np.full(slots, -1, np.int64)
         self._growth = 2.0 ** (1.0 / half_life)
         self._increment = 1.0
         self._scores = np.zeros(rows, np.float32)  # of rows that are not on the card
-        self._card_scores = np.zeros(slots, np.float32)
-        self._used = 0  # slots from here on were never filled
         self._now = 0  # counts splits
-        self._touched = np.zeros(slots, np.int64)
         self._hold = 1
+        self._make_slots(slots)
+
+    def _make_slots(self, slots: int) -> None:
+        self.slots = slots
+        self.key_of = np.full(slots, -1, np.int64)
+        self._card_scores = np.zeros(slots, np.float32)
+        self._free: Slots = np.arange(slots)  # slots without a row, at its end as many as there still are
+        self._filled = 0
+        self._touched = np.zeros(slots, np.int64)
         self._held = np.zeros(slots, np.int64)
         self._ranked: Slots = np.empty(0, np.int64)  # slots that may leave, the least popular first
         self._place, self._ranked_at = 0, 0
@@ -109,7 +113,7 @@ class RowIndex:
 
     def room(self, count: int) -> tuple[Slots, Slots]:
         """Slots for at most so many rows: free ones, and those of the least popular rows that may leave."""
-        free = np.arange(self._used, min(self._used + count, self.slots), dtype=np.int64)
+        free = self._free[self._free.size - (self.slots - self._filled) :][:count]
         leaving = np.empty(count - free.size, np.int64)
         found, self._place = _take(self._ranked, self._place, self._touched, self._ranked_at, leaving)
         if found < leaving.size:
@@ -123,13 +127,14 @@ class RowIndex:
         keys = self.key_of[leaving]
         self._scores[keys] = self._card_scores[leaving]
         self.slot_of[keys], self.key_of[leaving] = -1, -1
+        self._filled -= leaving.size
 
     def enter(self, keys: Keys, slots: Slots) -> None:
         """Puts rows into slots that hold none."""
         self.slot_of[keys], self.key_of[slots] = slots, keys
         self._card_scores[slots] = self._scores[keys]
         self._touched[slots] = self._now
-        self._used = max(self._used, int(slots.max(initial=-1)) + 1)
+        self._filled += slots.size
 
     def count(self, slots: Slots) -> None:
         """Counts a batch's access of each of these rows."""
@@ -152,11 +157,21 @@ class RowIndex:
         """Ends all holding."""
         self._hold += 1
 
-    def clear(self) -> None:
-        """Takes every row from the card."""
-        self.leave(np.flatnonzero(self.key_of >= 0))
-        self._used, self._ranked, self._place = 0, np.empty(0, np.int64), 0
-        self.let_go()
+    def clear(self, *, keep_held: bool = False) -> None:
+        """Takes every row from the card, or every one that is not held."""
+        leaving = self.key_of >= 0
+        if keep_held:
+            leaving &= self._held != self._hold
+        else:
+            self.let_go()
+        self.leave(np.flatnonzero(leaving))
+        self._free = np.flatnonzero(self.key_of < 0)
+        self._ranked, self._place = np.empty(0, np.int64), 0
+
+    def resize(self, slots: int) -> None:
+        """Takes every row from the card, which holds ``slots`` from now on; what is popular is remembered."""
+        self.clear()
+        self._make_slots(slots)
 
     def _rank(self, least: int, taken: Slots) -> None:
         may = (self.key_of >= 0) & (self._touched != self._now) & (self._held != self._hold)
