@@ -221,16 +221,19 @@ def test_traffic_by_hand() -> None:
         optimizer.step()
         return tuple(b - a for a, b in zip(before, vars_of(cached), strict=True))  # type: ignore[return-value]
 
-    assert step(0, 0) == (2 * ROW, 4 * ROW, 0, 0)  # two rows with their state came
+    assert step(0, 0) == (2 * ROW, 0, 0, 0)  # two rows came; how their state begins is known on the card
     assert step(1, 0) == (ROW, 0, 0, 0)  # a frozen row came to be read; the other was there
     assert step(1, 0) == (0, 0, 0, 0)
-    assert step(2, 0) == (ROW, 2 * ROW, 0, 0)  # the fourth row: now the card is full
-    assert step(3, 0) == (ROW, 2 * ROW, ROW, 2 * ROW)  # user 0, seen once, leaves with its state
+    assert step(2, 0) == (ROW, 0, 0, 0)  # the fourth row: now the card is full
+    assert step(3, 0) == (ROW, 0, ROW, 2 * ROW)  # user 0, seen once, leaves with its state
     assert step(1, 0) == (0, 0, 0, 0)
-    assert step(4, 0) == (ROW, 2 * ROW, ROW, 2 * ROW)  # user 2
-    assert step(5, 0) == (ROW, 2 * ROW, ROW, 2 * ROW)  # user 3: the frozen row was seen more often
+    assert step(4, 0) == (ROW, 0, ROW, 2 * ROW)  # user 2
+    assert step(5, 0) == (ROW, 0, ROW, 2 * ROW)  # user 3: the frozen row was seen more often
     cached.cache._index._card_scores[cached.cache._index.slot_of[1]] = 0
-    assert step(6, 0) == (ROW, 2 * ROW, 0, 0)  # the frozen row leaves: it never changed
+    assert step(6, 0) == (ROW, 0, 0, 0)  # the frozen row leaves: it never changed
+    assert step(0, 0) == (ROW, 2 * ROW, ROW, 2 * ROW)  # user 0 comes with its state
+    moved = cached.bytes
+    assert (moved.rows_in, moved.rows_in_shut, moved.rows_read, moved.rows_updated) == (9, 1, 20, 17)
 
 
 def vars_of(cached: CachedEmbeddingCollection) -> tuple[int, int, int, int]:

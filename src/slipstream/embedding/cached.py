@@ -259,9 +259,9 @@ class CachedEmbeddingCollection(nn.Module):
         measured = self._row_bytes + SIGNAL_BYTES + (0 if has_moments else TRAIL_BYTES)
         self.cache.shrink(self._budget // measured)  # no row stays: those that are here came without
         self.weight.grad, self.weight.data, self.card.gate = None, self.cache.weight, None
-        self.cache.add_state("signal", self.card.measure().view(torch.int16))
+        self.cache.add_state("signal", self.card.measure().view(torch.int16), shared=True)
         if not has_moments:
-            self.cache.add_state("trail", self.card.open_trail())
+            self.cache.add_state("trail", self.card.open_trail(), shared=True)
 
     def _attached(self) -> Any:
         if self._optimizer is None:
@@ -337,7 +337,7 @@ class CachedEmbeddingCollection(nn.Module):
             else:
                 part.copy_(found)
         unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in wanted]
-        self.cache.forget()
+        self.cache.forget(state=False)
 
     def extra_repr(self) -> str:
         """Sizes."""

@@ -25,6 +25,14 @@ class BusBytes:
     """Weights of rows that left changed."""
     state_out: int = 0
     """Their state."""
+    rows_in: int = 0
+    """Rows that came."""
+    rows_in_shut: int = 0
+    """Those of them whose gate was shut in the step for which they came: their weights came alone."""
+    rows_read: int = 0
+    """Distinct rows of batches, summed over the batches."""
+    rows_updated: int = 0
+    """Those of them that their step updates."""
     ahead: int = 0
     """Of all that came, what was brought for a batch before its turn."""
     hits: int = 0

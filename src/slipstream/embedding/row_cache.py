@@ -7,7 +7,8 @@ looked ahead to needs make room.
 What crosses the bus is what must:
 
 - a row that is missing: its weights, once, when a batch reads it;
-- its optimizer state: only when a step will update it. A row whose gate is shut in a step is read and nothing else;
+- its optimizer state: only when a step will update it, and only once a step has: until then the card knows how it
+  begins. A row whose gate is shut in a step is read and nothing else;
 - a row that leaves: its weights and state, only if a step updated it since it came.
 
 The card's rows are an ordinary table for the optimizer, so updates are those of the same tables in one memory, bit for
@@ -76,6 +77,8 @@ class RowCache:
         # Not pinned: rows are gathered into pinned memory on their way, and pinning would copy whole tables.
         self._host: dict[str, Tensor] = {"weight": weight}
         self._card: dict[str, Tensor] = {"weight": torch.zeros(self.slots, weight.shape[1], device=device)}
+        self._fresh: dict[str, Tensor] = {}  # a row's states before its first update, [1, …] on the card
+        self._is_fresh = np.ones(int(self.bases[-1]), np.bool_)  # of rows in host memory
         self._step = -1
         self._up_to_date: set[str] = set()  # states of which the host has seen every change
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -113,15 +116,18 @@ class RowCache:
         """A state of the rows on the card, [S, …]."""
         return self._card[name]
 
-    def add_state(self, name: str, card: Tensor) -> Tensor:
+    def add_state(self, name: str, card: Tensor, *, shared: bool = False) -> Tensor:
         """Has a state of the card's rows come and go with them; returns its host memory, [R, …].
 
         Args:
             name: Its name.
             card: [S, …] on the card, as fresh state is: every row alike.
+            shared: Others write to its host memory, so what it holds there of a row is not known on the card.
         """
-        fresh = card[:1].cpu()
-        self._host[name] = fresh.expand(int(self.bases[-1]), *card.shape[1:]).clone()
+        fresh = card[:1].clone()
+        if not shared:
+            self._fresh[name] = fresh
+        self._host[name] = fresh.cpu().expand(int(self.bases[-1]), *card.shape[1:]).clone()
         self._card[name] = card
         return self._host[name]
 
@@ -179,6 +185,8 @@ class RowCache:
         self._up_to_date.clear()
         rows, is_open = self._bring(keys, step, ahead=False)
         self._index.hold(rows)
+        self.bytes.rows_read += rows.size
+        self.bytes.rows_updated += int(np.count_nonzero(is_open))
         self._changed[rows] |= is_open
         self._open_now[rows] = is_open
         slots = self._index.slot_of[keys]
@@ -224,15 +232,20 @@ class RowCache:
             if not self._is_under_way():
                 self._up_to_date.add(name)
 
-    def forget(self) -> None:
+    def forget(self, *, state: bool = True) -> None:
         """Takes every row from the card without writing it back: the host's rows were replaced, or are about to be.
 
         Rows that a step under way is to update keep their places, which its gradients go by, and come anew before it.
+
+        Args:
+            state: Optimizer state may be replaced, too.
         """
         self._settle()
         under_way = self._is_under_way()
         self._index.clear(keep_held=under_way)
         self._changed[:], self._has_state[:] = False, False
+        if state:
+            self._is_fresh[:] = False
         self._stale = self._index.holding() if under_way else self._stale[:0]
 
     def refresh(self) -> None:
@@ -242,8 +255,8 @@ class RowCache:
         if rows.size:
             self.bytes.weights_in += self._move_in(["weight"], rows, ahead=False)
             updated = rows[self._open_now[rows]]
-            self.bytes.state_in += self._move_in(self.state_names, updated, ahead=False)
-            self._has_state[updated] = self._changed[updated] = True
+            self._bring_state(updated, ahead=False)
+            self._changed[updated] = True
 
     def _is_under_way(self) -> bool:
         """Whether rows were placed for a step that is still to update them."""
@@ -286,11 +299,21 @@ class RowCache:
         if not ahead:
             self._index.count(rows)
         is_open = self._open(self._index.key_of[rows], step)
-        wanted = rows[is_open & ~self._has_state[rows]]
-        if wanted.size:
-            self.bytes.state_in += self._move_in(self.state_names, wanted, ahead=ahead)
-            self._has_state[wanted] = True
+        self.bytes.rows_in += new.size
+        self.bytes.rows_in_shut += int(np.count_nonzero(~is_open[here.size :]))
+        self._bring_state(rows[is_open & ~self._has_state[rows]], ahead=ahead)
         return rows, is_open
+
+    def _bring_state(self, slots: Slots, *, ahead: bool) -> None:
+        is_fresh = self._is_fresh[self._index.key_of[slots]]
+        shared = [name for name in self.state_names if name not in self._fresh]
+        for names, coming in ((list(self._fresh), slots[~is_fresh]), (shared, slots)):
+            if coming.size:
+                self.bytes.state_in += self._move_in(names, coming, ahead=ahead)
+        places = self._sent(torch.from_numpy(slots[is_fresh]))
+        for name, value in self._fresh.items():
+            self._card[name].data.index_copy_(0, places, value.expand(len(places), *value.shape[1:]))
+        self._has_state[slots] = True
 
     def _move_in(self, names: Sequence[str], slots: Slots, *, ahead: bool) -> int:
         moved = 0
@@ -307,6 +330,7 @@ class RowCache:
     def _write_back(self, slots: Slots, names: Sequence[str] | None = None) -> None:
         if not slots.size:
             return
+        self._is_fresh[self._index.key_of[slots]] = False
         keys, places = torch.from_numpy(self._index.key_of[slots]), self._sent(torch.from_numpy(slots))
         moved: dict[str, Tensor] = {}
         for name in self._host if names is None else names:
