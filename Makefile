@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BENCH_STAMP := .venv/.peers-installed
 DEMO := runs/demo
 TRAIN := $(BIN)/slipstream train $(DEMO)/data --config examples/movietweetings/train.yaml
-BENCHES := kernels step gates shared checks limit scale loader prepare globo drift continue row-share guard ranks profile-step synthetic-fit
+BENCHES := kernels step gates shared checks limit scale loader prepare globo drift continue row-share cache-bytes guard ranks profile-step synthetic-fit
 # Where a record's name is not that of its benchmark.
 RECORD_globo := globo_prequential
 # Extra flags of `slipstream bench`, for example: make bench-step BENCH_FLAGS=--quick

@@ -399,6 +399,28 @@ def test_a_measured_row_needs_an_optimizer() -> None:
         cached.table_of["user"].open_trail()
 
 
+def test_a_signal_crosses_the_bus_only_after_an_update_and_comes_back_as_it_was_written() -> None:
+    _, cached = pair(slots=100)
+    optimizer = optim.Adam(cached.parameters(), lr=0.05)
+    cached.attach(optimizer)
+    user = cached.table_of["user"]
+    user.measure().view(torch.int16).fill_(7)  # a policy's saved state
+    cached.table_of["user"].open_gate()[10:] = 0
+    train(cached, optimizer, range(3))
+    seen = []
+    for step in (None, 3, None):
+        before = cached.bytes.state_out
+        if step is not None:
+            train(cached, optimizer, [step])
+        signal = user.measure().view(torch.int16)
+        seen.append((cached.bytes.state_out - before) // 2)
+    assert seen[0] > seen[1] > seen[2] == 0
+    ids, bags = inputs(3)
+    of_step = [torch.unique(ids[:, 0][ids[:, 0] < 10]), torch.unique(ids[:, 1]), torch.unique(bags[0].values)]
+    assert seen[1] == sum(rows.numel() for rows in of_step)
+    assert bool((signal[10:] == 7).all()) and bool((signal[of_step[0].long()] != 0).all())
+
+
 def test_hotline_steps_equal_full_batches() -> None:
     class Model(nn.Module):
         def __init__(self, embeddings: nn.Module) -> None:

@@ -47,6 +47,7 @@ BENCHES: dict[str, str] = {
     "drift": "fading scores, thaw and repeated decisions against static ones, while the data drifts",
     "continue": "going on with each new slice of a log against retraining on everything, and against a stale model",
     "row_share": "where skipping row updates can pay: their share of a step, and the time saturation and psse save",
+    "cache_bytes": "tables in host memory, 10 % of their rows on the card: what row policies keep from the bus",
     "guard": "the guard's promise: guarded training against full training of the same seed, on six data sets",
     "fidelity": "published Slipstream and FAE beside order alone and as many inputs dropped at random",
     "ranks": "two ranks over 1 Gbit/s and 20 ms: bytes and time of TorchRec's tables, with and without skipping",

@@ -80,7 +80,6 @@ class RowCache:
         self._fresh: dict[str, Tensor] = {}  # a row's states before its first update, [1, …] on the card
         self._is_fresh = np.ones(int(self.bases[-1]), np.bool_)  # of rows in host memory
         self._step = -1
-        self._up_to_date: set[str] = set()  # states of which the host has seen every change
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._leaving: list[tuple[Tensor, dict[str, Tensor], torch.cuda.Event]] = []  # on their way to the host
 
@@ -91,6 +90,8 @@ class RowCache:
         self._changed = np.zeros(slots, np.bool_)
         self._has_state = np.zeros(slots, np.bool_)
         self._open_now = np.ones(slots, np.bool_)  # whether the step updates the row; of the rows of its batches
+        # By state: rows that changed since the host last saw it, of those that did since it saw all of the row.
+        self._news: dict[str, npt.NDArray[np.bool_]] = {}
         self._stale: Slots = np.empty(0, np.int64)  # rows of the step under way that are to come anew before it
 
     @property
@@ -182,12 +183,11 @@ class RowCache:
         if step != self._step:
             self._index.let_go()
             self._step = step
-        self._up_to_date.clear()
         rows, is_open = self._bring(keys, step, ahead=False)
         self._index.hold(rows)
         self.bytes.rows_read += rows.size
         self.bytes.rows_updated += int(np.count_nonzero(is_open))
-        self._changed[rows] |= is_open
+        self._will_change(rows[is_open])
         self._open_now[rows] = is_open
         slots = self._index.slot_of[keys]
         return Placed(slots, rows, is_open)
@@ -224,13 +224,15 @@ class RowCache:
         self._settle()
 
     def update(self, name: str) -> None:
-        """Writes one state of every changed row back, which need not cross the bus twice without a step between."""
-        if name not in self._up_to_date:
-            self._settle()
-            self._write_back(np.flatnonzero(self._changed), [name])
-            self._settle()
-            if not self._is_under_way():
-                self._up_to_date.add(name)
+        """Writes one state back, of the rows in which it may have changed since the last time."""
+        self._settle()
+        news = self._news.setdefault(name, np.ones(self.slots, np.bool_))
+        self._write_back(np.flatnonzero(news & self._changed), [name])
+        news[:] = False
+        if self._is_under_way():
+            mine = self._index.holding()
+            news[mine] = self._open_now[mine]
+        self._settle()
 
     def forget(self, *, state: bool = True) -> None:
         """Takes every row from the card without writing it back: the host's rows were replaced, or are about to be.
@@ -256,7 +258,12 @@ class RowCache:
             self.bytes.weights_in += self._move_in(["weight"], rows, ahead=False)
             updated = rows[self._open_now[rows]]
             self._bring_state(updated, ahead=False)
-            self._changed[updated] = True
+            self._will_change(updated)
+
+    def _will_change(self, rows: Slots) -> None:
+        self._changed[rows] = True
+        for news in self._news.values():
+            news[rows] = True
 
     def _is_under_way(self) -> bool:
         """Whether rows were placed for a step that is still to update them."""

@@ -16,7 +16,7 @@ STUDIES = ("frontier", "drift", "continue", "guard", "scale")
 """Those with options of their own."""
 ON_DATA = ("globo", "gpu", "prepare", "row_share")
 """Those that read real data."""
-CACHED = ("fidelity", "loader", "profile_step", "synthetic_fit")
+CACHED = ("cache_bytes", "fidelity", "loader", "profile_step", "synthetic_fit")
 """Those that make data which is worth keeping."""
 
 
