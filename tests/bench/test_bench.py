@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slipstream.bench import BENCHES, MODULES, BenchOptions, gates, kernels, rounds, run, workload
+from slipstream.bench import BENCHES, MODULES, BenchOptions, gates, kernels, rounds, run, step, workload
 from slipstream.bench.answer import next_line
 from slipstream.bench.reference_dlrm import ReferenceDLRM
 from slipstream.data.batch import Inputs
@@ -206,3 +206,18 @@ def test_kept_records_are_records() -> None:
         assert record.machine.processor
         assert record.versions["torch"]
         assert not record.conditions.get("quick"), f"{path.name} was made by --quick"
+
+
+@pytest.mark.parametrize(("found", "bf16"), [("AVX2", False), ("AVX-512 bf16", True), (None, True)])
+@pytest.mark.usefixtures("small_tables")
+def test_bf16_sits_out_where_the_processor_would_take_hours(
+    found: str | None, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workload, "BATCH_SIZE", 4)
+    monkeypatch.setattr(step, "instructions", lambda: found)
+    systems = step._systems(step._stream(QUICK), seed=0)
+    assert (step.BF16 in systems) is bf16
+    systems.pop("slipstream float32 compile")  # compiling it takes long
+    systems.pop(step.BF16, None)
+    losses = [float(system.step(0)) for system in systems.values()]
+    assert len(losses) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-6)

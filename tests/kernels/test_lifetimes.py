@@ -20,7 +20,7 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, PassManager, register_pass
 from numba.core.typed_passes import IRLegalization
 
-from slipstream.kernels import cpu_pool, cpu_triples, cpu_update, intrinsics
+from slipstream.kernels import cpu_dots, cpu_pool, cpu_triples, cpu_update, intrinsics
 from slipstream.kernels.intrinsics import address_of, store_f32
 from slipstream.kernels.types import Rule
 
@@ -29,6 +29,7 @@ WORKERS: dict[str, Callable[[], Any]] = {
     "cpu_update-SGD": lambda: cpu_update.update_worker.__wrapped__(int(Rule.SGD), 16),
     "cpu_update-ADAM": lambda: cpu_update.update_worker.__wrapped__(int(Rule.ADAM), 16),
     "cpu_pool": lambda: cpu_pool.pool_worker.__wrapped__(16),
+    "cpu_dots": lambda: cpu_dots._worker.__wrapped__(16, False),
     "cpu_triples": lambda: cpu_triples._hardest_worker.__wrapped__(16),
 }
 

@@ -142,13 +142,16 @@ def test_the_scout_raises_on_a_slot_outside(slot: int) -> None:
     assert (memory == 0).all()
 
 
-def test_pairs_of_another_shape_are_refused() -> None:
-    for square in (torch.zeros(2, 3, 4), torch.zeros(2, 3), torch.zeros(2, 3, 3, dtype=torch.float64)):
+def test_vectors_and_gradients_of_another_shape_are_refused() -> None:
+    for vectors in (torch.zeros(2, 3), torch.zeros(2, 0, 3), torch.zeros(2, 3, 3, dtype=torch.float64)):
         with pytest.raises(SlipstreamError):
-            registry.pack_pairs(square)
-    for pairs in (torch.zeros(2, 5), torch.zeros(6), torch.zeros(2, 6, dtype=torch.float16)):
+            registry.dots(vectors, False)
+    vectors = torch.zeros(2, 4, 3)
+    for shape, ahead in (((2, 5), False), ((6,), False), ((2, 6), True), ((2, 9), False), ((3, 6), False)):
         with pytest.raises(SlipstreamError):
-            registry.unpack_pairs(pairs, 4)
+            registry.dots_gradients(vectors, torch.zeros(shape), ahead)
+    with pytest.raises(SlipstreamError):
+        registry.dots_gradients(vectors, torch.zeros(2, 6, dtype=torch.bfloat16), False)
 
 
 def test_shapes_that_do_not_belong_together_are_refused() -> None:

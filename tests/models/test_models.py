@@ -83,12 +83,19 @@ def test_weights_scale_the_loss(name):
 
 
 @settings(max_examples=25, deadline=None)
-@given(count=st.integers(1, 6), batch=st.integers(1, 4), dim=st.integers(1, 5))
-def test_dot_interaction_equals_its_definition(count, batch, dim):
-    vectors = torch.randn(batch, count, dim, dtype=torch.float64, requires_grad=True)
-    layer = DotInteraction(count)
+@given(
+    count=st.integers(1, 6),
+    batch=st.integers(1, 4),
+    dim=st.integers(1, 5),
+    ahead=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_dot_interaction_equals_its_definition(count, batch, dim, ahead, dtype):
+    vectors = torch.randn(batch, count, dim, dtype=dtype, requires_grad=True)
+    layer = DotInteraction(count, ahead=ahead)
     rows, columns = torch.tril_indices(count, count, -1)
     expected = (vectors[:, rows] * vectors[:, columns]).sum(2)
+    expected = torch.cat([vectors[:, 0], expected], dim=1) if ahead else expected
     torch.testing.assert_close(layer(vectors), expected)
     weights = torch.randn_like(expected)
     gradients = [torch.autograd.grad((x * weights).sum(), vectors)[0] for x in (layer(vectors), expected)]

@@ -91,6 +91,17 @@ def _pairs(name: str) -> Maker:
     return make
 
 
+def _two_towers(make: Maker) -> Maker:
+    """The same pairs, by two towers: each positive's item told from the other items of the batch."""
+
+    def towers(options: FrontierOptions, folder: Path) -> Settings:
+        made = make(options, folder)
+        model = {"name": "two_tower", "embedding_dim": 64, "layers": [64], "objective": "softmax"}
+        return {**made, "model": model, "optimizer": {"name": "adam", "lr": 0.001, "embedding_lr": 0.003}}
+
+    return towers
+
+
 def _synthetic(preset: Preset, base_rate: float) -> Maker:
     """The preset, the teacher's intercept set for ``base_rate``: the same rows and effects at every rate."""
 
@@ -116,6 +127,7 @@ SETS: Mapping[str, Maker] = {
     "globo-wide": _wide(_globo, 0.002, 0.008),
     "ml1m": _pairs("ml1m_pairs"),
     "gowalla": _pairs("gowalla"),
+    "gowalla-two-tower": _two_towers(_pairs("gowalla")),
     "synthetic": _synthetic("default", 0.25),
     "synthetic-wide": _wide(_synthetic("default", 0.25), 0.002, 0.002),
     "synthetic-8": _synthetic("default", 0.08),
@@ -173,6 +185,6 @@ def _model(name: str, data: str, made: Settings) -> Settings:
         raise ConfigError(f"unknown model {name!r}", remedy=f"choose among {', '.join(MODELS)}")
     own = made.get("model")
     own = own if isinstance(own, dict) else {"name": own}
-    if own.get("objective") == "bpr":
+    if own.get("objective") in ("bpr", "softmax"):
         raise ConfigError(f"{data} is pairs, for which {name} is no model", remedy="leave out --model")
     return {**MODELS[name], **{key: own[key] for key in ("embedding_dim", "init", "init_std") if key in own}}

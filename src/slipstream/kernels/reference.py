@@ -223,19 +223,32 @@ def count(counts: Tensor, ids: Tensor, amount: float) -> None:
     counts.index_add_(0, ids, torch.full((len(ids),), amount, dtype=counts.dtype, device=counts.device))
 
 
-def pack_pairs(square: Tensor) -> Tensor:
-    """The lower triangles of B matrices [B, V, V], without diagonals: [B, V (V - 1) / 2], row after row."""
-    rows, columns = torch.tril_indices(square.shape[1], square.shape[2], -1)
-    return square[:, rows, columns]
+def dots(vectors: Tensor, ahead: bool = False) -> Tensor:
+    """Dot products of all pairs of V vectors of a sample, in the order (1, 0), (2, 0), (2, 1), and so on.
+
+    Args:
+        vectors: [B, V, D]; bfloat16 is summed in float32.
+        ahead: Whether the sample's first vector stands ahead of its products.
+
+    Returns:
+        [B, V (V - 1) / 2] of the type of the vectors; with ``ahead`` D more columns, the first ones.
+    """
+    rows, columns = torch.tril_indices(vectors.shape[1], vectors.shape[1], -1)
+    wide = vectors.float()
+    products = (wide @ wide.transpose(1, 2))[:, rows, columns].to(vectors.dtype)
+    return torch.cat([vectors[:, 0], products], dim=1) if ahead else products
 
 
-def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
-    """The symmetric matrices [B, V, V] with zero diagonals of which ``pairs`` [B, V (V - 1) / 2] are the triangles."""
+def dots_gradients(vectors: Tensor, gradients: Tensor, ahead: bool = False) -> Tensor:
+    """What :func:`dots` of these vectors hands back of the gradients of its result: [B, V, D] of their type."""
+    batch, count, dim = vectors.shape
     rows, columns = torch.tril_indices(count, count, -1)
-    square = pairs.new_zeros(pairs.shape[0], count, count)
-    square[:, rows, columns] = pairs
-    square[:, columns, rows] = pairs
-    return square
+    square = torch.zeros(batch, count, count, device=vectors.device)
+    square[:, rows, columns] = square[:, columns, rows] = gradients[:, dim if ahead else 0 :].float()
+    made = square @ vectors.float()
+    if ahead:
+        made[:, 0] += gradients[:, :dim].float()
+    return made.to(vectors.dtype)
 
 
 def margins(rows: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slipstream.errors import ConfigError
-from slipstream.kernels import classify, cpu, cpu_pairs, cpu_triples, cuda_errors, hashing, inputs, reference
+from slipstream.kernels import classify, cpu, cpu_dots, cpu_triples, cuda_errors, hashing, inputs, reference
 from slipstream.kernels import scout as scout_kernel
 from slipstream.kernels.parallel import SlowPathWarning, threading_layer
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
@@ -39,21 +39,21 @@ __all__ = [
     "check_errors",
     "count",
     "count_marked",
+    "dots",
+    "dots_gradients",
     "draw_rows",
     "hardest",
-    "has_pairs",
+    "has_dots",
     "hash_lookups",
     "hash_uniform",
     "keep",
     "margins",
-    "pack_pairs",
     "pool",
     "row_update",
     "scout",
     "set_check",
     "squared_norms",
     "threading_layer",
-    "unpack_pairs",
     "using",
     "write_settings",
 ]
@@ -196,41 +196,42 @@ def keep(
     return inputs.keep(keys, seed, step, probability, weights, kept, decided)
 
 
-def has_pairs(tensor: Tensor) -> bool:
-    """Whether :func:`pack_pairs` and :func:`unpack_pairs` take it: float32 or bfloat16 on the CPU."""
-    return tensor.device.type == "cpu" and tensor.dtype in cpu_pairs.DTYPES
+def has_dots(vectors: Tensor) -> bool:
+    """Whether :func:`dots` and :func:`dots_gradients` take them: float32 or bfloat16 on the CPU."""
+    return vectors.device.type == "cpu" and vectors.dtype in cpu_dots.DTYPES
 
 
-@torch.library.custom_op("slipstream::pack_pairs", mutates_args=())
-def _pack_pairs(square: Tensor) -> Tensor:
-    return cpu_pairs.pack_pairs(square)
+@torch.library.custom_op("slipstream::dots", mutates_args=())
+def _dots(vectors: Tensor, ahead: bool) -> Tensor:
+    return cpu_dots.dots(vectors, ahead)
 
 
-@_pack_pairs.register_fake
-def _(square: Tensor) -> Tensor:
-    count = square.shape[1]
-    return square.new_empty((square.shape[0], count * (count - 1) // 2))
+@_dots.register_fake
+def _(vectors: Tensor, ahead: bool) -> Tensor:
+    batch, count, dim = vectors.shape
+    return vectors.new_empty((batch, count * (count - 1) // 2 + (dim if ahead else 0)))
 
 
-@torch.library.custom_op("slipstream::unpack_pairs", mutates_args=())
-def _unpack_pairs(pairs: Tensor, count: int) -> Tensor:
-    return cpu_pairs.unpack_pairs(pairs, count)
+@torch.library.custom_op("slipstream::dots_gradients", mutates_args=())
+def _dots_gradients(vectors: Tensor, gradients: Tensor, ahead: bool) -> Tensor:
+    return cpu_dots.dots_gradients(vectors, gradients, ahead)
 
 
-@_unpack_pairs.register_fake
-def _(pairs: Tensor, count: int) -> Tensor:
-    return pairs.new_empty((pairs.shape[0], count, count))
+@_dots_gradients.register_fake
+def _(vectors: Tensor, gradients: Tensor, ahead: bool) -> Tensor:
+    return vectors.new_empty(vectors.shape)
 
 
-def pack_pairs(square: Tensor) -> Tensor:
-    """Lower triangles of matrices. See :func:`has_pairs`, :func:`slipstream.kernels.reference.pack_pairs`."""
+def dots(vectors: Tensor, ahead: bool) -> Tensor:
+    """Dot products of all pairs of vectors. See :func:`has_dots`, :func:`slipstream.kernels.reference.dots`."""
     # The operator is for compiled graphs: its dispatch costs more than a small batch.
-    return _pack_pairs(square) if torch.compiler.is_compiling() else cpu_pairs.pack_pairs(square)
+    return _dots(vectors, ahead) if torch.compiler.is_compiling() else cpu_dots.dots(vectors, ahead)
 
 
-def unpack_pairs(pairs: Tensor, count: int) -> Tensor:
-    """Symmetric matrices. See :func:`has_pairs`, :func:`slipstream.kernels.reference.unpack_pairs`."""
-    return _unpack_pairs(pairs, count) if torch.compiler.is_compiling() else cpu_pairs.unpack_pairs(pairs, count)
+def dots_gradients(vectors: Tensor, gradients: Tensor, ahead: bool) -> Tensor:
+    """Their gradients. See :func:`has_dots`, :func:`slipstream.kernels.reference.dots_gradients`."""
+    made = _dots_gradients if torch.compiler.is_compiling() else cpu_dots.dots_gradients
+    return made(vectors, gradients, ahead)
 
 
 def _triples(tensor: Tensor) -> ModuleType:

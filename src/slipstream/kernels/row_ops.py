@@ -192,3 +192,32 @@ adagrad_row = _row_operation(3, 2, _adagrad)
 """(weight, sum, g, lr, eps): sum = sum + g * g; weight = weight - lr * g / (sqrt(sum) + eps)."""
 adam_row = _row_operation(4, 4, _adam)
 """(weight, first, second, g, 1 - beta1, 1 - beta2, step size, eps): one step of Adam."""
+
+
+@intrinsic
+def multiply_tile(_typing_context: Any, depth: Any, arguments: Any) -> Any:
+    """``(depth, (to, to's width, x, x's width, y, y's width))``: four rows by ``LANES`` columns of the product x y.
+
+    x has ``depth`` columns and y as many rows; addresses are of the tile's first row and column, widths the elements
+    from row to row. The sums stay in registers.
+    """
+    del depth, arguments
+
+    def codegen(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        depth, packed = values
+        to, to_width, x, x_width, y, y_width = cgutils.unpack_tuple(builder, packed)
+        zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(4)]
+        for one in sums:
+            builder.store(zero, one)  # alloca_once stores at the function's entry alone
+        with cgutils.for_range(builder, depth, intp=_I64) as loop:
+            row = builder.load(_at(builder, y, builder.mul(loop.index, y_width), 4, _VECTOR), align=4)
+            for number, one in enumerate(sums):
+                place = builder.add(builder.mul(x_width, _I64(number)), loop.index)
+                factor = _splat(builder, builder.load(_at(builder, x, place, 4, _FLOAT), align=4))
+                builder.store(_multiply_add(builder, row, factor, builder.load(one)), one)
+        for number, one in enumerate(sums):
+            builder.store(builder.load(one), _at(builder, to, builder.mul(to_width, _I64(number)), 4, _VECTOR), align=4)
+        return _I64(0)
+
+    return types.int64(types.int64, types.Tuple([types.int64] * 6)), codegen

@@ -56,8 +56,8 @@ class DLRM(Recommender):
         self.first_order, self.feature_norm = config.first_order, config.feature_norm
         width = config.embedding_dim - config.first_order
         self.bottom = mlp([num_dense, *config.bottom, width]) if num_dense else None
-        self.interaction = DotInteraction(len(features) + (num_dense > 0))
-        self.top = head(self.interaction.out_features + (width if num_dense else 0), config.top)
+        self.interaction = DotInteraction(len(features) + (num_dense > 0), ahead=num_dense > 0)
+        self.top = head(self.interaction.num_pairs + (width if num_dense else 0), config.top)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Logits ``[B]``."""
@@ -71,6 +71,6 @@ class DLRM(Recommender):
             logits = self.top(self.interaction(rows)).squeeze(1)
         else:
             dense = self.bottom(inputs.dense)
-            dots = self.interaction(torch.cat([dense.unsqueeze(1), rows.to(dense.dtype)], dim=1))
-            logits = self.top(torch.cat([dense, dots], dim=1)).squeeze(1)
+            vectors = torch.cat([dense.unsqueeze(1), rows.to(dense.dtype)], dim=1)
+            logits = self.top(self.interaction(vectors)).squeeze(1)
         return logits.float() if effects is None else logits.float() + effects.float()

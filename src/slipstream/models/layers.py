@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from slipstream.kernels import registry
 from slipstream.models.mlp import MLP
@@ -42,32 +43,36 @@ def head(inputs: int, hidden: Sequence[int]) -> MLP:
 
 
 class _Dots(torch.autograd.Function):
-    """Dot products of all pairs of vectors, with one ``bmm`` each way.
+    """Dot products of all pairs of vectors, by a kernel, or with one ``bmm`` each way where there is none.
 
     The gradient of pair (i, j) goes to both vectors. Autograd would multiply by the lower triangle and by its
-    transpose; here the symmetric matrix is laid out
-    at once, so a single product does.
+    transpose; the symmetric matrix needs a single product.
     """
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, pairs: Tensor, places: Tensor) -> Tensor:
+    def forward(ctx: Any, vectors: Tensor, ahead: bool, pairs: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(vectors, places)
-        products = torch.bmm(vectors, vectors.transpose(1, 2))
-        if registry.has_pairs(products):
-            return registry.pack_pairs(products)
-        return products.flatten(1).index_select(1, pairs)
+        ctx.ahead = ahead
+        if registry.has_dots(vectors):
+            return registry.dots(vectors, ahead)
+        products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, pairs)
+        return torch.cat([vectors[:, 0], products], dim=1) if ahead else products
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         vectors, places = ctx.saved_tensors
-        batch, count, _ = vectors.shape
-        if registry.has_pairs(gradients[0]):
-            square = registry.unpack_pairs(gradients[0], count)
-            return torch.bmm(square.to(vectors.dtype), vectors), None, None
+        if registry.has_dots(vectors):
+            return registry.dots_gradients(vectors, gradients[0], ctx.ahead), None, None, None
+        batch, count, dim = vectors.shape
         # The column of zeros is what the diagonal reads: a vector's product with itself is no feature.
-        padded = torch.cat([gradients[0], gradients[0].new_zeros(batch, 1)], dim=1)
+        ahead, of_pairs = gradients[0].split([dim if ctx.ahead else 0, count * (count - 1) // 2], dim=1)
+        padded = torch.cat([of_pairs, of_pairs.new_zeros(batch, 1)], dim=1)
         symmetric = padded.index_select(1, places).view(batch, count, count)
-        return torch.bmm(symmetric.to(vectors.dtype), vectors), None, None
+        made = torch.bmm(symmetric.to(vectors.dtype), vectors)
+        if ctx.ahead:
+            made[:, 0] += ahead
+        return made, None, None, None
 
 
 class DotInteraction(nn.Module):
@@ -77,12 +82,13 @@ class DotInteraction(nn.Module):
 
     Args:
         count: V.
+        ahead: Whether the first vector stands ahead of the products, in D more columns.
     """
 
     pairs: Tensor
     places: Tensor
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, ahead: bool = False) -> None:
         super().__init__()
         # In NumPy: on the meta device torch would import its compiler for these few numbers.
         rows, columns = np.tril_indices(count, -1)
@@ -92,13 +98,13 @@ class DotInteraction(nn.Module):
         # int32: half the traffic of index_select.
         for name, values in (("pairs", rows * count + columns), ("places", places.reshape(-1))):
             self.register_buffer(name, torch.from_numpy(values.astype(np.int32)).to(device), persistent=False)
-        self.out_features = rows.size
+        self.num_pairs, self.ahead = rows.size, ahead
 
     def forward(self, vectors: Tensor) -> Tensor:
         """See the class."""
         if torch.is_autocast_enabled(vectors.device.type):
             vectors = vectors.to(torch.get_autocast_dtype(vectors.device.type))
-        return _Dots.apply(vectors, self.pairs, self.places)
+        return _Dots.apply(vectors, self.ahead, self.pairs, self.places)
 
 
 class CrossNetwork(nn.Module):
