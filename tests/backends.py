@@ -66,6 +66,9 @@ class _Gpu:
         there = [(_sent(values), _sent(offsets)) for values, offsets in bags]
         return self.kernels.count_marked([_sent(mark) for mark in marks], _sent(ids), there).cpu()
 
+    def hardest(self, *tensors: Tensor) -> Tensor:
+        return self.kernels.hardest(*(_sent(tensor) for tensor in tensors)).cpu()
+
     def hash_lookups(self, ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) -> tuple[Tensor, Tensor]:
         there = [(_sent(values), _sent(offsets)) for values, offsets in bags]
         slots, starts = self.kernels.hash_lookups(_sent(ids), there, bits)

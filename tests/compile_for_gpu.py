@@ -78,6 +78,8 @@ def _call_everything() -> None:
     for dtype in (torch.float32, torch.int32):
         cuda.count(torch.zeros(9, dtype=dtype), ids, 1.0)
     cuda.count_marked([torch.zeros(9, dtype=torch.uint8)] * 3, ids, [bag])
+    for dim in (16, 300):
+        cuda.hardest(torch.zeros(9, dim), torch.zeros(9, dim), torch.zeros(3, dtype=torch.int32), ids)
     slots, starts = cuda.hash_lookups(ids, [bag], 8)
     cuda.scout(
         torch.zeros(259, 4), slots, starts, torch.zeros(3, 2), torch.zeros(3), torch.ones(3, dtype=torch.bool), 0.1

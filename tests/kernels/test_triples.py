@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.backends import load, needs_triton
 from torch import Tensor
 
 from slipstream.errors import IndexOutOfRange, UnsupportedOption
-from slipstream.kernels import cpu_triples, reference, registry
+from slipstream.kernels import cpu_triples, reference_triples, registry
 
 DIMS = st.sampled_from([1, 2, 15, 16, 17, 33, 64, 100])
 
@@ -26,12 +27,12 @@ def test_margins_and_their_gradient(count: int, dim: int, seed: int, apart: bool
     rows.requires_grad_()
     exact = rows.detach().double().requires_grad_()
     weights = torch.randn(count, generator=seeded(seed + 1))
-    found, expected = registry.margins(rows), reference.margins(exact)
+    found, expected = registry.margins(rows), reference_triples.margins(exact)
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
     (of_rows,) = torch.autograd.grad(found, rows, weights)
     (of_exact,) = torch.autograd.grad(expected, exact, weights.double())
     torch.testing.assert_close(of_rows, of_exact.float())
-    torch.testing.assert_close(reference.margin_gradients(exact.detach(), weights.double()), of_exact)
+    torch.testing.assert_close(reference_triples.margin_gradients(exact.detach(), weights.double()), of_exact)
 
 
 @settings(deadline=None)
@@ -63,10 +64,60 @@ def test_the_hardest_is_the_highest_score_and_of_equals_the_first(
         users, items = users.repeat_interleave(2)[::2], items.t().contiguous().t()
     found = registry.hardest(user, item, users, items)
     assert found.dtype == torch.int64
-    assert torch.equal(found, reference.hardest(user, item, users, items))
+    assert torch.equal(found, reference_triples.hardest(user, item, users, items))
     scores = (user[users.long(), None, :-1] * item[items.long(), :-1]).sum(2) + item[items.long(), -1]
     for row, mine, taken in zip(scores.tolist(), items.tolist(), found.tolist(), strict=True):
         assert taken == mine[row.index(max(row))]
+
+
+def test_a_score_that_is_no_number_is_the_hardest() -> None:
+    nan, inf = float("nan"), float("inf")
+    item = torch.tensor([[0.0, 1.0], [0.0, nan], [0.0, -inf], [0.0, inf], [nan, 0.0]])
+    user = torch.tensor([[1.0, 0.0], [nan, 0.0]])
+    items = torch.tensor([[0, 1, 3], [1, 0, 4], [2, 2, 0], [3, 1, 0], [0, 4, 1], [0, 2, 3]])
+    users = torch.tensor([0, 0, 0, 0, 0, 1])
+    for hardest in (registry.hardest, reference_triples.hardest):
+        assert hardest(user, item, users, items).tolist() == [1, 1, 0, 3, 4, 0]
+
+
+@needs_triton
+@settings(deadline=None, max_examples=12)
+@given(
+    count=st.sampled_from([0, 1, 70, 300]),
+    candidates=st.integers(1, 5),
+    dim=st.sampled_from([1, 2, 15, 16, 64, 300]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    types=st.sampled_from([(torch.int32, torch.int32), (torch.int64, torch.int32), (torch.int32, torch.int64)]),
+    seed=st.integers(0, 9),
+    odd=st.booleans(),
+)
+def test_on_a_gpu_the_hardest_is_that_of_the_reference(
+    count: int,
+    candidates: int,
+    dim: int,
+    dtype: torch.dtype,
+    types: tuple[torch.dtype, torch.dtype],
+    seed: int,
+    odd: bool,
+) -> None:
+    user, item = (torch.randint(-2, 3, (rows, dim), generator=seeded(seed + rows)).to(dtype) for rows in (40, 60))
+    if odd:
+        user[3], item[5, 0], item[6, -1], item[7, -1] = float("nan"), float("nan"), float("inf"), -float("inf")
+    users = torch.randint(0, 40, (count,), generator=seeded(seed)).to(types[0])
+    items = torch.randint(0, 60, (count, candidates), generator=seeded(seed + 1)).to(types[1])
+    found = load("cuda").hardest(user, item, users, items.t().contiguous().t())
+    assert torch.equal(found, reference_triples.hardest(user, item, users, items))
+
+
+@needs_triton
+def test_on_a_gpu_ids_outside_their_table_are_noted() -> None:
+    user, item = torch.zeros(15, 4)[5:10], torch.zeros(15, 4)[5:10]
+    kernels = load("cuda")
+    for bad in (-1, 5):
+        with pytest.raises(IndexOutOfRange, match=f"feature 1: lookup 3 has id {bad}"):
+            kernels.hardest(user, item, torch.tensor([0, 4]), torch.tensor([[0, 1], [2, bad]]))
+        with pytest.raises(IndexOutOfRange, match=f"feature 0: lookup 1 has id {bad}"):
+            kernels.hardest(user, item, torch.tensor([0, bad]), torch.tensor([[0, 1], [2, 3]]))
 
 
 @settings(deadline=None)
@@ -77,7 +128,7 @@ def test_the_hardest_of_any_numbers_is_that_of_the_reference_or_as_good(
     user, item = (torch.randn(rows, dim, generator=seeded(seed + rows)) for rows in (300, 200))
     users = torch.randint(0, 300, (count,), generator=seeded(seed))
     items = torch.randint(0, 200, (count, candidates), generator=seeded(seed + 1))
-    found, expected = (which.hardest(user, item, users, items) for which in (registry, reference))
+    found, expected = (which.hardest(user, item, users, items) for which in (registry, reference_triples))
 
     def score(chosen: Tensor) -> Tensor:
         return (user[users, :-1].double() * item[chosen, :-1]).sum(1) + item[chosen, -1]

@@ -18,7 +18,7 @@ from numba import carray, types
 from torch import Tensor
 
 from slipstream.errors import UnsupportedOption
-from slipstream.kernels import parallel, reference
+from slipstream.kernels import parallel, reference_triples
 from slipstream.kernels.cpu_pool import specialised
 from slipstream.kernels.cpu_records import integer
 from slipstream.kernels.intrinsics import address_of, fetch_add, load_f32, load_id, prefetch_read, store_f32, store_i64
@@ -146,6 +146,8 @@ def _hardest_worker(dim: int) -> Any:
                         carray(pointer, 1)[0].bad = 1
                         break
                     score = dot(width, (user, item_weight + row * size))
+                    if np.isnan(score):
+                        score = np.float32(np.inf)
                     if chosen < 0 or score > highest:
                         chosen, highest = row, score
                 store_i64(out, b, chosen)
@@ -161,7 +163,7 @@ def _ask(row: int, size: int) -> None:
 
 
 def margins(rows: Tensor) -> Tensor:
-    """See :func:`slipstream.kernels.reference.margins`; float32."""
+    """See :func:`slipstream.kernels.reference_triples.margins`; float32."""
     rows = _triples(rows)
     out = rows.new_empty(rows.shape[0])
     _run(rows, out, None)
@@ -169,7 +171,7 @@ def margins(rows: Tensor) -> Tensor:
 
 
 def margin_gradients(rows: Tensor, grad: Tensor) -> Tensor:
-    """See :func:`slipstream.kernels.reference.margin_gradients`; float32."""
+    """See :func:`slipstream.kernels.reference_triples.margin_gradients`; float32."""
     rows, grad = _triples(rows), grad.contiguous()
     if grad.dtype != torch.float32 or grad.shape != rows.shape[:1]:
         raise UnsupportedOption(f"{grad.dtype} {tuple(grad.shape)} is no gradient of {rows.shape[0]} float32 margins")
@@ -179,8 +181,8 @@ def margin_gradients(rows: Tensor, grad: Tensor) -> Tensor:
 
 
 def hardest(user_weight: Tensor, item_weight: Tensor, users: Tensor, items: Tensor) -> Tensor:
-    """See :func:`slipstream.kernels.reference.hardest`; float32 tables."""
-    reference.check_candidates(user_weight, item_weight, users, items)
+    """See :func:`slipstream.kernels.reference_triples.hardest`; float32 tables."""
+    reference_triples.check_candidates(user_weight, item_weight, users, items)
     user_weight, item_weight = user_weight.detach().contiguous(), item_weight.detach().contiguous()
     users, items = integer(users).contiguous(), integer(items).contiguous()
     out = torch.empty(users.shape[0], dtype=torch.int64)
@@ -195,7 +197,7 @@ def hardest(user_weight: Tensor, item_weight: Tensor, users: Tensor, items: Tens
     worker = _hardest_worker(specialised(user_weight.shape[1]))
     parallel.run(worker.address, arguments, torch.get_num_threads() if items.numel() > SMALL else 1)
     if record["bad"]:
-        reference.hardest(user_weight, item_weight, users, items)  # raises with the place
+        reference_triples.hardest(user_weight, item_weight, users, items)  # raises with the place
     return out
 
 

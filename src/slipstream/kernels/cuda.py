@@ -25,7 +25,17 @@ import triton.language as tl
 from torch import Tensor
 
 from slipstream.errors import UnsupportedOption
-from slipstream.kernels import cuda_count, cuda_dedup, cuda_errors, cuda_pool, cuda_scout, cuda_tables, cuda_update
+from slipstream.kernels import (
+    cuda_count,
+    cuda_dedup,
+    cuda_errors,
+    cuda_pool,
+    cuda_scout,
+    cuda_tables,
+    cuda_triples,
+    cuda_update,
+    reference_triples,
+)
 from slipstream.kernels.cuda_counts import DeviceCounts
 from slipstream.kernels.cuda_tables import Tables, device_integers, prepared
 from slipstream.kernels.signal import corrections
@@ -40,7 +50,7 @@ UPDATE_TILE = 1024
 SAMPLES = 512
 """Samples of which a program makes keys."""
 
-__all__ = ["count", "count_marked", "hash_lookups", "pool", "row_update", "scout", "write_settings"]
+__all__ = ["count", "count_marked", "hardest", "hash_lookups", "pool", "row_update", "scout", "write_settings"]
 
 
 Call = TypeVar("Call", bound=Callable[..., Any])
@@ -324,6 +334,30 @@ def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tens
             place, BLOCK=128,
         )  # fmt: skip
     cuda_errors.after_call(ids.device)
+    return out
+
+
+@_beside(lambda user_weight, *_: user_weight)
+def hardest(user_weight: Tensor, item_weight: Tensor, users: Tensor, items: Tensor) -> Tensor:
+    """See :func:`slipstream.kernels.reference_triples.hardest`; ids outside their table raise later."""
+    reference_triples.check_candidates(user_weight, item_weight, users, items)
+    device, dim = user_weight.device, user_weight.shape[1]
+    _together(device, items=items, users=users)
+    size, candidates = items.shape
+    out = torch.empty(size, dtype=torch.int64, device=device)
+    if size:
+        weights = user_weight.detach().contiguous(), item_weight.detach().contiguous()
+        ids = _integer(items)
+        block_d, itemsize = min(_power_of_2(dim), 256), user_weight.element_size()
+        block = max(TILE // block_d, 1)
+        cuda_triples.hardest[(_tiles(size, block),)](
+            *(weight.data_ptr() for weight in weights), _integer(users).contiguous(), ids, out,
+            cuda_errors.flag(device), size, candidates, *(len(weight) for weight in weights), *ids.stride(),
+            D=dim, TYPE=TYPES[user_weight.dtype], SIZE=itemsize,
+            ALIGNED=dim * itemsize % 16 == 0 and all(weight.data_ptr() % 16 == 0 for weight in weights),
+            BLOCK=block, BLOCK_D=block_d,
+        )  # fmt: skip
+    cuda_errors.after_call(device)
     return out
 
 

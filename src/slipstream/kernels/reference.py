@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slipstream.errors import IndexOutOfRange, UnsupportedOption
+from slipstream.errors import IndexOutOfRange
 from slipstream.kernels.hashing import gate_draw
 from slipstream.kernels.rounding import stochastic
 from slipstream.kernels.signal import is_measured, measure
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
 
 
-def _check_range(ids: Tensor, num_rows: int, feature: int) -> None:
+def check_range(ids: Tensor, num_rows: int, feature: int) -> None:
+    """Raise IndexOutOfRange unless all ids [N] are rows of the table that ``feature`` is looked up in."""
     bad = (ids < 0) | (ids >= num_rows)
     if bool(bad.any()):
         position = int(bad.nonzero()[0])
@@ -69,17 +70,17 @@ def pool(weights: Sequence[Tensor], lookups: Lookups, out_dtype: torch.dtype = t
         IndexOutOfRange: An id is negative or not below its table's number of rows.
     """
     size, dim = lookups.batch_size, weights[0].shape[1]
-    dtype = _computed(weights[0].dtype)
+    dtype = computed(weights[0].dtype)
     out = torch.zeros(size, lookups.num_features, dim, dtype=dtype, device=weights[0].device)
     for feature, weight in enumerate(weights):
         rows, bags, factor = feature_lookups(lookups, feature)
-        _check_range(rows, weight.shape[0], feature)
+        check_range(rows, weight.shape[0], feature)
         out[:, feature].index_add_(0, bags, weight.detach()[rows].to(dtype) * factor.unsqueeze(1).to(dtype))
     return out.to(out_dtype)
 
 
-def _computed(dtype: torch.dtype) -> torch.dtype:
-    """What tables of a type are computed in: float32 at least."""
+def computed(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that tables of one are computed in: float32 at least."""
     return dtype if dtype == torch.float64 else torch.float32
 
 
@@ -102,12 +103,12 @@ def row_update(
                 if target != position:
                     continue
                 rows, bags, factor = feature_lookups(block.lookups, feature)
-                _check_range(rows, table.weight.shape[0], feature)
+                check_range(rows, table.weight.shape[0], feature)
                 used = rows != block.lookups.padding_of(feature)
                 rows, bags, factor = rows[used], bags[used], factor[used]
                 rows_of.append(rows)
                 samples_of.append(bags)
-                grad = block.grad[:, feature][bags].to(_computed(table.weight.dtype))
+                grad = block.grad[:, feature][bags].to(computed(table.weight.dtype))
                 grads_of.append(grad * factor.unsqueeze(1).to(grad.dtype))
         if not rows_of:
             continue
@@ -219,7 +220,7 @@ def count(counts: Tensor, ids: Tensor, amount: float) -> None:
     Ids outside the table raise IndexOutOfRange.
     """
     ids = ids.reshape(-1).to(torch.int64)
-    _check_range(ids, counts.shape[0], 0)
+    check_range(ids, counts.shape[0], 0)
     counts.index_add_(0, ids, torch.full((len(ids),), amount, dtype=counts.dtype, device=counts.device))
 
 
@@ -251,71 +252,6 @@ def dots_gradients(vectors: Tensor, gradients: Tensor, ahead: bool = False) -> T
     return made.to(vectors.dtype)
 
 
-def margins(rows: Tensor) -> Tensor:
-    """How far each user's score of the positive lies above that of the negative, [P].
-
-    Args:
-        rows: Those of user, positive and negative, [P, 3, D]: D - 1 factors, and last a bias. A score is the product
-            of the factors plus the item's bias; the user's, in both scores, falls out.
-    """
-    user, better, worse = rows.unbind(1)
-    difference = better - worse
-    return (user[:, :-1] * difference[:, :-1]).sum(1) + difference[:, -1]
-
-
-def margin_gradients(rows: Tensor, grad: Tensor) -> Tensor:
-    """Gradient [P, 3, D] of the rows of :func:`margins`, of which ``grad`` [P] is the gradient."""
-    user, better, worse = rows.unbind(1)
-    factor = grad.unsqueeze(1).to(rows.dtype)
-    of_user, of_better = (better - worse) * factor, user * factor
-    of_user[:, -1:], of_better[:, -1:] = 0.0, factor
-    return torch.stack([of_user, of_better, -of_better], dim=1)
-
-
-def check_candidates(user_weight: Tensor, item_weight: Tensor, users: Tensor, items: Tensor) -> None:
-    """Raise UnsupportedOption unless shapes and types are those of :func:`hardest`."""
-    if items.dim() != 2 or users.shape != items.shape[:1] or not items.shape[1]:
-        raise UnsupportedOption(
-            f"candidates are users [P] and items [P, K] with K > 0, not {tuple(users.shape)} and {tuple(items.shape)}"
-        )
-    if user_weight.dim() != 2 or user_weight.shape[1:] != item_weight.shape[1:] or not user_weight.shape[1]:
-        shapes = f"{tuple(user_weight.shape)} and {tuple(item_weight.shape)}"
-        raise UnsupportedOption(f"tables of users and items have rows of one size, not {shapes}")
-    if user_weight.dtype != item_weight.dtype:
-        raise UnsupportedOption(
-            f"tables of users and items have one type, not {user_weight.dtype}, {item_weight.dtype}"
-        )
-
-
-def hardest(user_weight: Tensor, item_weight: Tensor, users: Tensor, items: Tensor) -> Tensor:
-    """Of each user's candidates the item that scores highest, int64 [P]; of equals the first.
-
-    Args:
-        user_weight: Table of users [U, D], rows as those of :func:`margins`.
-        item_weight: Table of items [I, D].
-        users: int32 or int64 [P].
-        items: int32 or int64 [P, K], K > 0.
-
-    Raises:
-        IndexOutOfRange: An id is outside its table.
-        UnsupportedOption: Shapes do not belong together.
-    """
-    check_candidates(user_weight, item_weight, users, items)
-    _check_range(users, user_weight.shape[0], 0)
-    _check_range(items.reshape(-1), item_weight.shape[0], 1)
-    dtype = _computed(user_weight.dtype)
-    user = user_weight.detach()[users.to(torch.int64)].to(dtype)
-    rows = item_weight.detach()[items.to(torch.int64)].to(dtype)
-    return chosen(items, (rows[..., :-1] * user[:, None, :-1]).sum(2) + rows[..., -1])
-
-
-def chosen(items: Tensor, scores: Tensor) -> Tensor:
-    """Of each row of ``items`` [P, K] the one of the highest of ``scores`` [P, K], int64 [P]; of equals the first."""
-    # argmax does not say which of equals it takes.
-    places = (scores == scores.amax(1, keepdim=True)).to(torch.uint8).cumsum(1).eq(0).sum(1)
-    return items.to(torch.int64).gather(1, places.clamp_max(items.shape[1] - 1).unsqueeze(1)).squeeze(1)
-
-
 def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
     """For each of B inputs the number of its lookups whose row is marked, int32 [B]; repeats count each time.
 
@@ -329,12 +265,12 @@ def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tens
     """
     counts = torch.zeros(ids.shape[0], dtype=torch.int64, device=ids.device)
     for feature in range(ids.shape[1]):
-        _check_range(ids[:, feature], len(marks[feature]), feature)
+        check_range(ids[:, feature], len(marks[feature]), feature)
         counts += marks[feature][ids[:, feature].to(torch.int64)] != 0
     for feature, (mark, (values, offsets)) in enumerate(zip(marks[ids.shape[1] :], bags, strict=True), ids.shape[1]):
         first, last = int(offsets[0]), int(offsets[-1])
         rows = values[first:last].to(torch.int64)
-        _check_range(rows, len(mark), feature)
+        check_range(rows, len(mark), feature)
         bag = torch.repeat_interleave(torch.arange(len(counts), device=ids.device), offsets.to(torch.int64).diff())
         counts.index_add_(0, bag, (mark[rows] != 0).to(torch.int64))
     return counts.to(torch.int32)

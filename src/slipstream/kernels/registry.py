@@ -29,7 +29,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slipstream.errors import ConfigError
-from slipstream.kernels import classify, cpu, cpu_dots, cpu_triples, cuda_errors, hashing, inputs, reference
+from slipstream.kernels import (
+    classify,
+    cpu,
+    cpu_dots,
+    cpu_triples,
+    cuda_errors,
+    hashing,
+    inputs,
+    reference,
+    reference_triples,
+)
 from slipstream.kernels import scout as scout_kernel
 from slipstream.kernels.parallel import SlowPathWarning, threading_layer
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
@@ -235,10 +245,10 @@ def dots_gradients(vectors: Tensor, gradients: Tensor, ahead: bool) -> Tensor:
 
 
 def _triples(tensor: Tensor) -> ModuleType:
-    """Where rows of users and items are ranked: a kernel for float32 on the CPU, elsewhere torch's operators do."""
+    """Where margins are computed: by a kernel for float32 on the CPU, elsewhere by torch's operators."""
     if _forced:
-        return cpu_triples if _forced[-1] == "cpu" else reference
-    return cpu_triples if tensor.device.type == "cpu" and tensor.dtype == torch.float32 else reference
+        return cpu_triples if _forced[-1] == "cpu" else reference_triples
+    return cpu_triples if tensor.device.type == "cpu" and tensor.dtype == torch.float32 else reference_triples
 
 
 @torch.library.custom_op("slipstream::margins", mutates_args=())
@@ -288,13 +298,15 @@ _margins.register_autograd(_of_rows, setup_context=_save_rows)
 
 
 def margins(rows: Tensor) -> Tensor:
-    """Differences of two scores, with a gradient. See :func:`slipstream.kernels.reference.margins`."""
+    """Differences of two scores, with a gradient. See :func:`slipstream.kernels.reference_triples.margins`."""
     return _margins(rows) if torch.compiler.is_compiling() else cast(Tensor, _Margins.apply(rows))
 
 
 def hardest(user_weight: Tensor, item_weight: Tensor, users: Tensor, items: Tensor) -> Tensor:
-    """The candidates that score highest. See :func:`slipstream.kernels.reference.hardest`."""
-    return _triples(item_weight).hardest(user_weight, item_weight, users, items)
+    """The candidates that score highest. See :func:`slipstream.kernels.reference_triples.hardest`."""
+    gpu = _forced[-1] == "cuda" if _forced else item_weight.device.type == "cuda" and _triton()
+    home = _cuda() if gpu and item_weight.dtype in _GPU_TYPES else _triples(item_weight)
+    return home.hardest(user_weight, item_weight, users, items)
 
 
 def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:

@@ -14,7 +14,7 @@ from slipstream.data.batch import Batch, Inputs
 from slipstream.data.schema import FeatureInfo
 from slipstream.embedding import EmbeddingCollection, PlainEmbeddingCollection
 from slipstream.errors import ConfigError
-from slipstream.kernels import reference, registry
+from slipstream.kernels import reference_triples, registry
 from slipstream.models.base import (
     Engine,
     ModelConfigBase,
@@ -156,4 +156,4 @@ class MatrixFactorization(Recommender):
             pairs = torch.stack([users.unsqueeze(1).expand_as(drawn), drawn.to(users.dtype)], dim=2)
             user, item = tables(pairs.flatten(0, 1)).float().unbind(1)
             scores = (user[:, :-1] * item[:, :-1]).sum(1) + item[:, -1]
-        return reference.chosen(drawn, scores.view(drawn.shape))
+        return reference_triples.chosen(drawn, scores.view(drawn.shape))
