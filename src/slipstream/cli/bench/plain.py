@@ -14,9 +14,9 @@ from slipstream.errors import DataError
 
 STUDIES = ("frontier", "drift", "continue", "guard", "scale")
 """Those with options of their own."""
-ON_DATA = ("globo", "gpu", "prepare", "row_share")
+ON_DATA = ("cache_bytes", "globo", "gpu", "prepare", "row_share")
 """Those that read real data."""
-CACHED = ("cache_bytes", "fidelity", "loader", "profile_step", "synthetic_fit")
+CACHED = ("fidelity", "loader", "profile_step", "synthetic_fit")
 """Those that make data which is worth keeping."""
 
 
