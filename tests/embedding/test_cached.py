@@ -421,6 +421,24 @@ def test_a_signal_crosses_the_bus_only_after_an_update_and_comes_back_as_it_was_
     assert bool((signal[10:] == 7).all()) and bool((signal[of_step[0].long()] != 0).all())
 
 
+def test_a_prediction_brings_back_the_weights_of_the_changed_rows_that_it_reads() -> None:
+    full, cached = pair(slots=100)
+    mine, true = (optim.Adam(m.parameters(), lr=0.05) for m in (cached, full))
+    cached.attach(mine)
+    train(full, true, range(3))
+    train(cached, mine, range(3))
+    ids, bags = inputs(2)
+    for out in (sum(t.unique().numel() for t in (ids[:, 0], ids[:, 1], bags[0].values)), 0):
+        before = cached.bytes.weights_out, cached.bytes.state_out
+        with torch.no_grad():
+            assert torch.equal(cached(ids, bags), full(ids, bags))
+        assert (cached.bytes.weights_out - before[0], cached.bytes.state_out - before[1]) == (out * ROW, 0)
+    train(full, true, range(3, 20))
+    train(cached, mine, range(3, 20))
+    assert all(torch.equal(table.weight, cached.table_of[name].weight) for name, table in full.table_of.items())
+    equal(full, true, cached)
+
+
 def test_hotline_steps_equal_full_batches() -> None:
     class Model(nn.Module):
         def __init__(self, embeddings: nn.Module) -> None:

@@ -235,7 +235,7 @@ class CachedEmbeddingCollection(nn.Module):
 
     def _read(self, ids: Tensor, bags: Sequence[BagLike]) -> Tensor:
         """The lookup in host memory, sent to the card."""
-        self.cache.flush()
+        self.cache.update("weight", self._keys(ids, bags))
         dtype = self.out_dtype or torch.float32
         rows = [config.num_embeddings for config in self.configs]
         tables = self.cache.host_weight.detach().split(rows)

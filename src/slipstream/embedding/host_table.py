@@ -44,7 +44,7 @@ class HostTable:
     @property
     def weight(self) -> Tensor:
         """float32 [R, D] in host memory, rows on the card brought up to date."""
-        self._cache.flush()
+        self._cache.update("weight")
         return self._cache.host_weight[self._rows]
 
     @property

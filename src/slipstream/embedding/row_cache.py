@@ -223,15 +223,25 @@ class RowCache:
             self._changed[self._stale] = False
         self._settle()
 
-    def update(self, name: str) -> None:
-        """Writes one state back, of the rows in which it may have changed since the last time."""
+    def update(self, name: str, keys: Keys | None = None) -> None:
+        """Writes one state, or ``weight``, back: of the rows in which it may have changed since the last time.
+
+        Args:
+            name: Its name.
+            keys: Rows that are enough; None: all.
+        """
         self._settle()
         news = self._news.setdefault(name, np.ones(self.slots, np.bool_))
-        self._write_back(np.flatnonzero(news & self._changed), [name])
-        news[:] = False
+        if keys is None:
+            changed = np.flatnonzero(news & self._changed)
+        else:
+            slots = np.unique(self._index.slot_of[keys]).astype(np.int64)
+            changed = slots[(slots >= 0) & news[slots] & self._changed[slots]]
+        self._write_back(changed, [name])
+        news[changed] = False
         if self._is_under_way():
             mine = self._index.holding()
-            news[mine] = self._open_now[mine]
+            news[mine] |= self._open_now[mine]
         self._settle()
 
     def forget(self, *, state: bool = True) -> None:
