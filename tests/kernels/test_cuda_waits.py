@@ -128,6 +128,7 @@ def test_a_step_never_waits_and_does_the_same_for_other_ids(kind: Any, record: R
 
 def test_norms_counting_classification_and_hashing_never_wait(record: Record) -> None:
     tables = TableSet([TableState(torch.zeros(50, 4))])
+    users = torch.randn(50, 4)
     counts, marks = torch.zeros(50), [torch.zeros(50, dtype=torch.uint8)] * 3
 
     batches = batch(0), batch(1)
@@ -139,6 +140,7 @@ def test_norms_counting_classification_and_hashing_never_wait(record: Record) ->
         assert isinstance(registry.squared_norms(tables, [block])[0], Tensor)
         registry.count(counts, ids[:, 0], 1.0)
         registry.count_marked(marks, ids, pairs)
+        registry.hardest(users, users, ids[:, 0], ids)
         registry.hash_lookups(ids, pairs, 8)
 
     with registry.using("cuda"):

@@ -174,8 +174,8 @@ class TrainConfig(_Section):
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the model is trained; the data and the policy's decisions about inputs stay on the CPU."""
     row_cache_bytes: int | None = Field(default=None, ge=1, lt=2**63)
-    """Keep the tables in host memory, and the rows in use, with all that is kept of them, in so many bytes of the device;
-    None: tables on the device."""
+    """Keep the tables in host memory, and the rows in use, with all that is kept of each, in so many bytes of the
+    device; None: tables on the device."""
     hotline: bool = False
     """With ``row_cache_bytes``: run the inputs whose rows are on the device first, and gather the others' meanwhile."""
     threads: int | None = Field(default=None, ge=1, le=1024)
