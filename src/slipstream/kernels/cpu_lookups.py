@@ -32,6 +32,7 @@ GATE_AHEAD = 40
 """Samples by which prefetching of gates runs ahead."""
 GRAD_AHEAD, GRAD_AHEAD_BYTES = 16, 4096
 """Lookups by which prefetching of gradients runs ahead of their sum: at least so many, and rows of so many bytes."""
+
 TABLE_FIELDS = (
     "weight", "rows", "first", "second", "gate", "last_step", "seed_hash", "first_block", "end_block", "signal",
     "trail", "by_sample",
@@ -154,6 +155,12 @@ def _sift_bags(
 
 
 @numba.njit(inline="always")
+def _ask_for(address: int, size: int) -> None:
+    for line in range(0, size, 64):
+        prefetch_near(address + line)
+
+
+@numba.njit(inline="always")
 def _add(
     row: int,
     source: int,
@@ -235,9 +242,7 @@ def reduce_lookups(
             lookups, bad = np.int64(0), np.int64(0)
             for b in range(batch):
                 if b + ahead < batch:
-                    soon = grad + (b + ahead) * grad_bytes
-                    for line in range(0, row_bytes, 64):
-                        prefetch_near(soon + line)
+                    _ask_for(grad + (b + ahead) * grad_bytes, row_bytes)
                 row = load_id(ids, wide, b * id_stride)
                 if row == padding:
                     continue
@@ -258,9 +263,7 @@ def reduce_lookups(
             used = _sift_column(base, table, part, part_shift, salt, kept, sources, counts)
             for e in range(used):
                 if e + ahead < used:
-                    soon = sources[np.uint64(e + ahead)]
-                    for line in range(0, row_bytes, 64):
-                        prefetch_near(soon + line)
+                    _ask_for(sources[np.uint64(e + ahead)], row_bytes)
                 unique = _add(
                     kept[np.uint64(e)], sources[np.uint64(e)], np.float32(1.0), unique, table, width, early,
                     first_bytes, second_bytes, mask, direct, slots, rows, sums,
@@ -269,9 +272,7 @@ def reduce_lookups(
             used = _sift_bags(base, table, part, part_shift, salt, kept, sources, factors, counts)
             for e in range(used):
                 if e + ahead < used:
-                    soon = sources[np.uint64(e + ahead)]
-                    for line in range(0, row_bytes, 64):
-                        prefetch_near(soon + line)
+                    _ask_for(sources[np.uint64(e + ahead)], row_bytes)
                 unique = _add(
                     kept[np.uint64(e)], sources[np.uint64(e)], factors[np.uint64(e)], unique, table, width, early,
                     first_bytes, second_bytes, mask, direct, slots, rows, sums,

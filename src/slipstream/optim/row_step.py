@@ -9,12 +9,12 @@ import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from functools import cache, wraps
+from importlib import import_module
 from types import MethodType
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import optimizer as torch_optimizer
 
 from slipstream.embedding.memory import zeros_like_table
 from slipstream.embedding.row_gradient import RowGradient
@@ -88,8 +88,9 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
 
         @wraps(func)
         def step(self: RowStep, *args: Any, **kwargs: Any) -> Any:
-            hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _any_global_hooks()
-            return (hooked if hooks or torch.autograd._profiler_enabled() else func)(self, *args, **kwargs)
+            watched = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or any(_hooks_of_all())
+            profiled = torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            return (hooked if watched or profiled else func)(self, *args, **kwargs)
 
         return step
 
@@ -304,8 +305,11 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                     self.state[parameter][name] = value.to(parameter.device, copy=True)
 
 
-def _any_global_hooks() -> bool:
-    return bool(torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks)
+@cache
+def _hooks_of_all() -> tuple[dict[int, Any], dict[int, Any]]:
+    """Where torch keeps the hooks that run before and after the step of any optimizer."""
+    module = import_module("torch.optim.optimizer")
+    return module._global_optimizer_pre_hooks, module._global_optimizer_post_hooks
 
 
 def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
