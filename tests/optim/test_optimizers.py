@@ -13,6 +13,7 @@ import torch
 from tests.convergence.models import Model, batches, distance, losses, twins
 from torch import Tensor, nn
 from torch.optim import lr_scheduler, swa_utils
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from slipstream import optim
 from slipstream.embedding import Embedding, convert, tables
@@ -181,6 +182,19 @@ def test_hooks_run_once_a_step(kind: type[torch.optim.Optimizer]) -> None:
     for data in batches(2):
         step(ours, optimizer, data)
     assert calls == ["pre", "post"] * 2
+
+
+def test_hooks_of_all_optimizers_and_the_label_for_torchs_profiler() -> None:
+    _, ours = twins()
+    optimizer = optim.Adam(ours.parameters(), lr=0.1)
+    calls: list[Any] = []
+    handle = register_optimizer_step_post_hook(lambda stepped, *_: calls.append(stepped))
+    step(ours, optimizer, next(iter(batches(1))))
+    handle.remove()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step(ours, optimizer, next(iter(batches(1))))
+    assert calls == [optimizer]
+    assert "Optimizer.step#Adam.step" in {event.key for event in profile.key_averages()}
 
 
 def test_what_others_put_around_torchs_methods_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ from slipstream.kernels.cpu_records import (
     at,
     block_records,
     feature_records,
-    fill_settings,
     integer,
+    packed,
+    settings_fields,
     table_records,
     wide_offsets,
 )
@@ -87,18 +88,28 @@ def row_update(
         parts *= 2
     num_items = parts * len(tables)
     counter, counts, norms = np.zeros(1, np.int64), np.zeros((num_items, 4), np.int64), np.zeros(num_items)
-    arguments = np.zeros(1, cpu_update.ARGUMENTS)
-    record = arguments[0]
-    record["counter"], record["num_items"], record["parts"] = at(counter), num_items, parts
-    record["tables"], record["scales"], record["blocks"] = at(records), at(scales), at(lookup_records)
-    record["order"] = at(order)
-    record["max_lookups"], record["counts"], record["norms"] = most, at(counts), at(norms)
-    fill_settings(record, settings, dim)
-    record["measured"] = is_measured(settings.step)
-    if settings.rule == Rule.ADAM and is_measured(settings.step) and records[:, 9].any():
+    measured, factors_address = is_measured(settings.step), 0
+    if measured and settings.rule == Rule.ADAM and records[:, 9].any():
         factors = corrections(settings.beta1, settings.beta2)
-        record["corrections"] = factors.data_ptr()
+        factors_address = factors.data_ptr()
         alive.append(factors)
+    arguments = packed(
+        cpu_update.ARGUMENTS,
+        counter=at(counter),
+        num_items=num_items,
+        parts=parts,
+        tables=at(records),
+        order=at(order),
+        scales=at(scales),
+        blocks=at(lookup_records),
+        max_lookups=most,
+        counts=at(counts),
+        norms=at(norms),
+        measured=measured,
+        corrections=factors_address,
+        dim=dim,
+        **settings_fields(settings),
+    )
     worker = cpu_update.update_worker(int(settings.rule), cpu_pool.specialised(dim))
     parallel.run(worker.address, arguments, threads)
     del alive

@@ -1,8 +1,9 @@
 """The lookups of an item of the row update: the rows that they update, each found once, and their summed gradients.
 
-Where a gate, a bag or a factor can stand in the way, lookups that update nothing are sifted out first, a few samples
-at a time, and the gradients of the others are asked for: they travel while the next samples are sifted. Rows already
-met are found by a hash table of the batch's size (it stays in cache; nothing is kept per row).
+Where a gate, a bag or a factor can stand in the way, lookups that update nothing are sifted out first, without a branch
+that depends on a gate: a processor guesses half-shut gates wrong. The gradients of the others are asked for while those
+before them are added up. Rows already met are found by a hash table of the batch's size (it stays in cache; nothing is
+kept per row).
 """
 
 # Numba compiles what pyright cannot follow: intrinsics take fewer arguments than their definitions show.
@@ -31,8 +32,6 @@ GATE_AHEAD = 40
 """Samples by which prefetching of gates runs ahead."""
 GRAD_AHEAD, GRAD_AHEAD_BYTES = 16, 4096
 """Lookups by which prefetching of gradients runs ahead of their sum: at least so many, and rows of so many bytes."""
-CHUNK, CHUNK_BYTES = 64, 16384
-"""Samples that are sifted at a time: at least so many, and rows of so many bytes."""
 
 TABLE_FIELDS = (
     "weight", "rows", "first", "second", "gate", "last_step", "seed_hash", "first_block", "end_block", "signal",
@@ -76,47 +75,68 @@ def _gate_is_open(gate: int, row: int, of_sample: int, salt: int) -> bool:
 
 
 @numba.njit(inline="always")
-def _sift(
+def _sift_column(
+    base: int, table: Any, part: int, part_shift: int, salt: int, kept: Any, sources: Any, counts: Any
+) -> int:
+    """Keep those lookups of a block with one a sample that update a row of the item; returns how many.
+
+    For each, ``kept`` holds the row and ``sources`` the address of the gradient. The table has a gate.
+    """
+    num_rows, gate, by_sample = table[1], table[4], table[11]
+    ids, wide, id_stride, last = load_i64(base, 0), load_i64(base, 1), load_i64(base, 2), load_i64(base, 4) - 1
+    source, grad_bytes, padding = load_i64(base, 5), load_i64(base, 6) * 4, load_i64(base, 9)
+    lookups, bad, used = np.int64(0), np.int64(0), np.int64(0)
+    for b in range(last + 1):
+        # Of an id outside the table, too: prefetching never faults.
+        prefetch_read(gate + load_id(ids, wide, min(b + GATE_AHEAD, last) * id_stride))
+        row = load_id(ids, wide, b * id_stride)
+        if row == padding:
+            continue
+        if row < 0 or row >= num_rows:
+            bad += 1
+            continue
+        if _spread(row) >> np.uint64(part_shift) != np.uint64(part):
+            continue
+        lookups += 1
+        kept[np.uint64(used)], sources[np.uint64(used)] = row, source + b * grad_bytes
+        used += np.int64(_gate_is_open(gate, row, by_sample * ((b + 1) << SAMPLE_SHIFT), salt))
+    counts[0] += lookups
+    counts[1] += lookups - used
+    counts[3] += bad
+    return used
+
+
+@numba.njit(inline="always")
+def _sift_bags(
     base: int,
-    start: int,
-    stop: int,
     table: Any,
     part: int,
     part_shift: int,
     salt: int,
-    row_bytes: int,
-    used: int,
     kept: Any,
     sources: Any,
     factors: Any,
     counts: Any,
 ) -> int:
-    """Keep those lookups of samples ``start`` to ``stop`` of a block that update a row of the item.
-
-    For each, ``kept`` holds the row, ``sources`` the address of the gradient and ``factors`` its factor. Returns how
-    many there are now, after ``used`` before.
-    """
+    """The same for bags of lookups; ``factors`` holds the factor of each, and the table may have no gate."""
     num_rows, gate, by_sample = table[1], table[4], table[11]
-    lookups, bad, before = np.int64(0), np.int64(0), used
-    ids, wide, id_stride, offsets = load_i64(base, 0), load_i64(base, 1), load_i64(base, 2), load_i64(base, 3)
-    batch, grad, grad_bytes = load_i64(base, 4), load_i64(base, 5), load_i64(base, 6) * 4
+    ids, wide, offsets, batch = load_i64(base, 0), load_i64(base, 1), load_i64(base, 3), load_i64(base, 4)
+    source, grad_bytes = load_i64(base, 5), load_i64(base, 6) * 4
     sample_weights, mean, padding = load_i64(base, 7), load_i64(base, 8), load_i64(base, 9)
-    last = (batch if offsets == 0 else load_i64(offsets, batch)) - 1
-    for b in range(start, stop):
-        begin, end, had, source = b, b + 1, used, grad + b * grad_bytes
-        of_sample = by_sample * ((b + 1) << SAMPLE_SHIFT)
+    last = load_i64(offsets, batch) - 1
+    lookups, bad, used = np.int64(0), np.int64(0), np.int64(0)
+    for b in range(batch):
+        begin, end = load_i64(offsets, b), load_i64(offsets, b + 1)
         share = np.float32(1.0)
-        if offsets != 0:
-            begin, end = load_i64(offsets, b), load_i64(offsets, b + 1)
-            if mean != 0 and end - begin > 1:
-                in_bag = 0
-                for j in range(begin, end):
-                    in_bag += load_id(ids, wide, j * id_stride) != padding
-                share = np.float32(1.0) / np.float32(max(in_bag, 1))
+        if mean != 0 and end - begin > 1:
+            in_bag = 0
+            for j in range(begin, end):
+                in_bag += load_id(ids, wide, j) != padding
+            share = np.float32(1.0) / np.float32(max(in_bag, 1))
         for j in range(begin, end):
-            row = load_id(ids, wide, j * id_stride)
-            if gate != 0:  # of an id outside the table, too: prefetching never faults
-                prefetch_read(gate + load_id(ids, wide, min(j + GATE_AHEAD, last) * id_stride))
+            if gate != 0:
+                prefetch_read(gate + load_id(ids, wide, min(j + GATE_AHEAD, last)))
+            row = load_id(ids, wide, j)
             if row == padding:
                 continue
             if row < 0 or row >= num_rows:
@@ -125,19 +145,19 @@ def _sift(
             if _spread(row) >> np.uint64(part_shift) != np.uint64(part):
                 continue
             lookups += 1
-            if gate != 0 and not _gate_is_open(gate, row, of_sample, salt):
-                continue
-            kept[np.uint64(used)] = row
-            sources[np.uint64(used)] = source
+            kept[np.uint64(used)], sources[np.uint64(used)] = row, source + b * grad_bytes
             factors[np.uint64(used)] = share if sample_weights == 0 else share * load_f32(sample_weights, j)
-            used += 1
-        if used > had:
-            for line in range(0, row_bytes, 64):
-                prefetch_near(source + line)
+            used += np.int64(gate == 0 or _gate_is_open(gate, row, by_sample * ((b + 1) << SAMPLE_SHIFT), salt))
     counts[0] += lookups
-    counts[1] += lookups - (used - before)
+    counts[1] += lookups - used
     counts[3] += bad
     return used
+
+
+@numba.njit(inline="always")
+def _ask_for(address: int, size: int) -> None:
+    for line in range(0, size, 64):
+        prefetch_near(address + line)
 
 
 @numba.njit(inline="always")
@@ -222,9 +242,7 @@ def reduce_lookups(
             lookups, bad = np.int64(0), np.int64(0)
             for b in range(batch):
                 if b + ahead < batch:
-                    soon = grad + (b + ahead) * grad_bytes
-                    for line in range(0, row_bytes, 64):
-                        prefetch_near(soon + line)
+                    _ask_for(grad + (b + ahead) * grad_bytes, row_bytes)
                 row = load_id(ids, wide, b * id_stride)
                 if row == padding:
                     continue
@@ -241,20 +259,24 @@ def reduce_lookups(
             counts[0] += lookups
             counts[3] += bad
             continue
-        samples = max(np.int64(CHUNK), np.int64(CHUNK_BYTES) // row_bytes)
-        done, used = np.int64(0), np.int64(0)
-        for start in range(0, batch + samples, samples):  # a last turn for what the one before it kept
-            ready = used
-            used = _sift(
-                base, start, min(start + samples, batch), table, part, part_shift, salt, row_bytes, used, kept, sources,
-                factors, counts,
-            )  # fmt: skip
-            for e in range(done, ready):
+        if load_i64(base, 3) == 0:
+            used = _sift_column(base, table, part, part_shift, salt, kept, sources, counts)
+            for e in range(used):
+                if e + ahead < used:
+                    _ask_for(sources[np.uint64(e + ahead)], row_bytes)
+                unique = _add(
+                    kept[np.uint64(e)], sources[np.uint64(e)], np.float32(1.0), unique, table, width, early,
+                    first_bytes, second_bytes, mask, direct, slots, rows, sums,
+                )  # fmt: skip
+        else:
+            used = _sift_bags(base, table, part, part_shift, salt, kept, sources, factors, counts)
+            for e in range(used):
+                if e + ahead < used:
+                    _ask_for(sources[np.uint64(e + ahead)], row_bytes)
                 unique = _add(
                     kept[np.uint64(e)], sources[np.uint64(e)], factors[np.uint64(e)], unique, table, width, early,
                     first_bytes, second_bytes, mask, direct, slots, rows, sums,
                 )  # fmt: skip
-            done = ready
     counts[2] = unique
     return unique
 

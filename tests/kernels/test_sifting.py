@@ -1,4 +1,4 @@
-"""The row update on the CPU takes its lookups in chunks of samples, and leaves out early those that update nothing."""
+"""The row update on the CPU first leaves out the lookups that update nothing, and asks for the memory of the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.kernels.test_threads import skewed
 from tests.properties.cases import copies, eighths, written
 
 from slipstream.kernels import cpu, hashing, reference
-from slipstream.kernels.cpu_lookups import CHUNK, CHUNK_BYTES
+from slipstream.kernels.cpu_lookups import GATE_AHEAD, GRAD_AHEAD, GRAD_AHEAD_BYTES
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateSettings
 
 ROWS = 300
@@ -40,9 +40,9 @@ def mixed_gates() -> torch.Tensor:
 
 @pytest.mark.parametrize("by_sample", [False, True])
 @pytest.mark.parametrize("dim", [3, 16, 64])
-def test_batches_around_the_size_of_a_chunk_equal_the_reference(dim: int, by_sample: bool) -> None:
-    chunk = max(CHUNK, CHUNK_BYTES // (4 * dim))
-    for batch in (1, chunk - 1, chunk, chunk + 1, 2 * chunk, 3 * chunk + 5):
+def test_batches_about_as_long_as_prefetching_runs_ahead_equal_the_reference(dim: int, by_sample: bool) -> None:
+    ahead = max(GRAD_AHEAD, GRAD_AHEAD_BYTES // (4 * dim))
+    for batch in sorted({1, ahead - 1, ahead, ahead + 1, GATE_AHEAD, GATE_AHEAD + 1, 5 * ahead + 3}):
         for gate in (None, mixed_gates()):
             table = replace(table_of(dim, gate), by_sample=by_sample)
             ours, truth = copies([table]), copies([table])
