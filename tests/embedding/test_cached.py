@@ -207,6 +207,17 @@ def test_rows_are_not_measured_while_a_step_is_under_way() -> None:
     train(cached, optimizer, range(3))
 
 
+def test_a_copy_trains_as_its_original() -> None:
+    """A copy's cache once brought rows to memory that its parameter did not lie in."""
+    full, cached = pair()
+    cached, of_full = copy.deepcopy((cached, full))
+    mine, true = (optim.Adam(m.parameters(), lr=0.05) for m in (cached, of_full))
+    cached.attach(mine)
+    train(of_full, true, range(10))
+    train(cached, mine, range(10))
+    equal(of_full, true, cached)
+
+
 def test_traffic_by_hand() -> None:
     _, cached = pair(slots=4)
     optimizer = optim.Adam(cached.parameters(), lr=0.05)
