@@ -194,6 +194,20 @@ def test_the_budget_covers_everything_that_a_row_takes(kind: Any) -> None:
         assert taken == slots * measured
 
 
+def test_a_step_does_not_wait_for_rows_that_come_for_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, cached = pair()
+    optimizer = optim.Adam(cached.parameters(), lr=0.05)
+    cached.attach(optimizer)
+    waits: list[int] = []
+    for step in range(3):
+        cached.look_ahead(*inputs(step + 1))
+        loss(cached(*inputs(step)), step).backward()
+        with monkeypatch.context() as patch:
+            patch.setattr(cached.cache, "_settle", lambda step=step: waits.append(step))
+            optimizer.step()
+    assert not waits
+
+
 def test_rows_are_not_measured_while_a_step_is_under_way() -> None:
     _, cached = pair()
     optimizer = optim.Adam(cached.parameters(), lr=0.05)

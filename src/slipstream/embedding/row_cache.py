@@ -177,6 +177,7 @@ class RowCache:
         Raises:
             ConfigError: The batch (with those before it in the same step) has more distinct rows than the card.
         """
+        self._settle()
         self.refresh()
         if step != self._step:
             self._index.let_go()
@@ -260,9 +261,9 @@ class RowCache:
 
     def refresh(self) -> None:
         """Brings what :meth:`forget` left for later; to be called before an optimizer's step."""
-        self._settle()
         rows, self._stale = self._stale, self._stale[:0]
-        if rows.size:
+        if rows.size:  # else an optimizer's step need not wait for rows that come for the next batch
+            self._settle()
             self.bytes.weights_in += self._move_in(["weight"], rows, ahead=False)
             updated = rows[self._open_now[rows]]
             self._bring_state(updated, ahead=False)
