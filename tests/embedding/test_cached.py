@@ -194,6 +194,20 @@ def test_the_budget_covers_everything_that_a_row_takes(kind: Any) -> None:
         assert taken == slots * measured
 
 
+def test_a_step_does_not_wait_for_rows_that_come_for_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, cached = pair()
+    optimizer = optim.Adam(cached.parameters(), lr=0.05)
+    cached.attach(optimizer)
+    waits: list[int] = []
+    for step in range(3):
+        cached.look_ahead(*inputs(step + 1))
+        loss(cached(*inputs(step)), step).backward()
+        with monkeypatch.context() as patch:
+            patch.setattr(cached.cache, "_settle", lambda step=step: waits.append(step))
+            optimizer.step()
+    assert not waits
+
+
 def test_rows_are_not_measured_while_a_step_is_under_way() -> None:
     _, cached = pair()
     optimizer = optim.Adam(cached.parameters(), lr=0.05)
@@ -205,6 +219,17 @@ def test_rows_are_not_measured_while_a_step_is_under_way() -> None:
     optimizer.step()
     cached.table_of["user"].measure()
     train(cached, optimizer, range(3))
+
+
+def test_a_copy_trains_as_its_original() -> None:
+    """A copy's cache once brought rows to memory that its parameter did not lie in."""
+    full, cached = pair()
+    cached, of_full = copy.deepcopy((cached, full))
+    mine, true = (optim.Adam(m.parameters(), lr=0.05) for m in (cached, of_full))
+    cached.attach(mine)
+    train(of_full, true, range(10))
+    train(cached, mine, range(10))
+    equal(of_full, true, cached)
 
 
 def test_traffic_by_hand() -> None:

@@ -174,6 +174,7 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
     for arguments in (
         (table, torch.zeros(5, 3), users, items),
         (table, table.double(), users, items),
+        (table.to("meta"), table, users, items),
         (table, table, users[:1], items),
         (table, table, users, items[:, :0]),
     ):

@@ -43,7 +43,7 @@ SECONDS = 16.0
 BUDGETS: dict[str, float] = {"all rows updated": 1.0, "PSSE 0.9": 0.9, "PSSE 0.5": 0.5}
 """Series, with the share of the accesses whose rows are updated."""
 READ_AROUND = "all rows updated, read-around"
-"""Series in which the system reads 128 KiB for each page that is missing, as it does unless it is told otherwise."""
+"""Series in which the system reads around each page that is missing, as it does unless it is told otherwise."""
 _SPARE = 1 << 30
 """Bytes that are left free on the disk."""
 

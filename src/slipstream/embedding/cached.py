@@ -92,7 +92,7 @@ class CachedEmbeddingCollection(nn.Module):
         self._row_bytes = row_bytes(dim, 2 * dim if state_elements is None else state_elements)
         slots = budget_bytes // self._row_bytes
         self.cache = RowCache(rows, weight, slots, torch.device(device), half_life)
-        self.weight = nn.Parameter(self.cache.weight)
+        self.weight = self.cache.weight
         self.card = Table(self.weight, "rows on the card")
         order = {table.name: number for number, table in enumerate(tables)}
         many = set(multi_hot)
@@ -258,7 +258,7 @@ class CachedEmbeddingCollection(nn.Module):
         has_moments = len(self._attached().row_state) == 2
         measured = self._row_bytes + SIGNAL_BYTES + (0 if has_moments else TRAIL_BYTES)
         self.cache.shrink(self._budget // measured)  # no row stays: those that are here came without
-        self.weight.grad, self.weight.data, self.card.gate = None, self.cache.weight, None
+        self.weight.grad = self.card.gate = None
         self.cache.add_state("signal", self.card.measure().view(torch.int16), shared=True)
         if not has_moments:
             self.cache.add_state("trail", self.card.open_trail(), shared=True)

@@ -91,8 +91,9 @@ def installed_memory() -> int:
 def advise_read_around(tensor: Tensor, wanted: bool) -> Tensor:
     """Tell the system whether to read a mapped file's neighbouring pages with each page that is missing.
 
-    It does so by itself, 128 KiB a miss: quickest into memory for a table that fits, and for one that does not a
-    multiple of what its rows take, read to throw out pages in use. A hint: refusal changes nothing.
+    It does so by itself, 128 KiB a miss or what else the disk's ``read_ahead_kb`` says: quickest into memory for a
+    table that fits, and for one that does not a multiple of what its rows take, read to throw out pages in use. A hint:
+    refusal changes nothing.
 
     Args:
         tensor: All of a mapped file.

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.embedding.row_bytes import BusBytes
 from slipstream.embedding.row_index import Keys, RowIndex, Slots, number_rows
@@ -76,7 +76,10 @@ class RowCache:
         self._index = RowIndex(int(self.bases[-1]), self.slots, half_life)
         # Not pinned: rows are gathered into pinned memory on their way, and pinning would copy whole tables.
         self._host: dict[str, Tensor] = {"weight": weight}
-        self._card: dict[str, Tensor] = {"weight": torch.zeros(self.slots, weight.shape[1], device=device)}
+        self.weight = nn.Parameter(torch.zeros(self.slots, weight.shape[1], device=device))
+        """The card's rows, [S, D]."""
+        # The parameter itself, not a tensor in its memory: copies of a model, and .to(), leave them together.
+        self._card: dict[str, Tensor] = {"weight": self.weight}
         self._fresh: dict[str, Tensor] = {}  # a row's states before its first update, [1, …] on the card
         self._is_fresh = np.ones(int(self.bases[-1]), np.bool_)  # of rows in host memory
         self._step = -1
@@ -93,11 +96,6 @@ class RowCache:
         # By state: rows that changed since the host last saw it, of those that did since it saw all of the row.
         self._news: dict[str, npt.NDArray[np.bool_]] = {}
         self._stale: Slots = np.empty(0, np.int64)  # rows of the step under way that are to come anew before it
-
-    @property
-    def weight(self) -> Tensor:
-        """The card's rows, [S, D]."""
-        return self._card["weight"]
 
     @property
     def host_weight(self) -> Tensor:
@@ -179,6 +177,7 @@ class RowCache:
         Raises:
             ConfigError: The batch (with those before it in the same step) has more distinct rows than the card.
         """
+        self._settle()
         self.refresh()
         if step != self._step:
             self._index.let_go()
@@ -262,9 +261,9 @@ class RowCache:
 
     def refresh(self) -> None:
         """Brings what :meth:`forget` left for later; to be called before an optimizer's step."""
-        self._settle()
         rows, self._stale = self._stale, self._stale[:0]
-        if rows.size:
+        if rows.size:  # else an optimizer's step need not wait for rows that come for the next batch
+            self._settle()
             self.bytes.weights_in += self._move_in(["weight"], rows, ahead=False)
             updated = rows[self._open_now[rows]]
             self._bring_state(updated, ahead=False)

@@ -35,7 +35,7 @@ def margin_gradients(rows: Tensor, grad: Tensor) -> Tensor:
 
 
 def check_candidates(user_weight: Tensor, item_weight: Tensor, users: Tensor, items: Tensor) -> None:
-    """Raise UnsupportedOption unless shapes and types are those of :func:`hardest`."""
+    """Raise UnsupportedOption unless shapes, types and devices of the tables are those of :func:`hardest`."""
     if items.dim() != 2 or users.shape != items.shape[:1] or not items.shape[1]:
         raise UnsupportedOption(
             f"candidates are users [P] and items [P, K] with K > 0, not {tuple(users.shape)} and {tuple(items.shape)}"
@@ -43,9 +43,11 @@ def check_candidates(user_weight: Tensor, item_weight: Tensor, users: Tensor, it
     if user_weight.dim() != 2 or user_weight.shape[1:] != item_weight.shape[1:] or not user_weight.shape[1]:
         shapes = f"{tuple(user_weight.shape)} and {tuple(item_weight.shape)}"
         raise UnsupportedOption(f"tables of users and items have rows of one size, not {shapes}")
-    if user_weight.dtype != item_weight.dtype:
+    of_users, of_items = ((weight.dtype, weight.device) for weight in (user_weight, item_weight))
+    if of_users != of_items:  # a kernel would read the other device's addresses
         raise UnsupportedOption(
-            f"tables of users and items have one type, not {user_weight.dtype}, {item_weight.dtype}"
+            "tables of users and items have one type and device, "
+            f"not {of_users[0]} on {of_users[1]} and {of_items[0]} on {of_items[1]}"
         )
 
 
