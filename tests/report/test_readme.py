@@ -66,6 +66,8 @@ def test_a_figure_that_its_record_lacks_stops(tmp_path: Path) -> None:
     _save(tmp_path, "step", ratios={"torch": 1.5}, quality={"auc": 0.7})
     with pytest.raises(DataError, match=r"'bf16'.*"):
         render(tmp_path, [LINE])
+    _save(tmp_path, "step", ratios={"torch": 1.5}, conditions={"left out": "bf16: this processor has no such products"})
+    assert "| [1.50x / –](benchmarks/results/step.json) |  |" in render(tmp_path, [LINE])
 
 
 def test_what_is_no_record_stops(tmp_path: Path) -> None:

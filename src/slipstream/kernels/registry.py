@@ -208,7 +208,8 @@ def keep(
 
 def has_dots(vectors: Tensor) -> bool:
     """Whether :func:`dots` and :func:`dots_gradients` take them: float32 or bfloat16 on the CPU."""
-    return vectors.device.type == "cpu" and vectors.dtype in cpu_dots.DTYPES
+    wanted = not _forced or _forced[-1] == "cpu"
+    return wanted and vectors.device.type == "cpu" and vectors.dtype in cpu_dots.DTYPES
 
 
 @torch.library.custom_op("slipstream::dots", mutates_args=())

@@ -46,9 +46,15 @@ def render(folder: Path, headlines: Sequence[Headline] = HEADLINES) -> str:
 
 
 def _line(headline: Headline, record: Record, file: Path) -> str:
+    sat_out = "left out" in record.conditions  # a system that this machine cannot run, which the record names
     try:
-        ratios = " / ".join(f"{record.ratios[key]:.2f}x" for key in headline.ratios)
-        quality = ", ".join(f"{words} {_figure(record.quality[key])}" for key, words in headline.quality)
+        ratios = " / ".join(
+            "–" if sat_out and key not in record.ratios else f"{record.ratios[key]:.2f}x" for key in headline.ratios
+        )
+        figures = [
+            (record.quality[key], words) for key, words in headline.quality if key in record.quality or not sat_out
+        ]
+        quality = ", ".join(f"{words} {_figure(figure)}" for figure, words in figures)
     except KeyError as error:
         remedy = "measure it again, or mend slipstream.report.headlines"
         raise DataError(f"README quotes {error} from it, which it lacks", file=file, remedy=remedy) from error
