@@ -208,6 +208,27 @@ def test_a_step_does_not_wait_for_rows_that_come_for_the_next_batch(monkeypatch:
     assert not waits
 
 
+def test_steps_that_are_left_out_leave_no_rows_behind() -> None:
+    _, cached = pair(slots=60)
+    cached.attach(optim.SGD(cached.parameters(), lr=0.1))
+    with pytest.raises(
+        ConfigError, match=r"beside the \d+ of batches before, which no step has followed yet.*skip_step"
+    ):
+        for step in range(100):
+            cached(*inputs(step))
+    full, cached = pair(slots=60)
+    of_full, of_cached = (optim.SGD(module.parameters(), lr=0.1) for module in (full, cached))
+    cached.attach(of_cached)
+    for step in range(100):
+        loss(cached(*inputs(step)), step).backward()
+        of_cached.zero_grad()
+        cached.skip_step()
+        if step % 10 == 0:
+            train(full, of_full, [step])
+            train(cached, of_cached, [step])
+    equal(full, of_full, cached)
+
+
 def test_rows_are_not_measured_while_a_step_is_under_way() -> None:
     _, cached = pair()
     optimizer = optim.Adam(cached.parameters(), lr=0.05)
@@ -353,7 +374,7 @@ def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"slipstream\.optim"):
         cached.attach(torch.optim.SGD(cached.parameters(), lr=0.1))
     cached.attach(optim.SGD(cached.parameters(), lr=0.1))
-    with pytest.raises(ConfigError, match="on the card, which holds 5"):
+    with pytest.raises(ConfigError, match="rows on the card; it holds 5"):
         cached(*inputs(0, size=40))
     with pytest.raises(IndexOutOfRange, match="id 60, the table has 60 rows"):
         cached(torch.tensor([[60, 0]]), [Bag(torch.tensor([0]), torch.tensor([0, 1]))])

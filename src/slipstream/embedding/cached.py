@@ -214,6 +214,14 @@ class CachedEmbeddingCollection(nn.Module):
             self.cache.prefetch(self._keys(ids, bags), step + later)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
+    def skip_step(self) -> None:
+        """To be called where no optimizer step will follow the forward passes since the last one.
+
+        Their rows are kept on the card for it, and would take its room: a loop that leaves steps out, as
+        ``torch.amp.GradScaler`` does where gradients overflow, would in the end find none.
+        """
+        self.cache.skip_step()
+
     def host_state(self) -> dict[str, dict[str, Tensor]]:
         """For each table its optimizer state in host memory, by name, brought up to date: views, [R, …].
 

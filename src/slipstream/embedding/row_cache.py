@@ -259,6 +259,11 @@ class RowCache:
             self._is_fresh[:] = False
         self._stale = self._index.holding() if under_way else self._stale[:0]
 
+    def skip_step(self) -> None:
+        """Lets the rows leave again that were placed for a step which is left out."""
+        self._index.let_go()
+        self._step, self._stale = -1, self._stale[:0]
+
     def refresh(self) -> None:
         """Brings what :meth:`forget` left for later; to be called before an optimizer's step."""
         rows, self._stale = self._stale, self._stale[:0]
@@ -299,9 +304,12 @@ class RowCache:
         new = np.concatenate([free, leaving])
         if not ahead:
             if new.size < missing.size:
+                kept = np.setdiff1d(self._index.holding(), here).size
+                beside = f" beside the {kept} of batches before, which no step has followed yet" if kept else ""
                 raise ConfigError(
-                    f"a step needs {here.size + missing.size} rows on the card, which holds {self.slots}",
-                    remedy="give the row cache a larger budget, or train on smaller batches",
+                    f"a step needs {here.size + missing.size} rows on the card{beside}; it holds {self.slots}",
+                    remedy="give the row cache a larger budget, or train on smaller batches"
+                    + ("; call skip_step() where a step is left out" if kept else ""),
                 )
             self.bytes.hits += here.size
             self.bytes.misses += missing.size

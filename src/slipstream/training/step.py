@@ -155,6 +155,8 @@ class Step:
         if self._config.on_nonfinite == "stop" or self.left_out_in_a_row >= MOST_IN_A_ROW:
             raise nonfinite_error(self._model, batch, what, done)
         self._forget()
+        if isinstance(self._model.embeddings, CachedEmbeddingCollection):
+            self._model.embeddings.skip_step()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
