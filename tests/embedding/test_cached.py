@@ -211,9 +211,7 @@ def test_a_step_does_not_wait_for_rows_that_come_for_the_next_batch(monkeypatch:
 def test_steps_that_are_left_out_leave_no_rows_behind() -> None:
     _, cached = pair(slots=60)
     cached.attach(optim.SGD(cached.parameters(), lr=0.1))
-    with pytest.raises(
-        ConfigError, match=r"beside the \d+ of batches before, which no step has followed yet.*skip_step"
-    ):
+    with pytest.raises(ConfigError, match=r"beside the \d+ of batches before.*skip_step"):
         for step in range(100):
             cached(*inputs(step))
     full, cached = pair(slots=60)
