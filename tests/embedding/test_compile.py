@@ -9,6 +9,7 @@ import torch
 from tests.embedding.test_collection import Bag
 from torch import Tensor, nn
 
+from slipstream import optim
 from slipstream.embedding import Embedding, EmbeddingBag, EmbeddingCollection, TableConfig, operators, tables
 from slipstream.embedding.table import Site
 
@@ -139,3 +140,23 @@ def test_operator_and_short_way_agree() -> None:
     weights, ids = arguments[1:3]
     short = operators.look_up(site, weights, ids, padding=[2])
     assert torch.equal(operators.pool(*arguments), short)
+
+
+def test_a_compiled_training_step_leaves_the_optimizer_out_of_its_graphs() -> None:
+    torch.compiler.reset()
+    labels, found = torch.rand(3), []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(EmbeddingBag(10, 4, mode="sum"), nn.Linear(4, 1))
+        optimizer = optim.Adam(model.parameters(), lr=0.1)
+
+        def step(model: nn.Module = model, optimizer: optim.Adam = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = (model(IDS.T).squeeze(1) - labels).square().sum()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        run = torch.compile(step, backend="aot_eager") if compiled else step
+        found.append(torch.stack([run() for _ in range(4)]))
+    torch.testing.assert_close(found[1], found[0])

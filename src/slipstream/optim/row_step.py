@@ -5,6 +5,7 @@ Dense parameters go to torch's optimizer, row gradients to one fused kernel call
 
 from __future__ import annotations
 
+import sys
 import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
@@ -82,15 +83,24 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
         """What torch puts around ``step``, hooks and a label for its profiler, only while there are any of them.
 
-        The label alone costs a quarter of the Python in a step.
+        The label alone costs a quarter of the Python in a step. ``torch.compile`` leaves the step out of its graphs:
+        kernels take addresses.
         """
         hooked: Callable[..., Any] = torch.optim.Optimizer.profile_hook_step(func)
+        outside_graphs: dict[Callable[..., Any], Callable[..., Any]] = {}
+        torchs = import_module("torch.optim.optimizer")
+        of_all: tuple[Any, Any] = torchs._global_optimizer_pre_hooks, torchs._global_optimizer_post_hooks
 
         @wraps(func)
         def step(self: RowStep, *args: Any, **kwargs: Any) -> Any:
-            watched = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or any(_hooks_of_all())
+            watched = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or any(of_all)
             profiled = torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-            return (hooked if watched or profiled else func)(self, *args, **kwargs)
+            run = hooked if watched or profiled else func
+            if "torch._dynamo" in sys.modules:  # else nothing is being compiled, and asking would load the compiler
+                if run not in outside_graphs:
+                    outside_graphs[run] = cast(Any, torch.compiler).disable(run)
+                run = outside_graphs[run]
+            return run(self, *args, **kwargs)
 
         return step
 
@@ -303,13 +313,6 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                 value = saved.get(position, {}).get(name)
                 if isinstance(value, Tensor) and value.dtype != self.state[parameter][name].dtype:
                     self.state[parameter][name] = value.to(parameter.device, copy=True)
-
-
-@cache
-def _hooks_of_all() -> tuple[dict[int, Any], dict[int, Any]]:
-    """Where torch keeps the hooks that run before and after the step of any optimizer."""
-    module = import_module("torch.optim.optimizer")
-    return module._global_optimizer_pre_hooks, module._global_optimizer_post_hooks
 
 
 def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
