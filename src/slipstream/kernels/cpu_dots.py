@@ -28,6 +28,8 @@ from slipstream.kernels.sources import digest
 
 BLOCK = 32
 """Samples that a thread takes at a time."""
+ALONE = 1 << 20
+"""Products of two numbers below which one thread is quicker than several are woken."""
 TILE = 4
 """Rows that :func:`~slipstream.kernels.row_ops.multiply_tile` computes at once."""
 DTYPES = (torch.float32, torch.bfloat16)
@@ -188,4 +190,5 @@ def _run(vectors: Tensor, dots: Tensor, ahead: bool, grad: Tensor | None) -> Non
     record["vectors"], record["grad"] = vectors.data_ptr(), 0 if grad is None else grad.data_ptr()
     record["dots"], record["stride"], record["ahead"] = dots.data_ptr(), dots.stride(0), ahead
     worker = _worker(specialised(vectors.shape[2]), vectors.dtype == torch.bfloat16)
-    parallel.run(worker.address, arguments, torch.get_num_threads() if vectors.shape[0] > 4 * BLOCK else 1)
+    products = vectors.numel() * vectors.shape[1]
+    parallel.run(worker.address, arguments, torch.get_num_threads() if products > ALONE else 1)
