@@ -9,6 +9,10 @@ or that does not end.
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch, as the command line does: else it warns, a finding
+
 import signal
 import sys
 from argparse import ArgumentParser
