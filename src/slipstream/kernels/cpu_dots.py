@@ -23,15 +23,13 @@ from slipstream.errors import UnsupportedOption
 from slipstream.kernels import parallel
 from slipstream.kernels.cpu_pool import specialised
 from slipstream.kernels.intrinsics import address_of, fetch_add, load_f32, load_u16, store_f32, store_i32
-from slipstream.kernels.row_ops import LANES, add_row, copy_row, copy_row_bf16, multiply_tile
+from slipstream.kernels.row_ops import LANES, TILE, add_row, copy_row, copy_row_bf16, multiply_tile
 from slipstream.kernels.sources import digest
 
 BLOCK = 32
 """Samples that a thread takes at a time."""
 ALONE = 1 << 20
 """Products of two numbers below which one thread is quicker than several are woken."""
-TILE = 4
-"""Rows that :func:`~slipstream.kernels.row_ops.multiply_tile` computes at once."""
 DTYPES = (torch.float32, torch.bfloat16)
 """Types of elements that there are kernels for; sums are float32 in both."""
 

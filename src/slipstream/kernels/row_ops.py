@@ -22,6 +22,8 @@ from numba.extending import intrinsic
 
 LANES = 16
 """Elements of a vector: one register with AVX-512, two with AVX2, four with NEON."""
+TILE = 4
+"""Rows that :func:`multiply_tile` computes at once."""
 
 _FLOAT, _DOUBLE, _I64, _I32, _BIT = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(32), ir.IntType(1)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -196,7 +198,7 @@ adam_row = _row_operation(4, 4, _adam)
 
 @intrinsic
 def multiply_tile(_typing_context: Any, depth: Any, arguments: Any) -> Any:
-    """``(depth, (to, to's width, x, x's width, y, y's width))``: four rows by ``LANES`` columns of the product x y.
+    """``(depth, (to, to's width, x, x's width, y, y's width))``: ``TILE`` rows by ``LANES`` columns of the product x y.
 
     x has ``depth`` columns and y as many rows; addresses are of the tile's first row and column, widths the elements
     from row to row. The sums stay in registers.
@@ -207,7 +209,7 @@ def multiply_tile(_typing_context: Any, depth: Any, arguments: Any) -> Any:
         depth, packed = values
         to, to_width, x, x_width, y, y_width = cgutils.unpack_tuple(builder, packed)
         zero = ir.Constant(_VECTOR, [0.0] * LANES)
-        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(4)]
+        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(TILE)]
         for one in sums:
             builder.store(zero, one)  # alloca_once stores at the function's entry alone
         with cgutils.for_range(builder, depth, intp=_I64) as loop:
