@@ -220,6 +220,10 @@ def test_steps_that_are_left_out_leave_no_rows_behind() -> None:
     for step in range(100):
         loss(cached(*inputs(step)), step).backward()
         of_cached.zero_grad()
+        if step % 7 == 0:  # rows of the step that is left out are replaced before it is
+            halves = {name: 0.5 * part for name, part in full.state_dict().items()}
+            for module in (full, cached):
+                module.load_state_dict(halves)
         cached.skip_step()
         if step % 10 == 0:
             train(full, of_full, [step])

@@ -261,8 +261,9 @@ class RowCache:
 
     def skip_step(self) -> None:
         """Lets the rows leave again that were placed for a step which is left out."""
+        self.refresh()  # they stay on the card until then
         self._index.let_go()
-        self._step, self._stale = -1, self._stale[:0]
+        self._step = -1
 
     def refresh(self) -> None:
         """Brings what :meth:`forget` left for later; to be called before an optimizer's step."""
