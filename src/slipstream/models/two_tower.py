@@ -107,9 +107,11 @@ class TwoTower(Recommender):
         ids = positive.inputs.ids[:, int(self.item_rows)].long()
         if self.training:
             self.seen.index_add_(0, ids, torch.ones(ids.numel()))
-        logits = user @ item.T * self.scale - torch.log(self.seen.index_select(0, ids) / self.seen.sum())
+        log_share = torch.log(self.seen.index_select(0, ids) / self.seen.sum())
+        # Every pass over the logits, which are as many as the positives squared, costs as much as the product.
+        logits = torch.addmm(-log_share, user * self.scale, item.T)
         again = (ids[:, None] == ids).fill_diagonal_(False)
-        logits = logits.masked_fill(again, -torch.inf)
+        logits = logits.masked_fill_(again, -torch.inf)
         losses = functional.cross_entropy(logits, torch.arange(ids.numel()), reduction="none")
         return (losses * positive.weights).sum() / max(ids.numel(), 1)
 
