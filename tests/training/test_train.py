@@ -221,7 +221,7 @@ def test_errors_say_what_is_wrong(make_store, tmp_path):
     with pytest.raises(ConfigError, match="lower the learning rates"):
         train(config(optimizer={"name": "sgd", "lr": 1e30}), store=make_store(1000))
     events = []
-    with pytest.raises(DataError, match="all have the same label"):
+    with pytest.raises(DataError, match="positives alone"):
         train(config(), store=make_store(300, name="positives", all_positive=True), listeners=[events.append])
     assert not any(isinstance(event, RunStarted) for event in events)  # before any training
     with pytest.raises(ConfigError, match="no one-hot feature 'genre'"):
