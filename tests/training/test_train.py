@@ -30,6 +30,7 @@ from slipstream.training import (
     run,
     train,
 )
+from slipstream.training.run import open_data
 from slipstream.training.warm_up import warm_up
 
 SMALL = {
@@ -335,3 +336,19 @@ def test_bfloat16_where_the_processor_has_no_products_of_it_is_said_once(monkeyp
             SlowPathWarning
         ] * times
     say.cache_clear()
+
+
+@pytest.mark.parametrize("setting", [{"momentum": 0.9}, {"betas": (0.8, 0.99), "dense_name": "sgd"}])
+def test_settings_of_another_optimizer_are_refused(make_store, setting):
+    with pytest.raises(ConfigError, match=rf"optimizer\.{next(iter(setting))} does nothing with adagrad"):
+        train(config(optimizer={"name": "adagrad", **setting}), store=make_store(300))
+
+
+def test_settings_of_raw_files_say_that_they_do_nothing_with_prepared_data(make_store):
+    store = make_store(300)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        open_data(config(data=store.path, prepare={"threads": 1}))
+        assert not said
+        open_data(config(data=store.path, prepare={"min_frequency": 5}))
+    assert "is prepared already" in str(said[0].message)
