@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from slipstream.bench import BENCHES
+from slipstream.cli import output
 from slipstream.cli.app import app
 from slipstream.errors import ConfigError
+from slipstream.report.record import Record
 
 
 def test_every_benchmark_is_a_command_and_takes_quick_and_json() -> None:
@@ -36,3 +42,14 @@ def test_options_of_other_benchmarks_are_refused(name: str, option: str) -> None
 def test_options_that_would_do_nothing_are_refused(arguments: list[str], said: str) -> None:
     done = CliRunner().invoke(app, arguments)
     assert isinstance(done.exception, ConfigError) and said in str(done.exception)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_record_in_a_narrow_terminal_keeps_its_names_and_figures(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    record = Record.load(Path(__file__).parents[2] / "benchmarks/results/kernels.json")
+    out = io.StringIO()
+    monkeypatch.setattr(output, "console", Console(file=out, width=width))
+    output.record_tables(record)
+    shown = out.getvalue()
+    assert "…" not in shown
+    assert all(output.figure(row["p50"]) in shown and str(row["system"]) in shown for row in record.rows)

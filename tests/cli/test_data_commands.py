@@ -71,3 +71,11 @@ def test_a_bad_row_stops_or_is_quarantined(raw: list[str | Path], tmp_path: Path
 def test_inspect_wants_a_prepared_data_set(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         call(inspect, tmp_path)
+
+
+def test_a_table_of_one_row_can_be_inspected(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("clicked,user,item\n1,anna,tea\n", encoding="utf-8")
+    (tmp_path / "schema.yaml").write_text("label: clicked\ncategorical: [user, item]\n", encoding="utf-8")
+    said = call(prepare, tmp_path / "one.csv", tmp_path / "one", "--schema", tmp_path / "schema.yaml")
+    assert "1 (100.0%)" in said  # positives
+    assert "mean over 1 slices" in call(inspect, tmp_path / "one")

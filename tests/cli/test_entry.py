@@ -103,6 +103,24 @@ def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
     assert "Traceback" in done.stderr and "DataError" in done.stderr
 
 
+WARNING = """
+import sys, warnings
+from slipstream.cli import entry
+entry.run = lambda arguments: warnings.warn("bf16 is slow\\nhere", UserWarning)
+entry.main()
+"""
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_warning_is_one_line_and_with_debug_says_where_it_arose(debug: bool) -> None:
+    command = [sys.executable, "-c", WARNING, *(["--debug"] if debug else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    if debug:
+        assert "<string>:4: UserWarning: bf16 is slow" in done.stderr
+    else:
+        assert done.stderr == "slipstream: warning: bf16 is slow here\n"
+
+
 def test_compare_writes_page_and_figures(make_run: Callable[..., Path], tmp_path: Path) -> None:
     page, figures = tmp_path / "out" / "page.html", tmp_path / "figures.csv"
     runs = [str(make_run("full")), str(make_run("[b]half", "random", auc=0.7654, seconds=5.0))]

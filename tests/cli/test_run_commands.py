@@ -76,7 +76,8 @@ def test_evaluate_scores_the_range_that_was_held_out_alike(folder: Path) -> None
     result = json.loads((folder / "full" / "result.json").read_text(encoding="utf-8"))
     assert figures["scores"]["samples"] == 150
     assert figures["scores"]["log_loss"] == pytest.approx(result["log_loss"], rel=1e-5)
-    assert "head of user" in said
+    assert "head of user" in said and "trained on" not in said
+    assert "of these samples 1,350 were trained on" in call("evaluate", folder / "full", folder / "data")
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])

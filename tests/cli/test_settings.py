@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from slipstream.cli.settings import put, resolve
+from slipstream.cli.settings import put, resolve, validate
 from slipstream.documents import read_settings
 from slipstream.errors import ConfigError
+from slipstream.models import DLRMConfig, MatrixFactorizationConfig
+from slipstream.training import TrainConfig
 
 
 class Part(BaseModel):
@@ -107,3 +110,27 @@ def test_what_is_wrong_is_said_once_and_with_its_line(tmp_path: Path) -> None:
         assert str(caught.value).count("c.yaml") == 1 and f"c.yaml:{line}: " in str(caught.value)
     with pytest.raises(ConfigError, match=r"no such setting.*the settings are policy, lr, sizes"):
         resolve(Whole, None, {"learning_rate": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"policy": {"name": "random", "budget": 2}}, "policy.budget"),
+        ({"policy": {"name": "guard", "policy": "psse"}}, "policy.policy"),
+        ({"policy": {"name": "combine", "inputs": {"name": "random", "budget": 3}}}, "policy.inputs.budget"),
+        ({"policy": {"name": "combine", "rows": {"budget": 0.5}}}, "policy.rows"),
+        ({"model": {"name": "dlrm", "top": ["wide"]}}, "model.top.0"),
+        ({"model": {"rows": 1}}, "model.rows"),
+    ],
+)
+def test_a_wrong_setting_is_named_as_one_writes_it(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{re.escape(named)}: "):
+        validate(TrainConfig, {"data": "d", **settings})
+
+
+def test_settings_without_a_name_belong_to_the_model_that_is_chosen_and_else_to_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: d\nmodel: {embedding_dim: 8}\n", encoding="utf-8")
+    assert resolve(TrainConfig, file, {}).model == DLRMConfig(embedding_dim=8)
+    assert resolve(TrainConfig, file, {"model.name": "mf"}).model == MatrixFactorizationConfig(embedding_dim=8)
+    assert resolve(TrainConfig, None, {"data": "d"}, ["model.embedding_dim=4"]).model == DLRMConfig(embedding_dim=4)

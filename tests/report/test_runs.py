@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from slipstream.errors import DataError
 from slipstream.report.runs import baseline, differing_settings, load_runs, same_data
@@ -65,3 +67,20 @@ def test_tables_agree_with_the_results(make_run: Callable[..., Path]) -> None:
     assert (
         len(terminal_table(runs, width=80).columns) < len(terminal_table(runs, width=200).columns) == len(columns(runs))
     )
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+@pytest.mark.parametrize("auc", [None, 0.77])
+def test_a_terminal_shows_as_many_columns_as_fit_and_none_without_figures(
+    make_run: Callable[..., Path], width: int, auc: float | None
+) -> None:
+    ranking = {"k": 10, "ndcg": 0.2651, "recall": 0.0967}
+    runs = load_runs([make_run(f"by-{name}", name, auc=auc, ranking=ranking) for name in ("none", "random")])
+    out = io.StringIO()
+    Console(file=out, width=width).print(terminal_table(runs, width=width))
+    shown = out.getvalue()
+    assert all(len(line) <= width for line in shown.splitlines())
+    assert all(text in shown for text in ("by-random", "0.2651", "+0.0000", "100.0%"))
+    assert ("AUC" in shown) == (auc is not None)
+    assert width < 200 or "Gini" not in shown  # no run of these says anything of it
+    assert len(terminal_table(runs, width=width).columns) >= (7 if auc is None else 8)

@@ -55,6 +55,13 @@ def config(store: Store, model: dict[str, object], **settings: object) -> TrainC
     )
 
 
+@pytest.mark.parametrize("model", [{"name": "mf"}, TOWERS, {"name": "dlrm"}])
+def test_cross_entropy_of_positives_alone_is_refused(positives: Store, model: dict[str, object]) -> None:
+    """It ended with a log-loss of 0 and lists of no use, and said nothing."""
+    with pytest.raises(DataError, match=r"positives alone.*--negatives=1.*model\.objective=bpr"):
+        train(config(positives, model), store=positives)
+
+
 def test_a_fifth_of_each_users_pairs_is_held_out(pairs: Path, positives: Store, tmp_path: Path) -> None:
     ranges, users = named_splits(positives), positives.ids[:, 0].numpy()
     (start, cut), (_, stop) = ranges["train"], ranges["test"]
@@ -106,11 +113,6 @@ def test_pairs_with_negatives_have_auc_and_lists(pairs: Path, tmp_path: Path) ->
         {**base.model_dump(exclude={"epochs", "shuffle"}), "mode": "prequential", "chunk_size": 500}
     )
     assert train(stream, store=store).ranking is None, "a stream has no held-out pairs"
-
-
-def test_positives_alone_need_a_model_that_ranks(positives: Store) -> None:
-    with pytest.raises(DataError, match="same label"):
-        train(config(positives, {"name": "dlrm", "embedding_dim": 4, "bottom": [4], "top": [4]}), store=positives)
 
 
 def test_scored_samples_without_a_new_pair_are_refused(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from slipstream.training import (
     run,
     train,
 )
+from slipstream.training.run import open_data
 from slipstream.training.warm_up import warm_up
 
 SMALL = {
@@ -221,7 +222,7 @@ def test_errors_say_what_is_wrong(make_store, tmp_path):
     with pytest.raises(ConfigError, match="lower the learning rates"):
         train(config(optimizer={"name": "sgd", "lr": 1e30}), store=make_store(1000))
     events = []
-    with pytest.raises(DataError, match="all have the same label"):
+    with pytest.raises(DataError, match="positives alone"):
         train(config(), store=make_store(300, name="positives", all_positive=True), listeners=[events.append])
     assert not any(isinstance(event, RunStarted) for event in events)  # before any training
     with pytest.raises(ConfigError, match="no one-hot feature 'genre'"):
@@ -335,3 +336,19 @@ def test_bfloat16_where_the_processor_has_no_products_of_it_is_said_once(monkeyp
             SlowPathWarning
         ] * times
     say.cache_clear()
+
+
+@pytest.mark.parametrize("setting", [{"momentum": 0.9}, {"betas": (0.8, 0.99), "dense_name": "sgd"}])
+def test_settings_of_another_optimizer_are_refused(make_store, setting):
+    with pytest.raises(ConfigError, match=rf"optimizer\.{next(iter(setting))} does nothing with adagrad"):
+        train(config(optimizer={"name": "adagrad", **setting}), store=make_store(300))
+
+
+def test_settings_of_raw_files_say_that_they_do_nothing_with_prepared_data(make_store):
+    store = make_store(300)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        open_data(config(data=store.path, prepare={"threads": 1}))
+        assert not said
+        open_data(config(data=store.path, prepare={"min_frequency": 5}))
+    assert "is prepared already" in str(said[0].message)

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import sys
+import warnings
 from collections.abc import MutableMapping, Sequence
 from io import TextIOWrapper
 from typing import Any, cast
@@ -100,6 +101,11 @@ def run(arguments: Sequence[str]) -> int:
         return 2
 
 
+def _warn(message: Warning | str, *_: Any) -> None:
+    """A warning as one line; where in the code it arose is for ``--debug``."""
+    complain(f"warning: {message}")
+
+
 def complain(text: str) -> None:
     """One line on standard error; control characters of names and data do not reach the terminal."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
@@ -130,6 +136,8 @@ def main() -> None:
         # A file name need not be text.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if "--debug" not in sys.argv:
+        warnings.showwarning = _warn
     status = run(sys.argv[1:])
     if "slipstream.training.ranks" in sys.modules:
         _leave_at_once(status)

@@ -41,6 +41,8 @@ def evaluate(
     evaluation = training.evaluate(run, data, start=start, stop=stop)
     output.facts(ranking_facts(evaluation.ranking))
     output.console.print(score_table(evaluation))
+    if evaluation.trained_on:
+        output.say(f"of these samples {evaluation.trained_on:,} were trained on: --start and --stop choose others")
     if json is not None:
         write_text(json, evaluation.model_dump_json(indent=2) + "\n")
         output.say(f"figures: {json}")

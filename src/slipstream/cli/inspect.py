@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from slipstream.evaluation.popularity_profile import PopularityProfile
     from slipstream.training.redundancy import Redundancy
 
+_SLICES = 10
+
 
 def inspect(
     data: Annotated[Path, typer.Argument(help="Prepared data set.")],
-    slices: Annotated[int, typer.Option(help="Slices in time between which drift is measured.")] = 10,
+    slices: Annotated[int | None, typer.Option(help="Slices in time between which drift is measured (10).")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the whole profile to this file.")] = None,
     learning_curve: Annotated[
         bool,
@@ -48,7 +50,7 @@ def inspect(
         raise ConfigError("--config, --model and --set belong to --learning-curve")
     store = Store.open(data)
     describe(store)
-    profile = popularity_profile(store, slices=slices)
+    profile = popularity_profile(store, slices=min(_SLICES, store.num_samples) if slices is None else slices)
     output.console.print(profile_table(profile, width=output.console.width))
     output.say(
         "top 1 %: share of the accesses that the most popular 1 % of the rows take; top rows kept: of a slice's "

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from slipstream.report.columns import GAP, fill, least_width
 
 if TYPE_CHECKING:
     from slipstream.report.record import Record
@@ -49,12 +52,13 @@ def record_tables(record: Record) -> None:
     facts({**record.conditions, "data": record.dataset or None}, title=record.name)
     if record.rows:
         names = list(dict.fromkeys(name for row in record.rows for name in row))
-        table = Table()
-        for name in names:
-            table.add_column(name, justify="left" if isinstance(record.rows[0].get(name), str) else "right")
-        for row in record.rows:
-            table.add_row(*(Text(figure(row.get(name, ""))) for name in names))
-        console.print(table)
+        rows = [[figure(row.get(name, "")) for name in names] for row in record.rows]
+        texts = [place for place, name in enumerate(names) if isinstance(record.rows[0].get(name), str)]
+        # A table that is wider than the terminal all the same goes over its lines: half a figure would be wrong.
+        width = max(console.width, least_width(names, rows))
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+        fill(table, names, rows, width=width, left=texts)
+        console.print(table, width=width, crop=False)
     if record.ratios:
         facts(
             {name: f"{ratio:.2f}x" for name, ratio in record.ratios.items()}, title="ours against (above 1 is faster)"

@@ -93,13 +93,14 @@ def progress() -> Iterator[Callable[[str, int], None]]:
 
 def describe(store: Store) -> None:
     """Print what a prepared data set holds."""
-    provenance = store.manifest.provenance
+    provenance, positives = store.manifest.provenance, store.manifest.num_positives
     bad, drawn = provenance.get("bad_rows"), provenance.get("negatives")
     each = drawn.get("per_positive") if isinstance(drawn, dict) else None
     output.facts(
         {
             "format": provenance.get("format"),
             "samples": store.num_samples,
+            "positives": f"{positives:,.0f} ({positives / max(store.num_samples, 1):.1%})",
             "sparse features": ", ".join(f"{feature.name} ({feature.num_rows:,} rows)" for feature in store.features),
             "dense features": store.num_dense or None,
             "non-clicks": f"{each} drawn for each click" if each else None,

@@ -43,7 +43,9 @@ def profile(
     from slipstream.training.profile import profile as measure
 
     found = measure(resolve(TrainConfig, config, flags, assign or ()), steps=steps)
+    output.say(f"a step of {found.batch_size:,} samples, median of {found.steps}")
     output.console.print(phases_table(found))
+    output.say("at most so many times as fast, by the share that is kept")
     output.console.print(bounds_table(found))
     output.say("bounds leave quality aside: `slipstream inspect --learning-curve` says what skipping costs")
     output.say(f"recommended: {found.recommended or 'none'} ({found.reason})")
@@ -54,7 +56,7 @@ def profile(
 
 def phases_table(found: Profile) -> Table:
     """Time and share of each phase."""
-    table = Table(title=f"a step of {found.batch_size:,} samples, median of {found.steps}", title_justify="left")
+    table = Table()
     for number, name in enumerate(("phase", "ms", "share")):
         table.add_column(name, justify="right" if number else "left")
     for name, seconds in {**found.seconds, "all": found.step_seconds}.items():
@@ -64,7 +66,7 @@ def phases_table(found: Profile) -> Table:
 
 def bounds_table(found: Profile) -> Table:
     """The most that each policy can save."""
-    table = Table(title="at most so many times as fast, by the share that is kept", title_justify="left")
+    table = Table()
     budgets = list(found.bounds[0].speed_up) if found.bounds else []
     for number, name in enumerate(("policy", "skips", "decision ms", *(f"{budget:g}" for budget in budgets))):
         table.add_column(name, justify="right" if number > 1 else "left")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +48,8 @@ def resolve(kind: type[Config], file: Path | None, flags: Mapping[str, Any], ass
 def put(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set ``a.b.c`` in nested mappings; choosing another model or policy drops the settings of the one before.
 
+    Settings that stand there without a name belong to the one that is chosen.
+
     Args:
         tree: Changed in place.
         key: Dotted name.
@@ -70,7 +72,7 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
             raise ConfigError(f"{key}: {part} has no settings of its own", remedy=f"set {part} itself")
     if chooses:
         chosen = branch.get(last)
-        if isinstance(chosen, dict) and chosen.get("name") == value:
+        if isinstance(chosen, dict) and chosen.setdefault("name", value) == value:
             return
         value = {"name": value}
     branch[last] = value
@@ -89,7 +91,7 @@ def validate(kind: type[Config], tree: Mapping[str, Any], file: Path | None = No
 
 def _problem(entry: Mapping[str, Any]) -> str:
     """One wrong setting in words; pydantic's own name types that no user of the command line knows."""
-    where = ".".join(str(part) for part in entry["loc"])
+    where = ".".join(_as_written(entry["loc"]))
     context = entry.get("ctx", {})
     if entry["type"] == "union_tag_invalid":
         where += ".name"
@@ -100,6 +102,13 @@ def _problem(entry: Mapping[str, Any]) -> str:
         "union_tag_invalid": f"there is no {context.get('tag')!r}; choose of {context.get('expected_tags')}",
     }.get(entry["type"], entry["msg"].removeprefix("Value error, "))
     return f"{where or repr('')}: {said}" if entry["loc"] else str(said)
+
+
+def _as_written(place: Sequence[str | int]) -> list[str]:
+    """The parts of a setting's name, without the name of the chosen model or policy that pydantic puts among them."""
+    parts = [str(part) for part in place]
+    chosen = {i + 1 for i, part in enumerate(parts[:-2]) if part in CHOSEN_BY_NAME}
+    return [part for i, part in enumerate(parts) if i not in chosen]
 
 
 def _remedy(kind: type[BaseModel], error: ValidationError) -> str:

@@ -60,7 +60,7 @@ class Schema(BaseModel):
     label_threshold: float | None = Field(default=None, allow_inf_nan=False)
     """When set, the label is 1 where the column is at least this, else 0."""
     time: str | None = None
-    """Column of unix seconds (integers) or of dates."""
+    """Column of unix seconds (integers; beyond the year 5138 they are taken for milliseconds or finer) or of dates."""
     categorical: tuple[str, ...] = ()
     """Columns with one category a row."""
     dense: tuple[str, ...] = ()

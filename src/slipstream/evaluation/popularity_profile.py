@@ -101,7 +101,7 @@ def popularity_profile(
         raise ConfigError(what, remedy="choose samples that the data has")
     if not 1 <= slices <= stop - start:
         what = f"slices must be in [1, {stop - start}] (the number of samples), got {slices}"
-        raise ConfigError(what, remedy="choose fewer, such as --slices 10")
+        raise ConfigError(what, remedy="choose a number in that range")
     for name, share in [("top", share) for share in top] + [("top_fraction", top_fraction)]:
         if not 0.0 < share <= 1.0:
             raise ConfigError(f"{name} must be in (0, 1], got {share}")

@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slipstream.report.columns import GAP, fill
+from slipstream.report.columns import GAP, fill, least_width
 from slipstream.report.runs import Run, baseline, same_data
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -23,56 +25,54 @@ class Column:
         title: Heading, with the unit.
         text: The figure as text, given the run and the run it is measured against.
         numeric: Whether it is set flush right.
-        brief: Whether it is shown where 80 characters must do.
-        ranked: Whether it is shown only where a run has ranked lists.
+        spare: Where a terminal is too narrow for all columns, those with the highest number go first; with 0 it stays.
     """
 
     title: str
     text: Callable[[Run, Run], str]
     numeric: bool = True
-    brief: bool = True
-    ranked: bool = False
+    spare: int = 0
 
 
 def _plain(key: str, form: str) -> Callable[[Run, Run], str]:
     def text(run: Run, _: Run) -> str:
         value = run.number(key)
-        return "–" if value is None else format(value, form)
+        return _NONE if value is None else format(value, form)
 
     return text
 
 
 def _speed(run: Run, base: Run) -> str:
     ours, theirs = run.number("seconds"), base.number("seconds")
-    return f"{theirs / ours:.2f}x" if ours and theirs else "–"
+    return f"{theirs / ours:.2f}x" if ours and theirs else _NONE
 
 
 def _difference(key: str) -> Callable[[Run, Run], str]:
     def text(run: Run, base: Run) -> str:
         ours, theirs = run.number(key), base.number(key)
-        return "–" if ours is None or theirs is None or run is base else f"{ours - theirs:+.4f}"
+        return _NONE if ours is None or theirs is None or run is base else f"{ours - theirs:+.4f}"
 
     return text
 
 
 COLUMNS = (
     Column("run", lambda run, _: run.name, numeric=False),
-    Column("policy", lambda run, _: run.policy, numeric=False, brief=False),
+    Column("policy", lambda run, _: run.policy, numeric=False, spare=5),
     Column("time (s)", _plain("seconds", ".1f")),
     Column("speed-up", _speed),
-    Column("NDCG", _plain("ranking.ndcg", ".4f"), ranked=True),
-    Column("Δ NDCG", _difference("ranking.ndcg"), ranked=True),
-    Column("recall", _plain("ranking.recall", ".4f"), ranked=True),
-    Column("coverage", _plain("diversity.coverage", ".1%"), brief=False),
-    Column("Gini", _plain("diversity.gini", ".3f"), brief=False),
+    Column("NDCG", _plain("ranking.ndcg", ".4f")),
+    Column("Δ NDCG", _difference("ranking.ndcg")),
+    Column("recall", _plain("ranking.recall", ".4f"), spare=2),
+    Column("coverage", _plain("diversity.coverage", ".1%"), spare=6),
+    Column("Gini", _plain("diversity.gini", ".3f"), spare=7),
     Column("AUC", _plain("auc", ".4f")),
-    Column("Δ AUC", _difference("auc")),
-    Column("log-loss", _plain("log_loss", ".4f")),
-    Column("Δ log-loss", _difference("log_loss"), brief=False),
-    Column("calibration", _plain("calibration", ".3f"), brief=False),
+    Column("Δ AUC", _difference("auc"), spare=1),
+    Column("log-loss", _plain("log_loss", ".4f"), spare=3),
+    Column("Δ log-loss", _difference("log_loss"), spare=8),
+    Column("calibration", _plain("calibration", ".3f"), spare=4),
     Column("inputs trained", _plain("share_of_inputs_trained", ".1%")),
     Column("row updates skipped", _plain("share_of_row_updates_skipped", ".1%")),
-    Column("samples/s", _plain("samples_per_second", ",.0f"), brief=False),
+    Column("samples/s", _plain("samples_per_second", ",.0f"), spare=9),
 )
 CSV_FIELDS = (
     "auc",
@@ -93,8 +93,8 @@ CSV_FIELDS = (
 
 def columns(runs: Sequence[Run]) -> list[Column]:
     """Those of :data:`COLUMNS` that the runs have something to say in."""
-    ranked = any(run.number("ranking.k") for run in runs)
-    return [column for column in COLUMNS if ranked or not column.ranked]
+    base = baseline(runs)
+    return [column for column in COLUMNS if any(column.text(run, base) != _NONE for run in runs)]
 
 
 def comparison(runs: Sequence[Run]) -> list[list[str]]:
@@ -104,12 +104,11 @@ def comparison(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def terminal_table(runs: Sequence[Run], *, width: int = 80) -> Table:
-    """The comparison for a terminal of ``width`` characters; a narrow one gets fewer columns."""
+    """The comparison for a terminal of ``width`` characters; as many columns as fit whole."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     chosen = columns(runs)
-    shown = [place for place, column in enumerate(chosen) if column.brief or width >= 140]
     table = Table(
         box=SIMPLE_HEAD,
         show_edge=False,
@@ -118,9 +117,17 @@ def terminal_table(runs: Sequence[Run], *, width: int = 80) -> Table:
         caption=_caption(runs),
         caption_justify="left",
     )
-    titles = [chosen[place].title for place in shown]
-    rows = [[row[place] for place in shown] for row in comparison(runs)]
-    fill(table, titles, rows, width=width, left=sum(not chosen[place].numeric for place in shown))
+    texts = comparison(runs)
+
+    def cut(most: int) -> tuple[list[str], list[list[str]]]:
+        shown = [place for place, column in enumerate(chosen) if column.spare <= most]
+        return [chosen[place].title for place in shown], [[row[place] for place in shown] for row in texts]
+
+    fitting = (
+        most for most in range(max(column.spare for column in chosen), 0, -1) if least_width(*cut(most)) <= width
+    )
+    titles, rows = cut(next(fitting, 0))
+    fill(table, titles, rows, width=width, left=range(1 + ("policy" in titles)))
     return table
 
 

@@ -33,6 +33,11 @@ def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _dlrm_unless_named(value: Any) -> Any:
+    """Settings of a model without its name are those of the default."""
+    return {"name": DLRMConfig().name, **value} if isinstance(value, dict) else _by_name(value)
+
+
 def default_cache() -> Path:
     """Where prepared raw files are kept: ``slipstream`` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slipstream"
@@ -135,8 +140,8 @@ class TrainConfig(_Section):
     """YAML file that says what the columns of a raw CSV or Parquet file are; None: inferred."""
     cache: Path | None = None
     """Folder for what is prepared on the way; None: ``slipstream`` in the user's cache folder."""
-    model: Annotated[ModelConfig, BeforeValidator(_by_name)] = DLRMConfig()
-    """The model."""
+    model: Annotated[ModelConfig, BeforeValidator(_dlrm_unless_named)] = DLRMConfig()
+    """The model; without a name, DLRM."""
     policy: Annotated[PolicyConfig, BeforeValidator(_by_name)] = NoneConfig()
     """What to skip."""
     optimizer: OptimizerConfig = OptimizerConfig()

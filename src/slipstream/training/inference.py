@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from slipstream.data.store import Store
+from slipstream.documents import read_json
 from slipstream.errors import ConfigError, DataError
 from slipstream.evaluation import (
     RankingScores,
@@ -25,6 +26,7 @@ from slipstream.evaluation.popularity import bucket_feature
 from slipstream.models import Recommender
 from slipstream.training.config import TrainConfig, load_config
 from slipstream.training.predicting import labels_of, predict_range, set_table_dtype
+from slipstream.training.ranges import ranges
 from slipstream.training.ranked import Ranker
 from slipstream.training.saved import Wanted, load_model
 
@@ -47,6 +49,8 @@ class Evaluation(BaseModel):
     """Figures of the ranked lists; None where the data is not of pairs or the model has no vectors."""
     dataset: str
     """Fingerprint of the data."""
+    trained_on: int
+    """Scored samples that the run was trained on; 0 where this is other data than the run's own."""
 
 
 def predict(
@@ -109,7 +113,17 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
         new_items=new,
         ranking=None if ranker is None else ranker(model),
         dataset=store.fingerprint,
+        trained_on=_trained_on(Path(run), config, store, start, stop),
     )
+
+
+def _trained_on(run: Path, config: TrainConfig, store: Store, start: int, stop: int) -> int:
+    """How many of the samples from ``start`` to ``stop`` the run was trained on, if it was on this data."""
+    result = read_json(run / "result.json") if (run / "result.json").is_file() else None
+    if not isinstance(result, dict) or result.get("dataset") != store.fingerprint:
+        return 0
+    trained, _ = ranges(config, store, min(store.num_samples, config.max_samples or store.num_samples))
+    return max(0, min(stop, trained[1]) - max(start, trained[0]))
 
 
 _PIECE = 1 << 20

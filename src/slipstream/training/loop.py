@@ -25,7 +25,7 @@ from slipstream.training.noting import Notes
 from slipstream.training.optimizers import build_optimizers, state_elements
 from slipstream.training.position import Position, Stopwatch
 from slipstream.training.predicting import autocast, labels_of, predict_range, set_table_dtype
-from slipstream.training.ranges import check_labels, ranges
+from slipstream.training.ranges import check_labels, check_negatives, ranges
 from slipstream.training.ranked import Ranker
 from slipstream.training.ranks import Ranks
 from slipstream.training.reports import Reports
@@ -70,7 +70,8 @@ class Trainer:
     Raises:
         ConfigError: There is nothing to train on or to score, the policy does not fit the model, or the training cannot
             be shared.
-        DataError: The scored samples are of one class only, or (with ranked lists) hold no pair to rank.
+        DataError: The scored samples are of one class only, or (with ranked lists) hold no pair to rank; or there are
+            positives alone, and the model's loss is cross-entropy.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class Trainer:
         self.model: Recommender = model.to(device)
         tables = model.embeddings
         self.cached = tables if isinstance(tables, CachedEmbeddingCollection) else None
+        if self.model.adds_logit_offset:
+            check_negatives(store)
         self.ranker = None
         if config.mode == "holdout":
             self.ranker = Ranker.of(self.model, store, self.train_range, self.score_range, config.ranking.k)

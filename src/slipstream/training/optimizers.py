@@ -9,6 +9,7 @@ from torch import nn
 
 from slipstream import optim
 from slipstream.embedding import CachedEmbeddingCollection
+from slipstream.errors import ConfigError
 from slipstream.optim.row_step import RowStep
 from slipstream.training.config import OptimizerConfig, OptimizerName
 
@@ -53,7 +54,15 @@ def build_optimizers(
         config: Settings.
         engine: ``slipstream``, ``torch`` or ``xdl``; the last two have torch's optimizers.
         seed: Key of the draws by which rows with a gate between 0 and 255 are updated.
+
+    Raises:
+        ConfigError: ``momentum`` or ``betas`` are set, and no optimizer has them.
     """
+    used, defaults = {config.name, config.dense_name or config.name}, OptimizerConfig()
+    for name, having in (("momentum", {"sgd"}), ("betas", {"adam", "adamw"})):
+        if getattr(config, name) != getattr(defaults, name) and not used & having:
+            what = f"optimizer.{name} does nothing with {config.name}"
+            raise ConfigError(what, remedy=f"leave it out, or use {' or '.join(sorted(having))}")
     optimizers = _built(model, config, engine)
     for optimizer in optimizers:
         if isinstance(optimizer, RowStep):

@@ -41,3 +41,13 @@ def check_labels(store: Store, start: int, stop: int) -> None:
             file=store.path,
             remedy="score more samples",
         )
+
+
+def check_negatives(store: Store) -> None:
+    """Raise DataError where there are positives alone: cross-entropy would only learn to say yes to everything."""
+    if store.manifest.num_positives == store.num_samples:
+        raise DataError(
+            "holds positives alone, from which cross-entropy learns nothing",
+            file=store.path,
+            remedy="prepare it with --negatives=1, or rank its pairs: --model=mf --set model.objective=bpr",
+        )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from slipstream.data.manifest import MANIFEST
+from slipstream.data.options import PrepareOptions
 from slipstream.data.schema import Schema
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
@@ -202,6 +203,12 @@ def open_data(config: TrainConfig) -> Store:
     """
     schema = None if config.columns is None else Schema.load(config.columns)
     if (Path(config.data) / MANIFEST).is_file():
+        raw_only = schema, config.format, config.prepare.model_copy(update={"threads": PrepareOptions().threads})
+        if config.continue_from is None and raw_only != (None, None, PrepareOptions()):
+            warnings.warn(
+                f"{config.data} is prepared already: columns, format and prepare are for raw files, and do nothing",
+                stacklevel=2,
+            )
         return Store.open(config.data)
     from slipstream.data.prepare import open_or_prepare  # the readers and their libraries: 60 MB
 
