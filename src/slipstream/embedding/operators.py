@@ -7,6 +7,7 @@ returns the (zero) gradient of the site's one-element token, which the graph doe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -80,8 +81,13 @@ def row_gradients(
     handle: int,
     mean: bool,
     padding: Sequence[int],
+    call: int,
 ) -> Tensor:
-    """Leave the gradient [B, F, D] of pooled rows on the tables of a site; returns the token's gradient, zero."""
+    """Leave the gradient [B, F, D] of pooled rows on the tables of a site; returns the token's gradient, zero.
+
+    ``call`` tells lookups apart: compilers merge calls that are alike, and two lookups of equal ids may well have equal
+    gradients.
+    """
     # A compiled graph uses its buffers again as soon as this operator returns; the row gradients live until the step.
     held = [None if tensor is None else tensor.clone() for tensor in (ids, offsets, sample_weights)]
     lookups = _lookups(cast(Tensor, held[0]), held[1], held[2], grad.shape[1], mean, padding)
@@ -98,6 +104,7 @@ def _(
     handle: int,
     mean: bool,
     padding: Sequence[int],
+    call: int,
 ) -> Tensor:
     return grad.new_empty(1, dtype=torch.float32)
 
@@ -124,6 +131,9 @@ def _(grad: Tensor, weights: Sequence[Tensor], ids: Tensor, offsets: Tensor, pad
     return grad.new_empty(ids.shape[0], dtype=torch.float32)
 
 
+_calls = itertools.count()
+
+
 def _setup(ctx: Any, inputs: Any, output: Tensor) -> None:
     token, weights, ids, offsets, sample_weights, handle, mean, padding, _ = inputs
     # The weights are needed only for the gradient of the factors; saving them else would keep autograd from
@@ -131,7 +141,7 @@ def _setup(ctx: Any, inputs: Any, output: Tensor) -> None:
     needs_weights = sample_weights is not None and sample_weights.requires_grad
     ctx.save_for_backward(ids, offsets, sample_weights, *(weights if needs_weights else ()))
     ctx.handle, ctx.mean, ctx.padding, ctx.count = handle, mean, padding, len(weights)
-    ctx.token_needed = token.requires_grad
+    ctx.token_needed, ctx.call = token.requires_grad, next(_calls)
 
 
 def _backward(ctx: Any, grad: Tensor) -> Any:
@@ -139,7 +149,7 @@ def _backward(ctx: Any, grad: Tensor) -> Any:
     token_grad = factor_grad = None
     grad = grad.contiguous()
     if ctx.token_needed:
-        token_grad = row_gradients(grad, ids, offsets, sample_weights, ctx.handle, ctx.mean, ctx.padding)
+        token_grad = row_gradients(grad, ids, offsets, sample_weights, ctx.handle, ctx.mean, ctx.padding, ctx.call)
     if weights:
         factor_grad = sample_weight_gradients(grad, weights, ids, offsets, ctx.padding)
     no_padding = None if ctx.padding else []  # torch takes an empty list for a list of tensors
