@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from slipstream.embedding.table import Site
+from slipstream.embedding.unseen import refuse_ddp, refuse_other_weights, refuse_transforms
 from slipstream.errors import UnsupportedOption
 from slipstream.kernels import reference, registry
 from slipstream.kernels.types import Lookups
@@ -52,6 +53,7 @@ def pool(
     See :func:`slipstream.kernels.registry.pool`. Gradients reach ``sample_weights`` and, through ``handle``, the
     site's tables.
     """
+    refuse_ddp(Site.of(handle).tables)
     weights = [weight.detach() for weight in weights]
     return registry.pool(weights, _lookups(ids, offsets, sample_weights, len(weights), mean, padding), out_dtype)
 
@@ -212,11 +214,22 @@ def look_up(
         mean: Divide bags by their number of lookups.
         padding: For each feature the row without gradient, or -1; empty for none.
         out_dtype: dtype of the result; the tables' by default.
+
+    Raises:
+        UnsupportedOption: Gradients would not reach whoever waits for them (see :mod:`slipstream.embedding.unseen`).
     """
-    token = site.token if any(weight.requires_grad for weight in weights) else site.frozen_token
+    trained = any(weight.requires_grad for weight in weights)
+    token = site.token if trained else site.frozen_token
     dtype = out_dtype or weights[0].dtype
+    if trained:
+        refuse_other_weights(weights, site.tables)
     if _is_plain(ids, offsets, sample_weights) and type(weights[0]) in _PLAIN:
+        refuse_ddp(site.tables)
         lookups = Lookups(ids, offsets, len(weights), sample_weights, mean, tuple(padding))
-        return cast(Tensor, _LookUp.apply(token, site, weights, lookups, dtype))
+        try:
+            return cast(Tensor, _LookUp.apply(token, site, weights, lookups, dtype))
+        except RuntimeError as error:
+            refuse_transforms(error)
+            raise
     plain = [weight.detach() for weight in weights]
     return pool(token, plain, ids, offsets, sample_weights, site.handle, mean, list(padding), dtype)

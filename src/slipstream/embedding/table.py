@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.embedding.row_gradient import RowGradient
+from slipstream.embedding.unseen import refuse_hooks
 from slipstream.errors import ConfigError
 from slipstream.kernels.types import Lookups, RowGradients
 
@@ -158,6 +159,7 @@ class Table:
     def receive(self, block: RowGradients, features: tuple[int, ...]) -> None:
         """Take the row gradients of one backward pass into ``weight.grad``."""
         weight = self.weight
+        refuse_hooks(weight, self.name)
         grad = weight.grad
         if type(grad) is RowGradient:
             grad.add_block(block, features)
