@@ -22,10 +22,11 @@ def refuse_other_weights(weights: Sequence[Tensor], tables: Sequence[Table]) -> 
     """Raise UnsupportedOption if a weight [R, D] that wants a gradient is not its table's parameter.
 
     It is computed then (a parametrization, ``nn.utils.prune``, ``spectral_norm``), or another in its place
-    (``torch.func.functional_call``).
+    (``torch.func.functional_call``). What ``torch.export`` puts there is no tensor of a plain type, and wants none.
     """
     for weight, table in zip(weights, tables, strict=False):
-        if weight is not table.weight and weight.requires_grad and torch.is_grad_enabled():
+        other = weight is not table.weight and type(weight) in (Tensor, nn.Parameter)
+        if other and weight.requires_grad and torch.is_grad_enabled():
             raise UnsupportedOption(
                 f"table {table.name!r} is looked up by a weight that is not its parameter: parametrized, pruned, or "
                 "put there by functional_call; row gradients reach the parameter only",
@@ -49,7 +50,7 @@ def refuse_ddp(tables: Sequence[Table]) -> None:
 
 
 def refuse_transforms(error: RuntimeError) -> None:
-    """Raise UnsupportedOption if a lookup failed inside a transform of ``torch.func`` (``grad``, ``vmap``, ``jacrev``)."""
+    """Raise UnsupportedOption if a lookup failed inside a transform of ``torch.func`` (``vmap``, say)."""
     if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
         raise UnsupportedOption(
             "torch.func's transforms cannot go through a lookup with row gradients",
