@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,21 @@ class Part:
     def is_captured(self) -> bool:
         """Whether what is done now goes into a CUDA graph instead of happening."""
         return self.owners[0].weight.is_cuda and torch.cuda.is_current_stream_capturing()
+
+    def is_of(self, state: Mapping[Tensor, dict[str, Any]], names: Sequence[str]) -> bool:
+        """Whether the optimizer's state still is what was prepared: nobody has replaced or deleted a part of it.
+
+        Args:
+            state: The optimizer's, by parameter.
+            names: Of the tensors that a table keeps, in the kernel's order.
+        """
+        for owner, mine, table in zip(self.owners, self.optimizer_states, self.tables, strict=True):
+            if state.get(owner.weight) is not mine or table.last_step is not mine.get("last_step"):
+                return False
+            for name, prepared in zip(names, (table.first, table.second), strict=False):
+                if mine.get(name) is not prepared:
+                    return False
+        return True
 
     def _changed(self) -> None:
         self.tables.prepared = None
