@@ -175,8 +175,8 @@ class _LookUp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         if ctx.version != ctx.lookups.version():
             raise UnsupportedOption(
-                "the ids of a lookup were changed in place between forward and backward",
-                remedy="give each forward pass ids of its own (ids.clone())",
+                "the ids or sample weights of a lookup were changed in place between forward and backward",
+                remedy="give each forward pass tensors of its own (ids.clone())",
             )
         ctx.site.receive(ctx.lookups, grad)
         return None, None, None, None, None

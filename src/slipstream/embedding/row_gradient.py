@@ -176,7 +176,9 @@ def _unsupported(what: object) -> UnsupportedOption:
 
 
 def _scaled(block: RowGradients, factor: float | Tensor) -> RowGradients:
-    return RowGradients(block.lookups, block.grad * factor, block.tables, block.version)
+    grad = block.grad * factor
+    version = -1 if block.version < 0 else block.version - block.grad._version + grad._version
+    return RowGradients(block.lookups, grad, block.tables, version)
 
 
 def _factor(value: Any) -> float | Tensor:

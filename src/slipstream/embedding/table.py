@@ -40,6 +40,9 @@ _UNSHARED = _Probe().count()
 _MOST_TOTALS = 64
 """Tensors of counts that a table remembers: an optimizer makes a new one when it meets other tables or gates."""
 
+_SMALL = 16384
+"""Elements of a gradient that are copied in some microseconds."""
+
 Listener = Callable[["Table", Tensor], None]
 
 
@@ -231,7 +234,10 @@ class Site:
 
     def receive(self, lookups: Lookups, grad: Tensor) -> None:
         """Hand the gradient [B, F, D] of the pooled output to the tables that are trained."""
-        block = RowGradients(lookups, grad.detach(), (), lookups.version())
+        # A parameter added to what was looked up (of positions, in a batch of one) may get its gradient in the same
+        # memory, to be scaled there. Copying a small one costs less than asking; larger ones the step looks after.
+        grad = grad.clone() if grad.numel() <= _SMALL else grad.detach()
+        block = RowGradients(lookups, grad, (), lookups.version() + grad._version)
         for table, features in self._readers:
             if table.weight.requires_grad:
                 table.receive(block, features)
