@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slipstream.embedding.table import Site
 from slipstream.embedding.unseen import refuse_ddp, refuse_other_weights, refuse_transforms
-from slipstream.errors import UnsupportedOption
+from slipstream.errors import ConfigError, UnsupportedOption
 from slipstream.kernels import reference, registry
 from slipstream.kernels.types import Lookups
 
@@ -111,6 +111,10 @@ def _(
     return grad.new_empty(1, dtype=torch.float32)
 
 
+def _of_factors(grad: Tensor) -> torch.dtype:
+    return torch.float64 if grad.dtype == torch.float64 else torch.float32
+
+
 @torch.library.custom_op("slipstream::sample_weight_gradients", mutates_args=())
 def sample_weight_gradients(
     grad: Tensor, weights: Sequence[Tensor], ids: Tensor, offsets: Tensor, padding: Sequence[int]
@@ -118,7 +122,7 @@ def sample_weight_gradients(
     """Gradient [N] of each lookup's factor: its row times the gradient of its bag, summed over the D elements."""
     features = len(weights)
     size = (offsets.numel() - 1) // features
-    out = grad.new_zeros(ids.shape[0], dtype=torch.float32)
+    out = grad.new_zeros(ids.shape[0], dtype=_of_factors(grad))
     for feature, weight in enumerate(weights):
         first, last = int(offsets[feature * size]), int(offsets[(feature + 1) * size])
         lookups = Lookups(ids, offsets, features)
@@ -130,7 +134,7 @@ def sample_weight_gradients(
 
 @sample_weight_gradients.register_fake
 def _(grad: Tensor, weights: Sequence[Tensor], ids: Tensor, offsets: Tensor, padding: Sequence[int]) -> Tensor:
-    return grad.new_empty(ids.shape[0], dtype=torch.float32)
+    return grad.new_empty(ids.shape[0], dtype=_of_factors(grad))
 
 
 _calls = itertools.count()
@@ -190,6 +194,7 @@ def _is_plain(*tensors: Tensor | None) -> bool:
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def look_up(
@@ -208,7 +213,7 @@ def look_up(
     Args:
         site: The place of the lookup; its handle is what backward finds the tables by.
         weights: For each feature its table's parameter [R_f, D].
-        ids: int32 or int64 [B, F], or [N] with offsets.
+        ids: Integers [B, F], or [N] with offsets.
         offsets: None, or int [F * B + 1].
         sample_weights: None, or float [N].
         mean: Divide bags by their number of lookups.
@@ -216,8 +221,12 @@ def look_up(
         out_dtype: dtype of the result; the tables' by default.
 
     Raises:
+        ConfigError: Ids or offsets are no integers.
         UnsupportedOption: Gradients would not reach whoever waits for them (see :mod:`slipstream.embedding.unseen`).
     """
+    if ids.dtype not in _INTEGERS or (offsets is not None and offsets.dtype not in _INTEGERS):
+        of_offsets = "" if offsets is None else f", offsets of {offsets.dtype}"
+        raise ConfigError(f"ids of {ids.dtype}{of_offsets}", remedy="pass integers: ids.long()")
     trained = any(weight.requires_grad for weight in weights)
     token = site.token if trained else site.frozen_token
     dtype = out_dtype or weights[0].dtype

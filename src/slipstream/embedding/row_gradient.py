@@ -168,6 +168,13 @@ class RowGradient(Tensor):
         return handler(*args, **(kwargs or {}))
 
 
+def _converted(*_: Any, **__: Any) -> Tensor:
+    raise UnsupportedOption(
+        "the row gradient of a table cannot change its dtype or device",
+        remedy="call optimizer.zero_grad() before model.to(...), or weight.grad.to_dense()",
+    )
+
+
 def _unsupported(what: object) -> UnsupportedOption:
     return UnsupportedOption(
         f"{what} cannot be applied to the row gradient of a table",
@@ -184,6 +191,8 @@ def _scaled(block: RowGradients, factor: float | Tensor) -> RowGradients:
 def _factor(value: Any) -> float | Tensor:
     """A number, or a scalar on a GPU, for which nobody waits."""
     if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise _unsupported("multiplication by a tensor")
         return value.detach() if value.device.type != "cpu" else float(value.item())
     return float(value)
 
@@ -249,6 +258,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     _aten.div_.Scalar: _div_,
     _aten.add_.Tensor: _add_,
     _aten.mul.Tensor: lambda gradient, factor: _mul_(gradient.copy(), factor),
+    _aten._to_copy.default: _converted,
     _aten.zero_.default: RowGradient.clear,
     _aten.detach.default: RowGradient.copy,
     _aten.clone.default: lambda gradient, **_: gradient.copy(),

@@ -80,11 +80,12 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
             _check_group(group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """See torch, whose ``load_state_dict`` ends here: groups that were saved by torch's optimizer get our options."""
+        """See torch, whose ``load_state_dict`` ends here; groups that torch's optimizer saved get our options."""
         super().__setstate__(state)
+        defaults: Group = self.defaults
         for group in self.param_groups:
             for name in ("untouched", "on_skip"):
-                group.setdefault(name, self.defaults[name])
+                group.setdefault(name, defaults[name])
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
