@@ -62,7 +62,7 @@ class _OneTable(nn.Module):
             try:
                 refuse_unsupported(cast(Any, self))
             except UnsupportedOption:
-                super().__setattr__(name, before)
+                self.__dict__[name] = before
                 raise
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

@@ -82,7 +82,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """See torch, whose ``load_state_dict`` ends here; groups that torch's optimizer saved get our options."""
         super().__setstate__(state)
-        defaults: Group = self.defaults
+        defaults: Group = vars(self)["defaults"]
         for group in self.param_groups:
             for name in ("untouched", "on_skip"):
                 group.setdefault(name, defaults[name])
