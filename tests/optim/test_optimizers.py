@@ -371,6 +371,20 @@ def test_torchs_state_goes_on_in_ours_and_ours_in_torchs(kind: type[optim.SGD]) 
         optimizer.load_state_dict(state)
 
 
+def test_a_gradient_given_to_another_parameter_is_refused() -> None:
+    """As asynchronous workers hand theirs to a shared model: it would update the worker's table."""
+    worker, ids = one_table()
+    shared = copy.deepcopy(worker)
+    optimizer = optim.SGD(shared.parameters(), lr=0.1)
+    worker(ids).sum().backward()
+    shared.weight.grad = worker.weight.grad
+    with pytest.raises(UnsupportedOption, match="given to another parameter"):
+        optimizer.step()
+    shared.weight.grad = worker.weight.grad.to_dense()
+    optimizer.step()
+    assert bool((worker.weight == 1).all()) and bool((shared.weight[1] != 1).all())
+
+
 def test_momentum_and_seed_changed_in_the_middle_are_honoured() -> None:
     table, ids = one_table()
     optimizer = optim.SGD(table.parameters(), lr=0.1)

@@ -174,7 +174,13 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
             grad = parameter.grad
             if type(grad) is not RowGradient:
                 dense.append(parameter)
-            elif lazy and grad.dense is None:
+                continue
+            if grad.table.weight is not parameter:
+                raise UnsupportedOption(
+                    f"the gradient of table {grad.table.name!r} was given to another parameter",
+                    remedy="give it weight.grad.to_dense()",
+                )
+            if lazy and grad.dense is None:
                 rows.append(grad)
             else:
                 densified.append((parameter, grad))
