@@ -162,7 +162,8 @@ class Table:
     def receive(self, block: RowGradients, features: tuple[int, ...]) -> None:
         """Take the row gradients of one backward pass into ``weight.grad``."""
         weight = self.weight
-        refuse_hooks(weight, self.name)
+        if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+            refuse_hooks(self.name)
         grad = weight.grad
         if type(grad) is RowGradient:
             grad.add_block(block, features)

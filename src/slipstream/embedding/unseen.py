@@ -6,7 +6,7 @@ Row gradients are left on the table's parameter by the lookup's backward, past a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +58,10 @@ def refuse_transforms(error: RuntimeError) -> None:
         ) from error
 
 
-def refuse_hooks(weight: nn.Parameter, name: str) -> None:
-    """Raise UnsupportedOption if the parameter has hooks for its gradient: nothing calls them."""
-    if weight._backward_hooks or weight._post_accumulate_grad_hooks:
-        raise UnsupportedOption(
-            f"the weight of table {name!r} has a hook for its gradient, which row gradients do not pass",
-            remedy="remove it; to keep rows from training set their gates (table.open_gate()[rows] = 0), to change or "
-            "log gradients use weight.grad after backward",
-        )
+def refuse_hooks(name: str) -> NoReturn:
+    """Raise UnsupportedOption: the weight of a table has hooks for its gradient, and nothing calls them."""
+    raise UnsupportedOption(
+        f"the weight of table {name!r} has a hook for its gradient, which row gradients do not pass",
+        remedy="remove it; to keep rows from training set their gates (table.open_gate()[rows] = 0), to change or "
+        "log gradients use weight.grad after backward",
+    )

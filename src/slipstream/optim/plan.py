@@ -56,12 +56,16 @@ class Part:
             state: The optimizer's, by parameter.
             names: Of the tensors that a table keeps, in the kernel's order.
         """
+        first, second = (*names, "", "")[:2]  # no state has that name
         for owner, mine, table in zip(self.owners, self.optimizer_states, self.tables, strict=True):
-            if state.get(owner.weight) is not mine or table.last_step is not mine.get("last_step"):
+            get = mine.get
+            if (
+                state.get(owner.weight) is not mine
+                or get(first) is not table.first
+                or get(second) is not table.second
+                or get("last_step") is not table.last_step
+            ):
                 return False
-            for name, prepared in zip(names, (table.first, table.second), strict=False):
-                if mine.get(name) is not prepared:
-                    return False
         return True
 
     def _changed(self) -> None:
