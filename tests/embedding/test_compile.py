@@ -90,6 +90,15 @@ def test_compiled_by_inductor_with_its_listeners() -> None:
     assert heard == [6, 3]
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_lookups_that_are_alike_each_leave_their_gradient(backend: str) -> None:
+    """Compilers merge equal calls, and here ids and gradients of both are equal."""
+    torch.compiler.reset()
+    rows = Embedding(10, 4)
+    torch.compile(lambda ids: (rows(ids) + rows(ids)).sum(), fullgraph=True, backend=backend)(IDS).backward()
+    assert float(rows.weight.grad.to_dense().sum()) == 2 * IDS.numel() * 4
+
+
 def test_compiled_without_gradients() -> None:
     torch.compiler.reset()
     rows = Embedding(10, 4)
@@ -125,7 +134,7 @@ def test_row_gradients_pass_opcheck(weighted: bool) -> None:
     site, (_, _, ids, offsets, factors, handle, mean, padding, _) = samples(weighted)
     size = ids.shape[0] if offsets is None else len(offsets) - 1
     factors = None if factors is None else factors.detach()
-    arguments = (torch.randn(size, 1, 4), ids, offsets, factors, handle, mean, padding)
+    arguments = (torch.randn(size, 1, 4), ids, offsets, factors, handle, mean, padding, 0)
     torch.library.opcheck(operators.row_gradients, arguments, test_utils=("test_schema", "test_faketensor"))
     del site
 

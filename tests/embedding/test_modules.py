@@ -152,10 +152,46 @@ def test_what_row_gradients_cannot_do_is_refused_at_construction(make) -> None:
         make()
 
 
+@pytest.mark.parametrize(("name", "value"), [("max_norm", 1.0), ("scale_grad_by_freq", True), ("mode", "max")])
+def test_what_row_gradients_cannot_do_is_refused_later_too(name: str, value: object) -> None:
+    module = EmbeddingBag(5, 3, mode="sum")
+    before = getattr(module, name)
+    with pytest.raises(UnsupportedOption):
+        setattr(module, name, value)
+    assert getattr(module, name) == before
+    module.mode = "mean"
+    assert torch.equal(module(torch.tensor([[1, 2]]))[0], module.weight[1:3].mean(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_ids_and_offsets_must_be_integers(dtype: torch.dtype) -> None:
+    for call in (
+        lambda: Embedding(5, 3)(torch.ones(2, dtype=dtype)),
+        lambda: EmbeddingBag(5, 3)(torch.arange(2), torch.zeros(1, dtype=dtype)),
+    ):
+        with pytest.raises(ConfigError, match=str(dtype)):
+            call()
+
+
+@pytest.mark.filterwarnings("ignore::slipstream.kernels.parallel.SlowPathWarning")
+def test_sample_weights_of_float64_keep_their_digits() -> None:
+    plain, mine = pair(nn.EmbeddingBag, EmbeddingBag, 10, 5, mode="sum")
+    ids, factors = torch.arange(6).view(2, 3), torch.rand(2, 3, dtype=torch.float64)
+    found = []
+    for module in (plain.double(), mine.double()):
+        own = factors.clone().requires_grad_()
+        out = module(ids, None, own)
+        out.square().sum().backward()
+        found.append((out.detach(), own.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "call",
     [
         lambda bag, ids: bag(ids),
+        lambda bag, ids: bag(ids, torch.tensor([[0, 2]])),
+        lambda bag, ids: bag(ids, torch.tensor([2, 6])),  # where bags end
         lambda bag, ids: bag(ids.view(2, 3), torch.tensor([0])),
         lambda bag, ids: bag(ids.view(1, 2, 3)),
         lambda bag, ids: bag(ids, torch.tensor([0]), torch.ones(5)),
@@ -164,6 +200,11 @@ def test_what_row_gradients_cannot_do_is_refused_at_construction(make) -> None:
 def test_malformed_bags_raise(call) -> None:
     with pytest.raises(ConfigError):
         call(EmbeddingBag(10, 5, mode="sum"), torch.arange(6))
+
+
+def test_include_last_offset_needs_an_offset() -> None:
+    with pytest.raises(ConfigError, match="include_last_offset"):
+        EmbeddingBag(10, 5, include_last_offset=True)(torch.arange(6), torch.arange(0))
 
 
 def test_per_sample_weights_need_sum() -> None:

@@ -11,7 +11,7 @@ from tests.interpreter import ON_GPU
 from torch import Tensor, nn
 
 from slipstream import optim
-from slipstream.embedding import FROZEN, OPEN, Embedding
+from slipstream.embedding import FROZEN, OPEN, Embedding, EmbeddingBag
 from slipstream.errors import UnsupportedOption
 from slipstream.kernels import registry
 from slipstream.kernels.hashing import gate_draw
@@ -190,3 +190,12 @@ def test_ids_changed_in_place_are_refused() -> None:
     ids.add_(1)
     with pytest.raises(UnsupportedOption, match="between forward and backward"):
         out.sum().backward()
+
+
+def test_sample_weights_changed_in_place_are_refused() -> None:
+    bags, factors = EmbeddingBag(10, 4, mode="sum"), torch.ones(3)
+    optimizer = optim.SGD(bags.parameters(), lr=0.1)
+    bags(torch.arange(3), torch.tensor([0, 2]), factors).sum().backward()
+    factors.fill_(5.0)
+    with pytest.raises(UnsupportedOption, match="changed in place since backward"):
+        optimizer.step()

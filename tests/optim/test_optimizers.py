@@ -314,6 +314,77 @@ def test_state_replaced_by_hand_is_started_anew() -> None:
     assert optimizer.state[table.weight]["step"] == 1
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state, weight: state.pop(weight),
+        lambda state, weight: state[weight].clear(),
+        lambda state, weight: state[weight].update(exp_avg=torch.zeros_like(weight)),
+        lambda state, weight: state[weight].update(exp_avg_sq=torch.ones_like(weight)),
+    ],
+)
+def test_state_of_one_table_replaced_by_hand_is_honoured_as_torch_does(spoil: Callable[..., object]) -> None:
+    torch.manual_seed(0)
+    plain = nn.ModuleList(nn.Embedding(6, 3) for _ in range(3))
+    ours = convert(copy.deepcopy(plain))
+    found = []
+    for model, optimizer in (
+        (plain, torch.optim.Adam(plain.parameters(), lr=0.1)),
+        (ours, optim.Adam(ours.parameters(), lr=0.1)),
+    ):
+        for i in range(6):
+            if i == 3:
+                spoil(optimizer.state, model[1].weight)
+            optimizer.zero_grad()
+            sum(table(torch.arange(6)).sub(5).square().sum() for table in model).backward()
+            optimizer.step()
+        found.append([optimizer.state[table.weight] for table in model])
+    for one, other in zip(plain, ours, strict=True):
+        assert distance(one.weight.detach(), other.weight.detach()) < 1e-6
+    for one, other in zip(*found, strict=True):
+        assert int(one["step"]) == int(other["step"])
+        torch.testing.assert_close(other["exp_avg"], one["exp_avg"])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind is not optim.RowwiseAdagrad])
+def test_torchs_state_goes_on_in_ours_and_ours_in_torchs(kind: type[optim.SGD]) -> None:
+    """Every row is touched, so that lazy and dense are the same."""
+    options = {"lr": 0.1} | ({"momentum": 0.9} if kind is optim.SGD else {})
+    torch.manual_seed(0)
+    model: nn.Module = nn.Sequential(nn.Embedding(6, 3), nn.Linear(3, 2))
+    reference = copy.deepcopy(model)
+    theirs = kind.dense_optimizer
+    optimizer, unbroken = theirs(model.parameters(), **options), theirs(reference.parameters(), **options)
+    for next_kind in (kind, theirs, kind):
+        for _ in range(4):
+            for each, its in ((model, optimizer), (reference, unbroken)):
+                its.zero_grad()
+                each(torch.arange(6)).square().sum().backward()
+                its.step()
+        for one, other in zip(reference.parameters(), model.parameters(), strict=True):
+            assert distance(one.detach(), other.detach()) < 1e-6
+        state = optimizer.state_dict()
+        model = nn.Sequential(nn.Embedding(6, 3), nn.Linear(3, 2))
+        model = convert(model) if next_kind is kind else model
+        model.load_state_dict(copy.deepcopy(reference.state_dict()))
+        optimizer = next_kind(model.parameters(), **options)
+        optimizer.load_state_dict(state)
+
+
+def test_a_gradient_given_to_another_parameter_is_refused() -> None:
+    """As asynchronous workers hand theirs to a shared model: it would update the worker's table."""
+    worker, ids = one_table()
+    shared = copy.deepcopy(worker)
+    optimizer = optim.SGD(shared.parameters(), lr=0.1)
+    worker(ids).sum().backward()
+    shared.weight.grad = worker.weight.grad
+    with pytest.raises(UnsupportedOption, match="given to another parameter"):
+        optimizer.step()
+    shared.weight.grad = worker.weight.grad.to_dense()
+    optimizer.step()
+    assert bool((worker.weight == 1).all()) and bool((shared.weight[1] != 1).all())
+
+
 def test_momentum_and_seed_changed_in_the_middle_are_honoured() -> None:
     table, ids = one_table()
     optimizer = optim.SGD(table.parameters(), lr=0.1)

@@ -10,8 +10,8 @@ from tests.convergence.models import Model, batches, distance, losses, twins
 from torch import Tensor, nn
 
 from slipstream import optim
-from slipstream.embedding import RowGradient
-from slipstream.errors import SlipstreamError
+from slipstream.embedding import RowGradient, convert
+from slipstream.errors import SlipstreamError, UnsupportedOption
 
 pytestmark = pytest.mark.filterwarnings("ignore::slipstream.kernels.parallel.SlowPathWarning")
 
@@ -164,3 +164,40 @@ def test_scaled_and_clipped_passes_accumulate() -> None:
     optim.SGD(ours.parameters(), 1.0).step()
     for key, value in plain.state_dict().items():
         assert distance(value, ours.state_dict()[key]) < 1e-6, key
+
+
+class Positions(nn.Module):
+    """Rows of a sequence plus a parameter for each place; in a batch of one both get the same gradient's memory."""
+
+    def __init__(self, length: int, dim: int) -> None:
+        super().__init__()
+        self.items, self.places = nn.Embedding(50, dim), nn.Parameter(torch.randn(length, dim))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.items(ids) + self.places.unsqueeze(0)
+
+
+def test_a_parameter_whose_gradient_shares_the_memory_of_the_rows_gradient() -> None:
+    torch.manual_seed(0)
+    plain = Positions(3, 4)
+    ours = convert(copy.deepcopy(plain))
+    first, second = torch.optim.SGD(plain.parameters(), 0.1), optim.SGD(ours.parameters(), 0.1)
+    draws = [(torch.randint(0, 50, (1, 3)), torch.randn(1, 3, 4)) for _ in range(30)]
+    for i, (ids, factors) in enumerate(draws):
+        for model, optimizer in ((plain, first), (ours, second)):
+            (model(ids) * factors).sum().backward()
+            if i % 3 == 2:  # passes add up and are clipped: both write into the parameter's gradient
+                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                optimizer.step()
+                optimizer.zero_grad()
+    for key, value in plain.state_dict().items():
+        assert distance(value, ours.state_dict()[key]) < 1e-6, key
+
+
+def test_a_large_gradient_that_is_written_to_since_backward_is_refused() -> None:
+    model = convert(Positions(512, 64))
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    (model(torch.zeros(1, 512, dtype=torch.int64)) * torch.randn(1, 512, 64)).sum().backward()
+    model.places.grad.mul_(0.5)
+    with pytest.raises(UnsupportedOption, match="gradient of what was looked up, were changed in place"):
+        optimizer.step()

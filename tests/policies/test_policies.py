@@ -110,7 +110,7 @@ def test_psse_by_hand_over_the_whole_model() -> None:
 
 def test_psse_by_table() -> None:
     model, policy = TwoTables(rows=3), PSSE(0.6, half_life=None, warmup_steps=0, scope="table")
-    Skipper(model, policy)
+    _skipper = Skipper(model, policy)
     look_up(model, [0, 0, 1], [2, 1, 2])
     policy.update_gates(Progress(1, 3, None))
     assert model.user.table.gate.tolist() == [255, 0, 0]
@@ -123,7 +123,7 @@ def test_psse_forgets_by_half_life(unit: str, samples: int) -> None:
     half_life = 1.0 if unit == "steps" else 10.0
     model = TwoTables(rows=2)
     policy = PSSE(0.5, half_life=half_life, half_life_unit=unit, warmup_steps=6, every=1, scope="table")
-    Skipper(model, policy)
+    _skipper = Skipper(model, policy)
     look_up(model, [0] * 8, [0] * 8)
     for step in range(6):
         policy.update_gates(Progress(step, samples * step // 5, None))
@@ -141,11 +141,11 @@ def test_psse_knows_nothing_before_the_first_lookup() -> None:
 
 def test_psse_state_round_trip() -> None:
     model, policy = TwoTables(rows=6), PSSE(0.5, warmup_steps=1, every=1)
-    Skipper(model, policy)
+    _skipper = Skipper(model, policy)
     look_up(model, [0, 0, 1, 2], [3, 3, 3, 4])
     policy.update_gates(Progress(1, 4, None))
     other_model, other = TwoTables(rows=6), PSSE(0.5, warmup_steps=1, every=1)
-    Skipper(other_model, other)
+    _other_skipper = Skipper(other_model, other)
     other.load_state_dict(policy.state_dict())
     assert torch.equal(other_model.user.table.gate, model.user.table.gate)
     for m, p in ((model, policy), (other_model, other)):

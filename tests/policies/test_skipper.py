@@ -13,6 +13,7 @@ from torch import nn
 
 from slipstream import optim
 from slipstream.data.batch import Batch
+from slipstream.embedding import tables
 from slipstream.errors import ConfigError
 from slipstream.policies import PSSE, NoSkipping, Policy, Progress, Random, Skipper
 
@@ -247,6 +248,30 @@ def test_progress_and_lookups_reach_the_policy_until_detached() -> None:
     skipper.detach()
     model(make_batch(0, 8).inputs).sum().backward()
     assert policy.seen == 2 * 20
+
+
+def test_a_skipper_in_the_place_of_another_alone_is_heard() -> None:
+    model, policy = TwoTables(), Recorder()
+    for _ in range(3):
+        skipper = Skipper(model, policy)
+    model(make_batch(0, 8).inputs).sum().backward()
+    assert policy.seen == 2 * 8
+    del skipper
+    assert not any(table.listeners for table in tables(model).values())
+
+
+@pytest.mark.parametrize("policy", ["random", Random])
+def test_what_is_no_policy(policy: object) -> None:
+    with pytest.raises(ConfigError, match=r"slipstream\.policies\.Random"):
+        Skipper(TwoTables(), policy)
+
+
+@pytest.mark.parametrize("policy", [Random(0.5), NoSkipping()], ids=["random", "none"])
+def test_what_is_no_batch(policy: Policy) -> None:
+    for to_batch, who in ((None, "the loader yields dict"), (lambda batch: batch, "to_batch makes dict")):
+        skipper = Skipper(TwoTables(), policy, to_batch=to_batch)
+        with pytest.raises(ConfigError, match=f"{who}.*Columns"):
+            next(skipper([{"user": torch.ones(3)}]))
 
 
 def test_share_of_row_updates_skipped_counts_from_the_skippers_start() -> None:

@@ -216,5 +216,5 @@ def _place(table: Table, ids: Tensor, rows: Tensor, dense: Tensor | None) -> Non
         return
     gradient = RowGradient(table)
     lookups = Lookups(ids.unsqueeze(1), None, 1)
-    gradient.start(RowGradients(lookups, rows.unsqueeze(1), (), lookups.version()), (0,), dense)
+    gradient.start(RowGradients(lookups, rows.unsqueeze(1), ()), (0,), dense)
     table.weight.grad = gradient

@@ -5,7 +5,7 @@ Same constructors, same ``state_dict``, row gradients in backward.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,10 @@ def refuse_unsupported(module: nn.Embedding | nn.EmbeddingBag) -> None:
         )
 
 
+_READ_BY_TORCH = ("max_norm", "scale_grad_by_freq", "mode")
+"""What torch's modules read in every forward pass, so that it may be set at any time."""
+
+
 class _OneTable(nn.Module):
     """What Embedding and EmbeddingBag share: one table, one site."""
 
@@ -49,10 +53,17 @@ class _OneTable(nn.Module):
         self.out_dtype = None
 
     def __setattr__(self, name: str, value: Any) -> None:
+        before = self.__dict__.get(name)
         super().__setattr__(name, value)
         # load_state_dict(assign=True) and tying after construction put another parameter in the weight's place.
         if name == "weight" and isinstance(value, nn.Parameter) and "site" in self.__dict__:
             self.site = self.site.with_weight(value)
+        elif name in _READ_BY_TORCH and "site" in self.__dict__:
+            try:
+                refuse_unsupported(cast(Any, self))
+            except UnsupportedOption:
+                self.__dict__[name] = before
+                raise
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         result = super()._apply(fn, recurse)
@@ -106,6 +117,9 @@ class EmbeddingBag(_OneTable, nn.EmbeddingBag):
             input: Integers [B, L], bags of equal length, or [N] with offsets.
             offsets: Start of each bag [B], or [B + 1] with ``include_last_offset``.
             per_sample_weights: Factor of each lookup, shaped as ``input``; mode ``sum`` only.
+
+        Raises:
+            ConfigError: The shapes do not fit each other, or offsets do not begin at 0 (not looked at on a GPU).
         """
         if per_sample_weights is not None:
             if self.mode != "sum":
@@ -115,7 +129,8 @@ class EmbeddingBag(_OneTable, nn.EmbeddingBag):
                     f"per_sample_weights has shape {tuple(per_sample_weights.shape)}, input {tuple(input.shape)}",
                     remedy="give one weight for each id",
                 )
-            per_sample_weights = per_sample_weights.reshape(-1).to(torch.float32)
+            wide = self.weight.dtype == torch.float64
+            per_sample_weights = per_sample_weights.reshape(-1).to(torch.float64 if wide else torch.float32)
         if input.dim() == 2:
             if offsets is not None:
                 raise ConfigError("offsets are only for a 1-dimensional input", remedy="leave offsets out")
@@ -126,8 +141,10 @@ class EmbeddingBag(_OneTable, nn.EmbeddingBag):
                 f"input of shape {tuple(input.shape)} {'without' if offsets is None else 'with'} offsets",
                 remedy="pass [B, L], or [N] with offsets",
             )
-        elif not self.include_last_offset:
-            offsets = torch.cat([offsets, offsets.new_full((1,), input.shape[0])])
+        else:
+            _check_offsets(offsets, self.include_last_offset)
+            if not self.include_last_offset:
+                offsets = torch.cat([offsets, offsets.new_full((1,), input.shape[0])])
         padding = () if self.padding_idx is None else (self.padding_idx,)
         pooled = look_up(
             self.site,
@@ -140,3 +157,16 @@ class EmbeddingBag(_OneTable, nn.EmbeddingBag):
             out_dtype=self.out_dtype,
         )
         return pooled.view(-1, self.embedding_dim)
+
+
+def _check_offsets(offsets: Tensor, include_last: bool) -> None:
+    if offsets.dim() != 1 or (include_last and not offsets.shape[0]):
+        raise ConfigError(
+            f"offsets of shape {tuple(offsets.shape)}",
+            remedy="pass [B + 1], as include_last_offset is set" if include_last else "pass [B]",
+        )
+    # A compiled graph would break here; on a GPU the value would have to be waited for.
+    if not torch.compiler.is_compiling() and offsets.device.type == "cpu" and offsets.shape[0] and int(offsets[0]):
+        raise ConfigError(
+            f"offsets begin at {int(offsets[0])}, not at 0", remedy="pass where each bag begins, not where it ends"
+        )

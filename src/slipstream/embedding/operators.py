@@ -7,6 +7,7 @@ returns the (zero) gradient of the site's one-element token, which the graph doe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from slipstream.embedding.table import Site
-from slipstream.errors import UnsupportedOption
+from slipstream.embedding.unseen import refuse_ddp, refuse_other_weights, refuse_transforms
+from slipstream.errors import ConfigError, UnsupportedOption
 from slipstream.kernels import reference, registry
 from slipstream.kernels.types import Lookups
 
@@ -51,6 +53,7 @@ def pool(
     See :func:`slipstream.kernels.registry.pool`. Gradients reach ``sample_weights`` and, through ``handle``, the
     site's tables.
     """
+    refuse_ddp(Site.of(handle).tables)
     weights = [weight.detach() for weight in weights]
     return registry.pool(weights, _lookups(ids, offsets, sample_weights, len(weights), mean, padding), out_dtype)
 
@@ -80,8 +83,13 @@ def row_gradients(
     handle: int,
     mean: bool,
     padding: Sequence[int],
+    call: int,
 ) -> Tensor:
-    """Leave the gradient [B, F, D] of pooled rows on the tables of a site; returns the token's gradient, zero."""
+    """Leave the gradient [B, F, D] of pooled rows on the tables of a site; returns the token's gradient, zero.
+
+    ``call`` tells lookups apart: compilers merge calls that are alike, and two lookups of equal ids may well have equal
+    gradients.
+    """
     # A compiled graph uses its buffers again as soon as this operator returns; the row gradients live until the step.
     held = [None if tensor is None else tensor.clone() for tensor in (ids, offsets, sample_weights)]
     lookups = _lookups(cast(Tensor, held[0]), held[1], held[2], grad.shape[1], mean, padding)
@@ -98,8 +106,13 @@ def _(
     handle: int,
     mean: bool,
     padding: Sequence[int],
+    call: int,
 ) -> Tensor:
     return grad.new_empty(1, dtype=torch.float32)
+
+
+def _of_factors(grad: Tensor) -> torch.dtype:
+    return torch.float64 if grad.dtype == torch.float64 else torch.float32
 
 
 @torch.library.custom_op("slipstream::sample_weight_gradients", mutates_args=())
@@ -109,7 +122,7 @@ def sample_weight_gradients(
     """Gradient [N] of each lookup's factor: its row times the gradient of its bag, summed over the D elements."""
     features = len(weights)
     size = (offsets.numel() - 1) // features
-    out = grad.new_zeros(ids.shape[0], dtype=torch.float32)
+    out = grad.new_zeros(ids.shape[0], dtype=_of_factors(grad))
     for feature, weight in enumerate(weights):
         first, last = int(offsets[feature * size]), int(offsets[(feature + 1) * size])
         lookups = Lookups(ids, offsets, features)
@@ -121,7 +134,10 @@ def sample_weight_gradients(
 
 @sample_weight_gradients.register_fake
 def _(grad: Tensor, weights: Sequence[Tensor], ids: Tensor, offsets: Tensor, padding: Sequence[int]) -> Tensor:
-    return grad.new_empty(ids.shape[0], dtype=torch.float32)
+    return grad.new_empty(ids.shape[0], dtype=_of_factors(grad))
+
+
+_calls = itertools.count()
 
 
 def _setup(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -131,7 +147,7 @@ def _setup(ctx: Any, inputs: Any, output: Tensor) -> None:
     needs_weights = sample_weights is not None and sample_weights.requires_grad
     ctx.save_for_backward(ids, offsets, sample_weights, *(weights if needs_weights else ()))
     ctx.handle, ctx.mean, ctx.padding, ctx.count = handle, mean, padding, len(weights)
-    ctx.token_needed = token.requires_grad
+    ctx.token_needed, ctx.call = token.requires_grad, next(_calls)
 
 
 def _backward(ctx: Any, grad: Tensor) -> Any:
@@ -139,7 +155,7 @@ def _backward(ctx: Any, grad: Tensor) -> Any:
     token_grad = factor_grad = None
     grad = grad.contiguous()
     if ctx.token_needed:
-        token_grad = row_gradients(grad, ids, offsets, sample_weights, ctx.handle, ctx.mean, ctx.padding)
+        token_grad = row_gradients(grad, ids, offsets, sample_weights, ctx.handle, ctx.mean, ctx.padding, ctx.call)
     if weights:
         factor_grad = sample_weight_gradients(grad, weights, ids, offsets, ctx.padding)
     no_padding = None if ctx.padding else []  # torch takes an empty list for a list of tensors
@@ -163,8 +179,8 @@ class _LookUp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         if ctx.version != ctx.lookups.version():
             raise UnsupportedOption(
-                "the ids of a lookup were changed in place between forward and backward",
-                remedy="give each forward pass ids of its own (ids.clone())",
+                "the ids or sample weights of a lookup were changed in place between forward and backward",
+                remedy="give each forward pass tensors of its own (ids.clone())",
             )
         ctx.site.receive(ctx.lookups, grad)
         return None, None, None, None, None
@@ -178,6 +194,7 @@ def _is_plain(*tensors: Tensor | None) -> bool:
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def look_up(
@@ -196,17 +213,32 @@ def look_up(
     Args:
         site: The place of the lookup; its handle is what backward finds the tables by.
         weights: For each feature its table's parameter [R_f, D].
-        ids: int32 or int64 [B, F], or [N] with offsets.
+        ids: Integers [B, F], or [N] with offsets.
         offsets: None, or int [F * B + 1].
         sample_weights: None, or float [N].
         mean: Divide bags by their number of lookups.
         padding: For each feature the row without gradient, or -1; empty for none.
         out_dtype: dtype of the result; the tables' by default.
+
+    Raises:
+        ConfigError: Ids or offsets are no integers.
+        UnsupportedOption: Gradients would not reach whoever waits for them (see :mod:`slipstream.embedding.unseen`).
     """
-    token = site.token if any(weight.requires_grad for weight in weights) else site.frozen_token
+    if ids.dtype not in _INTEGERS or (offsets is not None and offsets.dtype not in _INTEGERS):
+        of_offsets = "" if offsets is None else f", offsets of {offsets.dtype}"
+        raise ConfigError(f"ids of {ids.dtype}{of_offsets}", remedy="pass integers: ids.long()")
+    trained = any(weight.requires_grad for weight in weights)
+    token = site.token if trained else site.frozen_token
     dtype = out_dtype or weights[0].dtype
+    if trained:
+        refuse_other_weights(weights, site.tables)
     if _is_plain(ids, offsets, sample_weights) and type(weights[0]) in _PLAIN:
+        refuse_ddp(site.tables)
         lookups = Lookups(ids, offsets, len(weights), sample_weights, mean, tuple(padding))
-        return cast(Tensor, _LookUp.apply(token, site, weights, lookups, dtype))
+        try:
+            return cast(Tensor, _LookUp.apply(token, site, weights, lookups, dtype))
+        except RuntimeError as error:
+            refuse_transforms(error)
+            raise
     plain = [weight.detach() for weight in weights]
     return pool(token, plain, ids, offsets, sample_weights, site.handle, mean, list(padding), dtype)

@@ -168,6 +168,13 @@ class RowGradient(Tensor):
         return handler(*args, **(kwargs or {}))
 
 
+def _converted(*_: Any, **__: Any) -> Tensor:
+    raise UnsupportedOption(
+        "the row gradient of a table cannot change its dtype or device",
+        remedy="call optimizer.zero_grad() before model.to(...), or weight.grad.to_dense()",
+    )
+
+
 def _unsupported(what: object) -> UnsupportedOption:
     return UnsupportedOption(
         f"{what} cannot be applied to the row gradient of a table",
@@ -176,12 +183,16 @@ def _unsupported(what: object) -> UnsupportedOption:
 
 
 def _scaled(block: RowGradients, factor: float | Tensor) -> RowGradients:
-    return RowGradients(block.lookups, block.grad * factor, block.tables, block.version)
+    grad = block.grad * factor
+    version = -1 if block.version < 0 else block.version - block.grad._version + grad._version
+    return RowGradients(block.lookups, grad, block.tables, version)
 
 
 def _factor(value: Any) -> float | Tensor:
     """A number, or a scalar on a GPU, for which nobody waits."""
     if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise _unsupported("multiplication by a tensor")
         return value.detach() if value.device.type != "cpu" else float(value.item())
     return float(value)
 
@@ -247,6 +258,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     _aten.div_.Scalar: _div_,
     _aten.add_.Tensor: _add_,
     _aten.mul.Tensor: lambda gradient, factor: _mul_(gradient.copy(), factor),
+    _aten._to_copy.default: _converted,
     _aten.zero_.default: RowGradient.clear,
     _aten.detach.default: RowGradient.copy,
     _aten.clone.default: lambda gradient, **_: gradient.copy(),

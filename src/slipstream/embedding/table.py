@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.embedding.row_gradient import RowGradient
+from slipstream.embedding.unseen import refuse_hooks
 from slipstream.errors import ConfigError
 from slipstream.kernels.types import Lookups, RowGradients
 
@@ -38,6 +39,9 @@ _UNSHARED = _Probe().count()
 
 _MOST_TOTALS = 64
 """Tensors of counts that a table remembers: an optimizer makes a new one when it meets other tables or gates."""
+
+_SMALL = 16384
+"""Elements of a gradient that are copied in some microseconds."""
 
 Listener = Callable[["Table", Tensor], None]
 
@@ -158,6 +162,8 @@ class Table:
     def receive(self, block: RowGradients, features: tuple[int, ...]) -> None:
         """Take the row gradients of one backward pass into ``weight.grad``."""
         weight = self.weight
+        if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+            refuse_hooks(self.name)
         grad = weight.grad
         if type(grad) is RowGradient:
             grad.add_block(block, features)
@@ -229,7 +235,10 @@ class Site:
 
     def receive(self, lookups: Lookups, grad: Tensor) -> None:
         """Hand the gradient [B, F, D] of the pooled output to the tables that are trained."""
-        block = RowGradients(lookups, grad.detach(), (), lookups.version())
+        # A parameter added to what was looked up (of positions, in a batch of one) may get its gradient in the same
+        # memory, to be scaled there. Copying a small one costs less than asking; larger ones the step looks after.
+        grad = grad.clone() if grad.numel() <= _SMALL else grad.detach()
+        block = RowGradients(lookups, grad, (), lookups.version() + grad._version)
         for table, features in self._readers:
             if table.weight.requires_grad:
                 table.receive(block, features)

@@ -54,8 +54,8 @@ class Lookups:
         return (self.offsets.numel() - 1) // self.num_features
 
     def version(self) -> int:
-        """A number that changes when the ids or offsets are changed in place."""
-        tensors = (self.ids, self.offsets)
+        """A number that changes when the ids, offsets or sample weights are changed in place."""
+        tensors = (self.ids, self.offsets, self.sample_weights)
         return sum(t._version for t in tensors if t is not None and not t.is_inference())
 
     def padding_of(self, feature: int) -> int:
@@ -83,7 +83,11 @@ class RowGradients:
     grad: Tensor
     tables: tuple[int, ...]
     version: int = -1
-    """``lookups.version()`` at backward."""
+    """:meth:`current_version` at backward; -1: unknown."""
+
+    def current_version(self) -> int:
+        """A number that changes when the lookups or their gradient are changed in place."""
+        return self.lookups.version() + self.grad._version
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,25 @@ class Part:
         """Whether what is done now goes into a CUDA graph instead of happening."""
         return self.owners[0].weight.is_cuda and torch.cuda.is_current_stream_capturing()
 
+    def is_of(self, state: Mapping[Tensor, dict[str, Any]], names: Sequence[str]) -> bool:
+        """Whether the optimizer's state still is what was prepared: nobody has replaced or deleted a part of it.
+
+        Args:
+            state: The optimizer's, by parameter.
+            names: Of the tensors that a table keeps, in the kernel's order.
+        """
+        first, second = (*names, "", "")[:2]  # no state has that name
+        for owner, mine, table in zip(self.owners, self.optimizer_states, self.tables, strict=True):
+            get = mine.get
+            if (
+                state.get(owner.weight) is not mine
+                or get(first) is not table.first
+                or get(second) is not table.second
+                or get("last_step") is not table.last_step
+            ):
+                return False
+        return True
+
     def _changed(self) -> None:
         self.tables.prepared = None
         self.subsets.clear()
@@ -83,10 +102,11 @@ def joined(gradients: Sequence[RowGradient]) -> list[RowGradients]:
             if block is not last:
                 last, entry = block, merged.get(id(block))
             if entry is None:
-                if block.version not in (-1, block.lookups.version()):
+                if block.version not in (-1, block.current_version()):
                     raise UnsupportedOption(
-                        f"the ids looked up in table {gradient.table.name!r} were changed in place since backward",
-                        remedy="give each forward pass ids of its own (ids.clone()): the step still reads them",
+                        f"ids or sample weights of a lookup in table {gradient.table.name!r}, or the gradient of what "
+                        "was looked up, were changed in place since backward",
+                        remedy="give each forward pass tensors of its own (ids.clone()): the step still reads them",
                     )
                 entry = merged[id(block)] = (block, [-1] * block.lookups.num_features)
             for feature in features:

@@ -79,6 +79,14 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
             group.setdefault("on_skip", on_skip)
             _check_group(group)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See torch, whose ``load_state_dict`` ends here; groups that torch's optimizer saved get our options."""
+        super().__setstate__(state)
+        defaults: Group = vars(self)["defaults"]
+        for group in self.param_groups:
+            for name in ("untouched", "on_skip"):
+                group.setdefault(name, defaults[name])
+
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
         """What torch puts around ``step``, hooks and a label for its profiler, only while there are any of them.
@@ -166,7 +174,13 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
             grad = parameter.grad
             if type(grad) is not RowGradient:
                 dense.append(parameter)
-            elif lazy and grad.dense is None:
+                continue
+            if grad.table.weight is not parameter:
+                raise UnsupportedOption(
+                    f"the gradient of table {grad.table.name!r} was given to another parameter",
+                    remedy="give it weight.grad.to_dense()",
+                )
+            if lazy and grad.dense is None:
                 rows.append(grad)
             else:
                 densified.append((parameter, grad))
@@ -236,7 +250,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         options = (self._row_state_of(group), group["on_skip"], self.gate_seed)
         key = (options, *[id(gradient.table) for gradient in gradients])
         plan = plans.get(key)
-        if plan is None or self.state.get(plan[0].owners[0].weight) is not plan[0].optimizer_states[0]:
+        if plan is None or not all(part.is_of(self.state, self.row_state) for part in plan):
             kinds: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
             for position, gradient in enumerate(gradients):
                 weight = gradient.table.weight

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,12 @@ probabilities of all, more than an offset of first order says."""
 def cross_entropies(model: nn.Module, batch: Batch) -> Tensor:
     """The cross-entropy of each sample, float32 [B], of a model that gives logits [B] for ``batch.inputs``."""
     return functional.binary_cross_entropy_with_logits(model(batch.inputs).float(), batch.labels, reduction="none")
+
+
+def _stop_listening(tables: Iterable[Gated], listener: Callable[[Any, Tensor], None]) -> None:
+    for table in tables:
+        if listener in table.listeners:
+            table.listeners.remove(listener)
 
 
 class Skipper:
@@ -78,7 +85,7 @@ class Skipper:
             weights, in the first epoch: the loss varies less.
 
     Raises:
-        ConfigError: ``batch_size`` is below 1, or the policy skips rows and the model has no table of ours.
+        ConfigError: ``batch_size`` is below 1, ``policy`` is none, or it skips rows and the model has no table of ours.
     """
 
     def __init__(
@@ -96,6 +103,8 @@ class Skipper:
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
+        if not isinstance(cast(Any, policy), Policy):
+            raise ConfigError(f"policy={policy!r} is no policy", remedy="make one, as slipstream.policies.Random(0.5)")
         self.policy = policy
         found: Mapping[str, Gated] = {**tables_of(model), **cached_tables(model)}
         self.tables: Mapping[str, Gated] = found if tables is None else tables
@@ -139,10 +148,12 @@ class Skipper:
         if total_samples is not None and batch_size is not None:
             with suppress(ConfigError):  # the length is for defaults; whether it is enough, a Trainer decides
                 policy.check_length(-(-total_samples // batch_size))
-        self._listens = type(policy).observe_lookups is not Policy.observe_lookups
-        if self._listens:
-            for table in self.tables.values():
-                table.listeners.append(policy.observe_lookups)
+        heard = list(self.tables.values()) if type(policy).observe_lookups is not Policy.observe_lookups else []
+        for table in heard:
+            table.listeners.append(policy.observe_lookups)
+        # A Skipper that nobody holds any more, replaced by another one say, stops listening by itself.
+        self._stop_listening = weakref.finalize(self, _stop_listening, heard, policy.observe_lookups)
+        self._stop_listening.atexit = False
 
     def __call__(self, loader: Iterable[Any]) -> Iterator[Batch]:
         """One epoch: the batches to train on.
@@ -158,8 +169,18 @@ class Skipper:
         """Decides on a batch of the full data, and hands out the full batches that there are now: none, one or several.
 
         Exhaust the iterator; gates are updated between the batches that it yields.
+
+        Raises:
+            ConfigError: It is no Batch, nor made one by ``to_batch``.
         """
-        yield from self._take(*self._decide(batch if self.to_batch is None else self.to_batch(batch)))
+        made = batch if self.to_batch is None else self.to_batch(batch)
+        if not isinstance(made, Batch):
+            who = "the loader yields" if self.to_batch is None else "to_batch makes"
+            raise ConfigError(
+                f"{who} {type(made).__name__}, not slipstream.data.Batch",
+                remedy="pass to_batch, such as slipstream.data.Columns(ids=[...], label=...)",
+            )
+        yield from self._take(*self._decide(made))
 
     def flush(self) -> Iterator[Batch]:
         """Hands out the inputs that wait for a full batch, if any, and ends the epoch."""
@@ -233,10 +254,7 @@ class Skipper:
 
     def detach(self) -> None:
         """Stops watching the tables. Gates stay as they are."""
-        if self._listens:
-            for table in self.tables.values():
-                table.listeners.remove(self.policy.observe_lookups)
-            self._listens = False
+        self._stop_listening()
 
     @property
     def corrects_by_offset(self) -> bool:

@@ -1,0 +1,106 @@
+"""Whoever waits for a table's gradient where none arrives is told so, and not left to train something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrizations, prune
+
+from slipstream import distributed
+from slipstream.embedding import Embedding, EmbeddingBag, EmbeddingCollection, TableConfig
+from slipstream.errors import UnsupportedOption
+
+IDS = torch.tensor([[1, 2], [3, 1]])
+MAKE: list[Callable[[], nn.Module]] = [
+    lambda: Embedding(5, 4),
+    lambda: EmbeddingBag(5, 4, mode="sum"),
+    lambda: EmbeddingCollection([TableConfig("a", 5, 4), TableConfig("b", 5, 4)]),
+]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: parametrizations.weight_norm(module, "weight"),
+        lambda module: prune.random_unstructured(module, "weight", 0.5),
+        lambda module: nn.utils.spectral_norm(module, "weight"),
+    ],
+    ids=["weight_norm", "prune", "spectral_norm"],
+)
+def test_a_weight_that_is_computed(change: Callable[[nn.Module], object], compiled: bool) -> None:
+    module = Embedding(5, 4)
+    change(module)
+    torch.compiler.reset()
+    look_up = torch.compile(module, backend="aot_eager") if compiled else module
+    with pytest.raises(UnsupportedOption, match="not its parameter"):
+        look_up(IDS)
+    with torch.no_grad():
+        assert torch.equal(look_up(IDS), module.weight[IDS])
+
+
+@pytest.mark.parametrize("make", MAKE)
+def test_weights_put_there_by_functional_call(make: Callable[[], nn.Module]) -> None:
+    module = make()
+    others = {name: torch.rand_like(p, requires_grad=True) for name, p in module.named_parameters()}
+
+    def loss(others: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(module, others, (IDS,)).sum()
+
+    for call in (loss, torch.func.grad(loss)):
+        with pytest.raises(UnsupportedOption, match="functional_call"):
+            call(others)
+    with torch.no_grad():
+        assert loss(others) != loss(dict(module.named_parameters()))  # predictions with other weights are no problem
+
+
+def test_transforms_of_torch_func() -> None:
+    module = Embedding(5, 4)
+    of_factor = torch.func.jacrev(lambda factor: (module(IDS[0]) * factor).sum())
+    for transform, argument in ((torch.func.vmap(module), IDS), (of_factor, torch.ones(2, 4))):
+        with pytest.raises(UnsupportedOption, match="to_plain"):
+            transform(argument)
+
+
+@pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])
+@pytest.mark.parametrize("make", MAKE)
+def test_hooks_for_a_weights_gradient(make: Callable[[], nn.Module], hook: str) -> None:
+    module = make()
+    weight = next(module.parameters())
+    handle = getattr(weight, hook)(lambda _: None)
+    with pytest.raises(UnsupportedOption, match="has a hook"):
+        module(IDS).sum().backward()
+    assert weight.grad is None
+    handle.remove()
+    module(IDS).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_tables_that_distributed_data_parallel_is_to_average(compiled: bool) -> None:
+    torch.compiler.reset()
+    model = nn.Sequential(Embedding(5, 4), nn.Linear(4, 1))
+    inner = torch.compile(model, backend="aot_eager") if compiled else model
+    with pytest.raises(UnsupportedOption, match=r"data_parallel\(model\)"):
+        DistributedDataParallel(inner, find_unused_parameters=True)(IDS)
+    model[0].weight.requires_grad_(False)
+    frozen = DistributedDataParallel(inner)
+    frozen(IDS).sum().backward()
+    model[0].weight.requires_grad_()
+    exchanged = distributed.data_parallel(model)
+    exchanged(IDS).sum().backward()
+    assert model[0].weight.grad is not None
