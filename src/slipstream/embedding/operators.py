@@ -53,7 +53,7 @@ def pool(
     See :func:`slipstream.kernels.registry.pool`. Gradients reach ``sample_weights`` and, through ``handle``, the
     site's tables.
     """
-    refuse_ddp(Site.of(handle).tables)
+    refuse_ddp(Site.tables_of(handle))
     weights = [weight.detach() for weight in weights]
     return registry.pool(weights, _lookups(ids, offsets, sample_weights, len(weights), mean, padding), out_dtype)
 

@@ -223,6 +223,12 @@ class Site:
         """The site with a handle."""
         return cls._alive[handle]
 
+    @classmethod
+    def tables_of(cls, handle: int) -> Sequence[Table]:
+        """The tables of the site with a handle; none if the site is gone, whose exported program lives on."""
+        site = cls._alive.get(handle)
+        return () if site is None else site.tables
+
     def with_weight(self, weight: nn.Parameter) -> Site:
         """The one-table site of a module whose weight became another parameter; a tied table stays with the others."""
         (table,) = self.tables

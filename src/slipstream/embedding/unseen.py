@@ -36,7 +36,7 @@ def refuse_other_weights(weights: Sequence[Tensor], tables: Sequence[Table]) -> 
 
 def refuse_ddp(tables: Sequence[Table]) -> None:
     """Raise UnsupportedOption inside the forward pass of a DistributedDataParallel that is to average these tables."""
-    outer = DistributedDataParallel._active_ddp_module  # pyright: ignore[reportPrivateUsage]
+    outer = getattr(DistributedDataParallel, "_active_ddp_module", None)  # private: torch may rename it
     if outer is None:
         return
     averaged = {id(parameter) for parameter in outer._module_parameters}  # pyright: ignore[reportPrivateUsage]
