@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, prune
 
-from slipstream import distributed
+from slipstream import distributed, optim
 from slipstream.embedding import Embedding, EmbeddingBag, EmbeddingCollection, TableConfig
 from slipstream.errors import UnsupportedOption
 
@@ -104,3 +104,26 @@ def test_tables_that_distributed_data_parallel_is_to_average(compiled: bool) -> 
     exchanged = distributed.data_parallel(model)
     exchanged(IDS).sum().backward()
     assert model[0].weight.grad is not None
+
+
+def test_a_weight_whose_parametrization_was_removed_is_trained() -> None:
+    module = Embedding(5, 4)
+    parametrizations.weight_norm(module, "weight")
+    nn.utils.parametrize.remove_parametrizations(module, "weight")
+    module(IDS).sum().backward()
+    assert module.weight.grad is not None and module.weight is module.site.tables[0].weight
+
+
+def test_what_was_concatenated_with_looked_up_rows_may_be_clipped() -> None:
+    ours, theirs = Embedding(50, 64), nn.Embedding(50, 64)
+    theirs.load_state_dict(ours.state_dict())
+    ids, more = torch.arange(50).repeat(8), torch.randn(8, 64)
+    updated: list[Tensor] = []
+    for module, make in ((ours, optim.SGD), (theirs, torch.optim.SGD)):
+        also = nn.Parameter(more.clone())
+        optimizer = make([*module.parameters(), also], lr=0.1)
+        torch.cat([module(ids), also]).square().sum().backward()
+        nn.utils.clip_grad_norm_([also], 0.1)
+        optimizer.step()
+        updated.append(module.weight.detach())
+    torch.testing.assert_close(*updated)

@@ -184,3 +184,20 @@ def test_feature_norm_divides_each_vector_by_its_root_mean_square():
     assert bool((rows[0, 3] == 0).all())
     model.loss(batch).backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.top.parameters())
+
+
+def test_the_softmax_of_two_towers_keeps_the_shares_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    cross_entropy = nn.functional.cross_entropy
+    monkeypatch.setattr(
+        nn.functional,
+        "cross_entropy",
+        lambda logits, *a, **k: cross_entropy(seen.append(logits.dtype) or logits, *a, **k),
+    )
+    features = [FeatureInfo(name="user", num_rows=5), FeatureInfo(name="item", num_rows=6)]
+    model = build_model(config("two_tower", objective="softmax"), features, 0)
+    inputs = Inputs(torch.empty(3, 0), torch.tensor([[1, 2], [2, 3], [3, 4]]))
+    batch = Batch(inputs=inputs, labels=torch.ones(3), index=torch.arange(3), weights=torch.ones(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.loss(batch)
+    assert seen == [torch.float32]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -15,7 +17,18 @@ from slipstream import optim
 from slipstream.data.batch import Batch
 from slipstream.embedding import tables
 from slipstream.errors import ConfigError
-from slipstream.policies import PSSE, NoSkipping, Policy, Progress, Random, Skipper
+from slipstream.policies import (
+    PSSE,
+    Guard,
+    Importance,
+    NoSkipping,
+    Order,
+    Policy,
+    Progress,
+    Random,
+    Skipper,
+    Slipstream,
+)
 
 MODEL = nn.Linear(1, 1)
 probabilities = st.lists(st.sampled_from([0.0, 0.1, 0.3, 0.5, 1.0]) | st.floats(0.05, 1.0), min_size=1, max_size=7)
@@ -294,3 +307,13 @@ def test_share_of_row_updates_skipped_counts_from_the_skippers_start() -> None:
     other = Skipper(TwoTables(), Random(0.5, level="rows"))
     other.load_state_dict(state)
     assert other.share_of_row_updates_skipped == skipper.share_of_row_updates_skipped
+
+
+@pytest.mark.parametrize("policy", [PSSE, Importance, Order, Slipstream, Guard], ids=lambda policy: policy.__name__)
+def test_a_model_that_holds_its_skipper_is_freed(policy: type[Policy]) -> None:
+    model = TwoTables()
+    model.skipper = Skipper(model, policy(), batch_size=8)  # type: ignore[assignment]
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

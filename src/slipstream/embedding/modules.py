@@ -52,13 +52,19 @@ class _OneTable(nn.Module):
         self.site = Site([table or Table(self.weight)])
         self.out_dtype = None
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """See torch. A parameter set as the weight comes here, too, and is the table's from then on.
+
+        load_state_dict(assign=True), tying, and removing a parametrization put another one in the weight's place.
+        """
+        super().register_parameter(name, param)
+        if name == "weight" and param is not None and "site" in self.__dict__:
+            self.site = self.site.with_weight(param)
+
     def __setattr__(self, name: str, value: Any) -> None:
         before = self.__dict__.get(name)
         super().__setattr__(name, value)
-        # load_state_dict(assign=True) and tying after construction put another parameter in the weight's place.
-        if name == "weight" and isinstance(value, nn.Parameter) and "site" in self.__dict__:
-            self.site = self.site.with_weight(value)
-        elif name in _READ_BY_TORCH and "site" in self.__dict__:
+        if name in _READ_BY_TORCH and "site" in self.__dict__:
             try:
                 refuse_unsupported(cast(Any, self))
             except UnsupportedOption:

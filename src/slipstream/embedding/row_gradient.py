@@ -184,7 +184,7 @@ def _unsupported(what: object) -> UnsupportedOption:
 
 def _scaled(block: RowGradients, factor: float | Tensor) -> RowGradients:
     grad = block.grad * factor
-    version = -1 if block.version < 0 else block.version - block.grad._version + grad._version
+    version = None if block.version is None else block.version - block.grad._version + grad._version
     return RowGradients(block.lookups, grad, block.tables, version)
 
 

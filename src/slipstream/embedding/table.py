@@ -242,14 +242,16 @@ class Site:
     def receive(self, lookups: Lookups, grad: Tensor) -> None:
         """Hand the gradient [B, F, D] of the pooled output to the tables that are trained."""
         # A parameter added to what was looked up (of positions, in a batch of one) may get its gradient in the same
-        # memory, to be scaled there. Copying a small one costs less than asking; larger ones the step looks after.
-        grad = grad.clone() if grad.numel() <= _SMALL else grad.detach()
+        # memory, to be scaled there. Copying a small one costs less than asking; larger ones the step looks after, by a
+        # count of changes that parts of a whole (of what was concatenated) share.
+        part = grad.untyped_storage().nbytes() > grad.numel() * grad.element_size()
+        grad = grad.clone() if part or grad.numel() <= _SMALL else grad.detach()
         block = RowGradients(lookups, grad, (), lookups.version() + grad._version)
         for table, features in self._readers:
             if table.weight.requires_grad:
                 table.receive(block, features)
             if table.listeners:
-                for listener in table.listeners:
+                for listener in tuple(table.listeners):
                     listener(table, _ids_of(lookups, features))
 
     def __getstate__(self) -> dict[str, Any]:

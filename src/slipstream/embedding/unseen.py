@@ -37,9 +37,9 @@ def refuse_other_weights(weights: Sequence[Tensor], tables: Sequence[Table]) -> 
 def refuse_ddp(tables: Sequence[Table]) -> None:
     """Raise UnsupportedOption inside the forward pass of a DistributedDataParallel that is to average these tables."""
     outer = getattr(DistributedDataParallel, "_active_ddp_module", None)  # private: torch may rename it
-    if outer is None:
+    if outer is None or not outer.training:
         return
-    averaged = {id(parameter) for parameter in outer._module_parameters}  # pyright: ignore[reportPrivateUsage]
+    averaged = {id(parameter) for parameter in getattr(outer, "_module_parameters", ())}
     for table in tables:
         if table.weight.requires_grad and id(table.weight) in averaged:
             raise UnsupportedOption(

@@ -82,8 +82,8 @@ class RowGradients:
     lookups: Lookups
     grad: Tensor
     tables: tuple[int, ...]
-    version: int = -1
-    """:meth:`current_version` at backward; -1: unknown."""
+    version: int | None = None
+    """:meth:`current_version` at backward; None: unknown."""
 
     def current_version(self) -> int:
         """A number that changes when the lookups or their gradient are changed in place."""

@@ -109,7 +109,8 @@ class TwoTower(Recommender):
             self.seen.index_add_(0, ids, torch.ones(ids.numel()))
         log_share = torch.log(self.seen.index_select(0, ids) / self.seen.sum())
         # Every pass over the logits, which are as many as the positives squared, costs as much as the product.
-        logits = torch.addmm(-log_share, user * self.scale, item.T)
+        # Under autocast the product is bfloat16, in which the shares would be rounded.
+        logits = torch.mm(user * self.scale, item.T).float().sub_(log_share)
         again = (ids[:, None] == ids).fill_diagonal_(False)
         logits = logits.masked_fill_(again, -torch.inf)
         losses = functional.cross_entropy(logits, torch.arange(ids.numel()), reduction="none")

@@ -102,11 +102,12 @@ def joined(gradients: Sequence[RowGradient]) -> list[RowGradients]:
             if block is not last:
                 last, entry = block, merged.get(id(block))
             if entry is None:
-                if block.version not in (-1, block.current_version()):
+                if block.version not in (None, block.current_version()):
                     raise UnsupportedOption(
                         f"ids or sample weights of a lookup in table {gradient.table.name!r}, or the gradient of what "
                         "was looked up, were changed in place since backward",
-                        remedy="give each forward pass tensors of its own (ids.clone()): the step still reads them",
+                        remedy="give each forward pass tensors of its own, or clone what was looked up: the step still "
+                        "reads them",
                     )
                 entry = merged[id(block)] = (block, [-1] * block.lookups.num_features)
             for feature in features:

@@ -36,9 +36,21 @@ def cross_entropies(model: nn.Module, batch: Batch) -> Tensor:
     return functional.binary_cross_entropy_with_logits(model(batch.inputs).float(), batch.labels, reduction="none")
 
 
-def _stop_listening(tables: Iterable[Gated], listener: Callable[[Any, Tensor], None]) -> None:
-    for table in tables:
-        if listener in table.listeners:
+def _listener(skipper: Skipper) -> Callable[[Any, Tensor], None]:
+    """Tells the Skipper's policy of lookups, and keeps neither of them alive."""
+    reference = weakref.ref(skipper)
+
+    def listen(table: Any, ids: Tensor) -> None:
+        alive = reference()
+        if alive is not None:
+            alive.policy.observe_lookups(table, ids)
+
+    return listen
+
+
+def _stop_listening(tables: Iterable[weakref.ref[Gated]], listener: Callable[[Any, Tensor], None]) -> None:
+    for table in (reference() for reference in tables):
+        if table is not None and listener in table.listeners:
             table.listeners.remove(listener)
 
 
@@ -149,10 +161,13 @@ class Skipper:
             with suppress(ConfigError):  # the length is for defaults; whether it is enough, a Trainer decides
                 policy.check_length(-(-total_samples // batch_size))
         heard = list(self.tables.values()) if type(policy).observe_lookups is not Policy.observe_lookups else []
+        listener = _listener(self)
         for table in heard:
-            table.listeners.append(policy.observe_lookups)
+            table.listeners.append(listener)
         # A Skipper that nobody holds any more, replaced by another one say, stops listening by itself.
-        self._stop_listening = weakref.finalize(self, _stop_listening, heard, policy.observe_lookups)
+        self._stop_listening = weakref.finalize(
+            self, _stop_listening, [weakref.ref(table) for table in heard], listener
+        )
         self._stop_listening.atexit = False
 
     def __call__(self, loader: Iterable[Any]) -> Iterator[Batch]:

@@ -93,7 +93,7 @@ class Trainer:
         self.model: Recommender = model.to(device)
         tables = model.embeddings
         self.cached = tables if isinstance(tables, CachedEmbeddingCollection) else None
-        if self.model.adds_logit_offset:
+        if self.model.adds_logit_offset and config.continue_from is None:
             check_negatives(store)
         self.ranker = None
         if config.mode == "holdout":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from slipstream.data.split import named_splits
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError, DataError
@@ -45,7 +47,7 @@ def check_labels(store: Store, start: int, stop: int) -> None:
 
 def check_negatives(store: Store) -> None:
     """Raise DataError where there are positives alone: cross-entropy would only learn to say yes to everything."""
-    if store.manifest.num_positives == store.num_samples:
+    if store.labels.dtype == torch.uint8 and store.manifest.num_positives == store.num_samples:
         raise DataError(
             "holds positives alone, from which cross-entropy learns nothing",
             file=store.path,
