@@ -107,7 +107,7 @@ def _problem(entry: Mapping[str, Any]) -> str:
 def _as_written(place: Sequence[str | int]) -> list[str]:
     """The parts of a setting's name, without the name of the chosen model or policy that pydantic puts among them."""
     parts = [str(part) for part in place]
-    chosen = {i + 1 for i, part in enumerate(parts[:-1]) if part in CHOSEN_BY_NAME}
+    chosen = {i + 1 for i, part in enumerate(parts[:-2]) if part in CHOSEN_BY_NAME}
     return [part for i, part in enumerate(parts) if i not in chosen]
 
 
