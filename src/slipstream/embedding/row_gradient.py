@@ -19,7 +19,7 @@ from torch import Tensor
 
 from slipstream.errors import UnsupportedOption
 from slipstream.kernels import reference, registry
-from slipstream.kernels.types import RowGradients, TableState
+from slipstream.kernels.types import RowGradients, TableState, version_of
 
 if TYPE_CHECKING:
     from slipstream.embedding.table import Table
@@ -183,8 +183,9 @@ def _unsupported(what: object) -> UnsupportedOption:
 
 
 def _scaled(block: RowGradients, factor: float | Tensor) -> RowGradients:
-    grad = block.grad * factor
-    version = None if block.version is None else block.version - block.grad._version + grad._version
+    grad, version = block.grad * factor, block.version
+    if version is not None:  # what was changed before stays so
+        version += version_of(block.lookups, grad) - block.current_version()
     return RowGradients(block.lookups, grad, block.tables, version)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from slipstream.embedding.row_gradient import RowGradient
 from slipstream.embedding.unseen import refuse_hooks
 from slipstream.errors import ConfigError
-from slipstream.kernels.types import Lookups, RowGradients
+from slipstream.kernels.types import Lookups, RowGradients, version_of
 
 OPEN = 255
 """Gate of a row that every step updates."""
@@ -242,11 +242,9 @@ class Site:
     def receive(self, lookups: Lookups, grad: Tensor) -> None:
         """Hand the gradient [B, F, D] of the pooled output to the tables that are trained."""
         # A parameter added to what was looked up (of positions, in a batch of one) may get its gradient in the same
-        # memory, to be scaled there. Copying a small one costs less than asking; larger ones the step looks after, by a
-        # count of changes that parts of a whole (of what was concatenated) share.
-        part = grad.untyped_storage().nbytes() > grad.numel() * grad.element_size()
-        grad = grad.clone() if part or grad.numel() <= _SMALL else grad.detach()
-        block = RowGradients(lookups, grad, (), lookups.version() + grad._version)
+        # memory, to be scaled there. Copying a small one costs less than asking; larger ones the step looks after.
+        grad = grad.clone() if grad.numel() <= _SMALL else grad.detach()
+        block = RowGradients(lookups, grad, (), version_of(lookups, grad))
         for table, features in self._readers:
             if table.weight.requires_grad:
                 table.receive(block, features)

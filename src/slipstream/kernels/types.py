@@ -68,6 +68,16 @@ class Lookups:
         return [self.padding_of(feature) for feature in range(self.num_features)] if self.padding else NO_PADDING
 
 
+def version_of(lookups: Lookups, grad: Tensor) -> int:
+    """A number that changes when the lookups or the gradient of their output are changed in place.
+
+    A gradient that is part of a larger tensor (of what was concatenated) is left out: it shares its count with the
+    other parts, which may well be scaled.
+    """
+    whole = grad.untyped_storage().nbytes() <= grad.numel() * grad.element_size()
+    return lookups.version() + (grad._version if whole else 0)
+
+
 @dataclass(frozen=True, slots=True)
 class RowGradients:
     """Lookups with the gradient of their pooled output, and the table that each feature reads.
@@ -83,11 +93,11 @@ class RowGradients:
     grad: Tensor
     tables: tuple[int, ...]
     version: int | None = None
-    """:meth:`current_version` at backward; None: unknown."""
+    """:func:`version_of` at backward; None: unknown."""
 
     def current_version(self) -> int:
-        """A number that changes when the lookups or their gradient are changed in place."""
-        return self.lookups.version() + self.grad._version
+        """See :func:`version_of`."""
+        return version_of(self.lookups, self.grad)
 
 
 @dataclass(slots=True)
