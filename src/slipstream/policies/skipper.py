@@ -19,6 +19,7 @@ from slipstream.embedding.table import Table
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
 from slipstream.policies.base import Gated, Policy, Progress
+from slipstream.policies.listening import listener_of, stop_listening
 from slipstream.policies.packing import Packer
 from slipstream.policies.report import SkipReport
 from slipstream.policies.row_updates import RowUpdates
@@ -34,24 +35,6 @@ probabilities of all, more than an offset of first order says."""
 def cross_entropies(model: nn.Module, batch: Batch) -> Tensor:
     """The cross-entropy of each sample, float32 [B], of a model that gives logits [B] for ``batch.inputs``."""
     return functional.binary_cross_entropy_with_logits(model(batch.inputs).float(), batch.labels, reduction="none")
-
-
-def _listener(skipper: Skipper) -> Callable[[Any, Tensor], None]:
-    """Tells the Skipper's policy of lookups, and keeps neither of them alive."""
-    reference = weakref.ref(skipper)
-
-    def listen(table: Any, ids: Tensor) -> None:
-        alive = reference()
-        if alive is not None:
-            alive.policy.observe_lookups(table, ids)
-
-    return listen
-
-
-def _stop_listening(tables: Iterable[weakref.ref[Gated]], listener: Callable[[Any, Tensor], None]) -> None:
-    for table in (reference() for reference in tables):
-        if table is not None and listener in table.listeners:
-            table.listeners.remove(listener)
 
 
 class Skipper:
@@ -161,13 +144,11 @@ class Skipper:
             with suppress(ConfigError):  # the length is for defaults; whether it is enough, a Trainer decides
                 policy.check_length(-(-total_samples // batch_size))
         heard = list(self.tables.values()) if type(policy).observe_lookups is not Policy.observe_lookups else []
-        listener = _listener(self)
+        listener = listener_of(self)
         for table in heard:
             table.listeners.append(listener)
         # A Skipper that nobody holds any more, replaced by another one say, stops listening by itself.
-        self._stop_listening = weakref.finalize(
-            self, _stop_listening, [weakref.ref(table) for table in heard], listener
-        )
+        self._stop_listening = weakref.finalize(self, stop_listening, [weakref.ref(table) for table in heard], listener)
         self._stop_listening.atexit = False
 
     def __call__(self, loader: Iterable[Any]) -> Iterator[Batch]:
