@@ -15,6 +15,7 @@ ROOMS = {
         "slipstream.policies.importance",
         "slipstream.policies.saturation",
         "slipstream.policies.subsampling",
+        "slipstream.policies.row_importance",
         "slipstream.policies.slipstream",
         "slipstream.policies.guard",
         "slipstream.policies.combine",

@@ -34,6 +34,7 @@ POLICIES: dict[str, Any] = {
     "psse": {"name": "psse", "budget": 0.8, "warmup_steps": 10, "every": 10},
     "saturation": {"name": "saturation", "budget": 0.5, "warmup_steps": 10, "every": 10},
     "slipstream": {"name": "slipstream", "budget": 0.5, "mode": "periodic", "every": 20, "window": 4},
+    "row_importance": {"name": "row_importance", "budget": 0.5},
     "subsampling": {"name": "subsampling", "budget": 0.5, "warmup_steps": 10, "every": 10},
     "importance": {"name": "importance", "budget": 0.5},
     "guard": {"name": "guard", "policy": "importance", "measure_every": 5, "first_copy": 1000},

@@ -35,6 +35,7 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "order": [({"hot_bytes": 4096}, {"budget": 1.0, "band": 0.0})],
     "saturation": [(SATURATION, {}), (SATURATION | {"refresh": 0.2}, {})],
     "subsampling": [({"warmup_steps": 20, "every": 10, "half_life": 100.0}, {})],
+    "row_importance": [({"budget": 0.4}, {"budget": 0.4, "band": 0.05}), ({"exponent": 0.0}, {})],
     "importance": [(IMPORTANCE, {"budget": 0.5, "decides_by_batch": True})],
     "guard": [
         (GUARD, {"decides_by_batch": True}),

@@ -30,6 +30,7 @@ POLICIES = {
     "psse": {"name": "psse", "budget": 0.8, "warmup_steps": 5, "every": 5, "protect_tail": 2},
     "sketch": {"name": "psse", "warmup_steps": 5, "scores": "sketch", "sketch_width": 64, "sketch_heavy": 64},
     "saturation": {"name": "saturation", "warmup_steps": 4, "every": 4, "min_updates": 5, "budget": 0.5},
+    "row_importance": {"name": "row_importance", "budget": 0.5},
     "subsampling": {"name": "subsampling", "warmup_steps": 4, "every": 4, "budget": 0.5},
     "periodic": {"name": "slipstream", "budget": 0.5, "band": 0.2, "mode": "periodic", "every": 6, "window": 2},
     "guard": {"name": "guard", "policy": "importance", "measure_every": 2, "first_copy": 128},

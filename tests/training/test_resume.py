@@ -47,6 +47,7 @@ CASES = {
         "epochs": 2,
     },
     "saturation": {"policy": SATURATION, "epochs": 2},
+    "row_importance": {"policy": {"name": "row_importance", "budget": 0.5}, "optimizer": ADAM},
     "subsampling": {"policy": {"name": "subsampling", "budget": 0.5, "warmup_steps": 8, "every": 8}, "optimizer": ADAM},
     "saturation adam": {"policy": SATURATION, "optimizer": ADAM},
     "importance": {"policy": IMPORTANCE, **PREQUENTIAL},

@@ -135,6 +135,7 @@ SETS: Mapping[str, Maker] = {
     "synthetic": _synthetic("default", 0.25),
     "synthetic-wide": _wide(_synthetic("default", 0.25), 0.002, 0.002),
     "synthetic-8": _synthetic("default", 0.08),
+    "synthetic-8-wide": _wide(_synthetic("default", 0.08), 0.002, 0.002),
     "synthetic-2": _synthetic("default", 0.02),
     "starved": _synthetic("starved", 0.25),
     "starved-8": _synthetic("starved", 0.08),

@@ -39,13 +39,15 @@ SETTINGS: Mapping[str, Callable[[TrainConfig, int], Settings]] = {
 
 VARIANTS: Mapping[str, tuple[str, Settings]] = {
     LABEL_ALONE: ("importance", {"score": "label"}),
+    "gradient alone": ("row_importance", {"exponent": 0.0}),
     "random rows": ("random", {"level": "rows"}),
     "random tail": ("random", {"protect_tail": 8}),
     "psse tail": ("psse", {"protect_tail": 8}),
     "slipstream tail": ("slipstream", {"protect_tail": 8}),
 }
 """Policies with settings that are compared with the defaults, by the name of their points; ``tail``: rare rows are
-protected; ``rows``: random row gates, the control of policies that skip row updates."""
+protected; ``rows``: random row gates, the control of policies that skip row updates; ``gradient alone``: whatever the
+row's popularity."""
 
 
 def chosen(names: Iterable[str]) -> list[str]:

@@ -36,8 +36,8 @@ def train(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="What to skip: none (default), random, psse, importance, guard, saturation, subsampling, slipstream, "
-            "order or combine."
+            help="What to skip: none (default), random, psse, importance, guard, saturation, subsampling, "
+            "row_importance, slipstream, order or combine."
         ),
     ] = None,
     system: Annotated[

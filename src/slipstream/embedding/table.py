@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from slipstream.embedding.row_gradient import RowGradient
 from slipstream.embedding.unseen import refuse_hooks
 from slipstream.errors import ConfigError
-from slipstream.kernels.types import Lookups, RowGradients, version_of
+from slipstream.kernels.types import DrawnLookups, Lookups, RowGradients, version_of
 
 OPEN = 255
 """Gate of a row that every step updates."""
@@ -44,6 +44,9 @@ _SMALL = 16384
 """Elements of a gradient that are copied in some microseconds."""
 
 Listener = Callable[["Table", Tensor], None]
+Sampler = Callable[[Sequence["Table"], Lookups, Tensor], "Lookups | DrawnLookups"]
+"""Given a table for each feature, the lookups of a forward pass and the gradient [B, F, D] of its output: the lookups
+that take part in the update, weighed so that their expected sum is that of all."""
 
 
 class Table:
@@ -58,6 +61,8 @@ class Table:
             what is kept of the row's gradient then weighs 256 / g.
         listeners: Called in every backward pass with (table, ids) of its lookups, those of gated rows included; ids
             are integers of any shape.
+        sampler: Chooses, in every backward pass, which lookups take part in updates; held weakly, as it belongs to a
+            running policy. None: all do, as far as gates let them.
         signal: uint16 [R], or None while nobody asked for it: what updates measure of each row (see
             :mod:`slipstream.staleness.moments`).
         trail: float32 [R, 5], or None: where rows have come from, for the signal of optimizers without moments.
@@ -68,6 +73,7 @@ class Table:
         self.weight = weight
         self.gate: Tensor | None = None
         self.by_sample = False
+        self.sampler: weakref.ref[Sampler] | None = None
         self.signal: Tensor | None = None
         self.trail: Tensor | None = None
         self.listeners: list[Listener] = []
@@ -181,9 +187,9 @@ class Table:
         weight.grad = gradient
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and saved models keep: not the listeners, which belong to a running policy."""
+        """What copies and saved models keep: not the listeners and the sampler, which belong to a running policy."""
         counts = {"_lookups": self.lookups, "_skipped": self.skipped, "_on_device": {}}
-        return self.__dict__ | counts | {"listeners": [], "_spare": None}
+        return self.__dict__ | counts | {"listeners": [], "sampler": None, "_spare": None}
 
     def __repr__(self) -> str:
         """Name and size."""
@@ -244,13 +250,21 @@ class Site:
         # A parameter added to what was looked up (of positions, in a batch of one) may get its gradient in the same
         # memory, to be scaled there. Copying a small one costs less than asking; larger ones the step looks after.
         grad = grad.clone() if grad.numel() <= _SMALL else grad.detach()
-        block = RowGradients(lookups, grad, (), version_of(lookups, grad))
+        sampler = self._sampler()
+        sampled: Lookups | DrawnLookups = lookups if sampler is None else sampler(self.tables, lookups, grad)
+        block = RowGradients(sampled, grad, (), version_of(sampled, grad))
         for table, features in self._readers:
             if table.weight.requires_grad:
                 table.receive(block, features)
             if table.listeners:
                 for listener in tuple(table.listeners):
                     listener(table, _ids_of(lookups, features))
+
+    def _sampler(self) -> Sampler | None:
+        for table, _ in self._readers:
+            if table.sampler is not None:
+                return table.sampler()
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
         """The tables: copies and loaded models get handles of their own."""

@@ -41,11 +41,12 @@ TABLE_FIELDS = (
 sample (1 or 0)."""
 BLOCK_FIELDS = (
     "ids", "wide", "id_stride", "offsets", "batch_size", "grad", "grad_stride", "sample_weights", "mean", "padding",
-    "lookups", "table",
+    "samples", "lookups", "table",
 )  # fmt: skip
 """Lookups of one feature in one forward pass.
 
-Without offsets one a sample; strides in elements; with offsets ``offsets`` is the address of the feature's B + 1.
+Without offsets one a sample; strides in elements; with offsets ``offsets`` is the address of the feature's B + 1. With
+``samples`` (an address) they are drawn ones, and ``sample_weights`` their factors.
 """
 TABLE, BLOCK = len(TABLE_FIELDS), len(BLOCK_FIELDS)
 
@@ -155,6 +156,33 @@ def _sift_bags(
 
 
 @numba.njit(inline="always")
+def _sift_drawn(
+    base: int, table: Any, part: int, part_shift: int, salt: int, kept: Any, sources: Any, factors: Any, counts: Any
+) -> int:
+    """The same for lookups that were drawn, each with its sample and factor."""
+    num_rows, gate, by_sample = table[1], table[4], table[11]
+    ids, source, grad_bytes = load_i64(base, 0), load_i64(base, 5), load_i64(base, 6) * 4
+    drawn, samples, number = load_i64(base, 7), load_i64(base, 10), load_i64(base, BLOCK - 2)
+    lookups, bad, used = np.int64(0), np.int64(0), np.int64(0)
+    for j in range(number):
+        row = load_i64(ids, j)
+        if row < 0 or row >= num_rows:
+            bad += 1
+            continue
+        if _spread(row) >> np.uint64(part_shift) != np.uint64(part):
+            continue
+        lookups += 1
+        b = load_i64(samples, j)
+        kept[np.uint64(used)], sources[np.uint64(used)] = row, source + b * grad_bytes
+        factors[np.uint64(used)] = load_f32(drawn, j)
+        used += np.int64(gate == 0 or _gate_is_open(gate, row, by_sample * ((b + 1) << SAMPLE_SHIFT), salt))
+    counts[0] += lookups
+    counts[1] += lookups - used
+    counts[3] += bad
+    return used
+
+
+@numba.njit(inline="always")
 def _ask_for(address: int, size: int) -> None:
     for line in range(0, size, 64):
         prefetch_near(address + line)
@@ -235,7 +263,8 @@ def reduce_lookups(
     for s in range(table[7], table[8]):
         base = blocks + s * BLOCK * 8
         batch = load_i64(base, 4)
-        if table[4] == 0 and load_i64(base, 3) == 0:
+        drawn = load_i64(base, 10) != 0
+        if table[4] == 0 and load_i64(base, 3) == 0 and not drawn:
             # All lookups update a row, one a sample: nothing is sifted, and gradients are found by counting.
             ids, wide, id_stride, padding = load_i64(base, 0), load_i64(base, 1), load_i64(base, 2), load_i64(base, 9)
             grad, grad_bytes = load_i64(base, 5), load_i64(base, 6) * 4
@@ -259,7 +288,7 @@ def reduce_lookups(
             counts[0] += lookups
             counts[3] += bad
             continue
-        if load_i64(base, 3) == 0:
+        if load_i64(base, 3) == 0 and not drawn:
             used = _sift_column(base, table, part, part_shift, salt, kept, sources, counts)
             for e in range(used):
                 if e + ahead < used:
@@ -269,7 +298,10 @@ def reduce_lookups(
                     first_bytes, second_bytes, mask, direct, slots, rows, sums,
                 )  # fmt: skip
         else:
-            used = _sift_bags(base, table, part, part_shift, salt, kept, sources, factors, counts)
+            if drawn:
+                used = _sift_drawn(base, table, part, part_shift, salt, kept, sources, factors, counts)
+            else:
+                used = _sift_bags(base, table, part, part_shift, salt, kept, sources, factors, counts)
             for e in range(used):
                 if e + ahead < used:
                     _ask_for(sources[np.uint64(e + ahead)], row_bytes)
@@ -290,7 +322,7 @@ def _clear_slots(blocks: int, table: Any, slots: Any) -> Any:
     num_rows = table[1]
     total = 0
     for s in range(table[7], table[8]):
-        total += load_i64(blocks + s * BLOCK * 8, 10)
+        total += load_i64(blocks + s * BLOCK * 8, BLOCK - 2)
     bits = 1
     while (1 << bits) < 2 * total:
         bits += 1

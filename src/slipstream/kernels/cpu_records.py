@@ -18,6 +18,7 @@ from slipstream.kernels.hashing import SEED_FACTOR, stream
 from slipstream.kernels.signal import TRAIL_LANES
 from slipstream.kernels.types import (
     NO_PADDING,
+    DrawnLookups,
     Lookups,
     RowGradients,
     Rule,
@@ -179,6 +180,11 @@ def block_records(gradients: Sequence[RowGradients], dim: int) -> tuple[np.ndarr
             )
         if grad.dtype != torch.float32 or grad.stride(2) != 1:
             grad = grad.to(torch.float32).contiguous()
+        if isinstance(lookups, DrawnLookups):
+            out = _drawn_records(lookups, grad, block.tables)
+            parts.append(out if min(block.tables) >= 0 else out[out[:, -1] >= 0])
+            alive += [lookups.ids, lookups.samples, lookups.factors, grad]
+            continue
         ids = integer(lookups.ids)
         offsets = wide_offsets(lookups)
         if offsets is None:
@@ -210,6 +216,18 @@ def block_records(gradients: Sequence[RowGradients], dim: int) -> tuple[np.ndarr
     if len(parts) == 1:
         return parts[0], alive
     return np.concatenate(parts) if parts else np.zeros((0, len(BLOCK_FIELDS)), np.int64), alive
+
+
+def _drawn_records(lookups: DrawnLookups, grad: Tensor, tables: tuple[int, ...]) -> np.ndarray:
+    out = np.zeros((lookups.num_features, len(BLOCK_FIELDS)), np.int64)
+    firsts = np.array(lookups.firsts, np.int64)
+    out[:, 0], out[:, 10] = lookups.ids.data_ptr() + 8 * firsts, lookups.samples.data_ptr() + 8 * firsts
+    out[:, 7] = lookups.factors.data_ptr() + 4 * firsts
+    out[:, 1], out[:, 4] = 1, lookups.batch_size
+    out[:, 5] = grad.data_ptr() + np.arange(len(firsts)) * (grad.stride(1) * 4)
+    out[:, 6] = grad.stride(0)
+    out[:, -2], out[:, -1] = lookups.counts, tables
+    return out
 
 
 @lru_cache(maxsize=64)

@@ -68,7 +68,7 @@ ARGUMENTS = np.dtype(
         ("tables", "i8"),  # address of int64 [T, 12], see TABLE_FIELDS
         ("order", "i8"),  # address of int64 [T]: the tables in the order in which they are handed out
         ("scales", "i8"),  # address of float32 [T]
-        ("blocks", "i8"),  # address of int64 [S, 12], see BLOCK_FIELDS: S features of forward passes, sorted by table
+        ("blocks", "i8"),  # address of int64 [S, 13], see BLOCK_FIELDS: S features of forward passes, sorted by table
         ("max_lookups", "i8"),  # of a table
         ("counts", "i8"),  # address of int64 [num_items, 4]: lookups, skipped, rows, lookups outside the table
         ("norms", "i8"),  # address of float64 [num_items]: sum of squares (rule NORM)

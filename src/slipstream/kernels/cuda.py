@@ -39,7 +39,15 @@ from slipstream.kernels import (
 from slipstream.kernels.cuda_counts import DeviceCounts
 from slipstream.kernels.cuda_tables import Tables, device_integers, prepared
 from slipstream.kernels.signal import corrections
-from slipstream.kernels.types import Lookups, RowGradients, Rule, TableSet, TableState, UpdateSettings
+from slipstream.kernels.types import (
+    DrawnLookups,
+    Lookups,
+    RowGradients,
+    Rule,
+    TableSet,
+    TableState,
+    UpdateSettings,
+)
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """Element types of tables (and of gradients), and Triton's names of them."""
@@ -89,6 +97,12 @@ def _together(device: torch.device, **tensors: Tensor | None) -> None:
                 f"the {name} are on {tensor.device}, the tables on {device}",
                 remedy=f"send the batch to the model's device: batch.to({str(device)!r})",
             )
+
+
+def _whole(lookups: Lookups | DrawnLookups) -> Lookups:
+    if isinstance(lookups, DrawnLookups):
+        raise UnsupportedOption("lookups drawn on the CPU cannot update tables on a GPU", remedy="keep tables in place")
+    return lookups
 
 
 def _weights_of(lookups: Lookups) -> Tensor | None:
@@ -254,10 +268,11 @@ def _keys(state: Tables, gradients: Sequence[RowGradients], sizes: Sequence[int]
     """
     device, total, none = counts.device, sum(sizes), state.num_rows
     grads: list[Tensor] = []
+    every = [_whole(block.lookups) for block in gradients]
     same = {block.grad.dtype for block in gradients}
     dtype = next(iter(same)) if len(same) == 1 and same <= TYPES.keys() else torch.float32
-    for block in gradients:
-        _together(device, ids=block.lookups.ids, offsets=block.lookups.offsets, gradients=block.grad)
+    for block, lookups in zip(gradients, every, strict=True):
+        _together(device, ids=lookups.ids, offsets=lookups.offsets, gradients=block.grad)
         grad = block.grad.to(dtype)
         grads.append(grad if grad.stride(2) == 1 else grad.contiguous())
     itemsize = grads[0].element_size()
@@ -265,16 +280,15 @@ def _keys(state: Tables, gradients: Sequence[RowGradients], sizes: Sequence[int]
         grad.data_ptr() % 16 == 0 and grad.stride(0) * itemsize % 16 == 0 and grad.stride(1) * itemsize % 16 == 0
         for grad in grads
     )
-    bags = any(block.lookups.offsets is not None for block in gradients)
+    bags = any(lookups.offsets is not None for lookups in every)
     key_type = torch.int32 if none < (1 << 31) - 1 else torch.int64
     # A bag may leave lookups out.
     keys = torch.full((total,), none, dtype=key_type, device=device)
     sources = torch.empty(total, dtype=torch.int64, device=device)
-    weighted = any(block.lookups.sample_weights is not None or block.lookups.mean for block in gradients)
+    weighted = any(lookups.sample_weights is not None or lookups.mean for lookups in every)
     factors = torch.ones(total, dtype=torch.float32, device=device) if weighted or bags else None
     flag, begin = cuda_errors.flag(device), 0
-    for block, grad, size in zip(gradients, grads, sizes, strict=True):
-        lookups = block.lookups
+    for block, lookups, grad, size in zip(gradients, every, grads, sizes, strict=True):
         ids, samples, features = _integer(lookups.ids), lookups.batch_size, lookups.num_features
         padding = lookups.padding_rows()
         paddings = (padding,) * features if isinstance(padding, int) else tuple(padding)

@@ -16,7 +16,15 @@ from slipstream.errors import IndexOutOfRange
 from slipstream.kernels.hashing import gate_draw
 from slipstream.kernels.rounding import stochastic
 from slipstream.kernels.signal import is_measured, measure
-from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
+from slipstream.kernels.types import (
+    DrawnLookups,
+    Lookups,
+    RowGradients,
+    Rule,
+    TableState,
+    UpdateCounts,
+    UpdateSettings,
+)
 
 
 def check_range(ids: Tensor, num_rows: int, feature: int) -> None:
@@ -30,12 +38,15 @@ def check_range(ids: Tensor, num_rows: int, feature: int) -> None:
         )
 
 
-def feature_lookups(lookups: Lookups, feature: int) -> tuple[Tensor, Tensor, Tensor]:
+def feature_lookups(lookups: Lookups | DrawnLookups, feature: int) -> tuple[Tensor, Tensor, Tensor]:
     """One feature's lookups.
 
     Rows int64 [N], bag of each int64 [N], factor of each float64 [N]; padding is left out when there are offsets.
     """
     ids = lookups.ids
+    if isinstance(lookups, DrawnLookups):
+        own = slice(lookups.firsts[feature], lookups.firsts[feature] + lookups.counts[feature])
+        return ids[own], lookups.samples[own], lookups.factors[own].double()
     if lookups.offsets is None:
         rows = ids[:, feature].to(torch.int64)
         return (

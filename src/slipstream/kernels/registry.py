@@ -33,15 +33,18 @@ from slipstream.kernels import (
     classify,
     cpu,
     cpu_dots,
+    cpu_sampling,
     cpu_triples,
     cuda_errors,
     hashing,
     inputs,
     reference,
+    reference_sampling,
     reference_triples,
 )
 from slipstream.kernels import scout as scout_kernel
 from slipstream.kernels.parallel import SlowPathWarning, threading_layer
+from slipstream.kernels.reference_sampling import Sampled, Sampling
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableState, UpdateCounts, UpdateSettings
 
 __all__ = [
@@ -60,6 +63,7 @@ __all__ = [
     "margins",
     "pool",
     "row_update",
+    "sample_lookups",
     "scout",
     "set_check",
     "squared_norms",
@@ -313,6 +317,12 @@ def hardest(user_weight: Tensor, item_weight: Tensor, users: Tensor, items: Tens
 def count_marked(marks: Sequence[Tensor], ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
     """How many lookups of each input hit marked rows. See :func:`slipstream.kernels.reference.count_marked`."""
     return _apart(ids, classify).count_marked(marks, ids, bags)
+
+
+def sample_lookups(lookups: Lookups, grad: Tensor, sampling: Sampling) -> Sampled:
+    """Draws lookups by their gradients. See :func:`slipstream.kernels.reference_sampling.sample_lookups`."""
+    on_cpu = _forced[-1] == "cpu" if _forced else grad.device.type == "cpu"
+    return (cpu_sampling if on_cpu else reference_sampling).sample_lookups(lookups, grad, sampling)
 
 
 def hash_lookups(ids: Tensor, bags: Sequence[tuple[Tensor, Tensor]], bits: int) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ _INLINED = (
     "types.py",
     "cpu_lookups.py",
     "cpu_pool.py",
+    "cpu_sampling.py",
     "cpu_update.py",
 )
 

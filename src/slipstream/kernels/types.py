@@ -68,7 +68,41 @@ class Lookups:
         return [self.padding_of(feature) for feature in range(self.num_features)] if self.padding else NO_PADDING
 
 
-def version_of(lookups: Lookups, grad: Tensor) -> int:
+@dataclass(frozen=True, slots=True)
+class DrawnLookups:
+    """Some of the lookups of a forward pass, drawn one by one; the CPU's kernels take them in place of all.
+
+    Attributes:
+        ids: Rows, int64 [N], no padding; the room of a feature may be longer than what was drawn.
+        samples: int64 [N]: the sample of each.
+        factors: float32 [N]: what its gradient is multiplied by.
+        firsts: For each feature the place of its first lookup.
+        counts: For each feature how many lookups it has.
+        batch_size: B, the number of samples.
+    """
+
+    ids: Tensor
+    samples: Tensor
+    factors: Tensor
+    firsts: tuple[int, ...]
+    counts: tuple[int, ...]
+    batch_size: int
+
+    @property
+    def num_features(self) -> int:
+        """F."""
+        return len(self.counts)
+
+    def version(self) -> int:
+        """0: nobody else has these tensors."""
+        return 0
+
+    def padding_of(self, feature: int) -> int:
+        """NO_PADDING: it is left out."""
+        return NO_PADDING
+
+
+def version_of(lookups: Lookups | DrawnLookups, grad: Tensor) -> int:
     """A number that changes when the lookups or the gradient of their output are changed in place.
 
     A gradient that is part of a larger tensor (of what was concatenated) is left out: it shares its count with the
@@ -89,7 +123,7 @@ class RowGradients:
             out.
     """
 
-    lookups: Lookups
+    lookups: Lookups | DrawnLookups
     grad: Tensor
     tables: tuple[int, ...]
     version: int | None = None

@@ -12,6 +12,7 @@ from slipstream.policies.none import NoneConfig, NoSkipping
 from slipstream.policies.order import Order, OrderConfig
 from slipstream.policies.psse import PSSE, PsseConfig
 from slipstream.policies.random import Random, RandomConfig
+from slipstream.policies.row_importance import RowImportance, RowImportanceConfig
 from slipstream.policies.saturation import Saturation, SaturationConfig
 from slipstream.policies.skipper import Skipper, SkipReport
 from slipstream.policies.slipstream import Slipstream, SlipstreamConfig
@@ -36,6 +37,8 @@ __all__ = [
     "PsseConfig",
     "Random",
     "RandomConfig",
+    "RowImportance",
+    "RowImportanceConfig",
     "Saturation",
     "SaturationConfig",
     "SkipReport",

@@ -50,7 +50,7 @@ class Combine(Policy):
         if rows.skips_inputs:
             raise ConfigError(
                 f"policy 'combine': rows={rows.name!r} skips inputs, which is what inputs is for",
-                remedy="one that skips rows alone: psse, saturation, subsampling or random with level=rows",
+                remedy="one of rows alone: psse, saturation, subsampling, row_importance or random with level=rows",
             )
         if inputs.plans_order and rows.plans_order:
             raise ConfigError("policy 'combine': inputs and rows both plan the order of the data")

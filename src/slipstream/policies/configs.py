@@ -16,6 +16,7 @@ from slipstream.policies.none import NoneConfig, NoSkipping
 from slipstream.policies.order import Order, OrderConfig
 from slipstream.policies.psse import PSSE, PsseConfig
 from slipstream.policies.random import Random, RandomConfig
+from slipstream.policies.row_importance import RowImportance, RowImportanceConfig
 from slipstream.policies.saturation import Saturation, SaturationConfig
 from slipstream.policies.slipstream import Slipstream, SlipstreamConfig
 from slipstream.policies.subsampling import Subsampling, SubsamplingConfig
@@ -28,6 +29,7 @@ _PartConfig = (
     | GuardConfig
     | SaturationConfig
     | SubsamplingConfig
+    | RowImportanceConfig
     | SlipstreamConfig
     | OrderConfig
 )
@@ -77,6 +79,7 @@ _BUILD: dict[type[PolicyBaseConfig], Callable[..., Policy]] = {
     OrderConfig: Order,
     SaturationConfig: Saturation,
     SubsamplingConfig: Subsampling,
+    RowImportanceConfig: RowImportance,
     CombineConfig: _combine,
 }
 

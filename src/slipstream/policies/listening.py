@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from slipstream.embedding.table import Table
 from slipstream.policies.base import Gated
 
 if TYPE_CHECKING:
@@ -26,8 +27,20 @@ def listener_of(skipper: Skipper) -> Callable[[Any, Tensor], None]:
     return listen
 
 
-def stop_listening(tables: Iterable[weakref.ref[Gated]], listener: Callable[[Any, Tensor], None]) -> None:
-    """Takes the listener off the tables that there still are."""
-    for table in (reference() for reference in tables):
-        if table is not None and listener in table.listeners:
+def stop_listening(
+    tables: Iterable[tuple[weakref.ref[Gated], object]], listener: Callable[[Any, Tensor], None]
+) -> None:
+    """Takes the listener and the policy's sampler off the tables that there still are.
+
+    Args:
+        tables: Each with the sampler that the policy gave it, if any.
+        listener: The Skipper's.
+    """
+    for reference, sampler in tables:
+        table = reference()
+        if table is None:
+            continue
+        if listener in table.listeners:
             table.listeners.remove(listener)
+        if sampler is not None and isinstance(table, Table) and table.sampler is sampler:
+            table.sampler = None

@@ -137,18 +137,19 @@ class Skipper:
         """Row lookups of trained inputs since the Skipper came, and those of them whose update a gate skipped."""
         for table in self.tables.values():
             if policy.skips_rows and isinstance(table, Table):
-                table.by_sample = False  # whatever an earlier policy's gates did
+                table.by_sample, table.sampler = False, None  # whatever an earlier policy did
         policy.attach(self.tables, seed=seed)
         policy.attach_model(model, losses)
         if total_samples is not None and batch_size is not None:
             with suppress(ConfigError):  # the length is for defaults; whether it is enough, a Trainer decides
                 policy.check_length(-(-total_samples // batch_size))
-        heard = list(self.tables.values()) if type(policy).observe_lookups is not Policy.observe_lookups else []
         listener = listener_of(self)
-        for table in heard:
-            table.listeners.append(listener)
+        if type(policy).observe_lookups is not Policy.observe_lookups:
+            for table in self.tables.values():
+                table.listeners.append(listener)
         # A Skipper that nobody holds any more, replaced by another one say, stops listening by itself.
-        self._stop_listening = weakref.finalize(self, stop_listening, [weakref.ref(table) for table in heard], listener)
+        heard = [(weakref.ref(table), getattr(table, "sampler", None)) for table in self.tables.values()]
+        self._stop_listening = weakref.finalize(self, stop_listening, heard, listener)
         self._stop_listening.atexit = False
 
     def __call__(self, loader: Iterable[Any]) -> Iterator[Batch]:
@@ -249,7 +250,7 @@ class Skipper:
             self.policy.observe_losses(batch, losses.detach().cpu())
 
     def detach(self) -> None:
-        """Stops watching the tables. Gates stay as they are."""
+        """Stops watching the tables, and drawing of their lookups. Gates stay as they are."""
         self._stop_listening()
 
     @property

@@ -11,13 +11,11 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from slipstream.kernels.reference_sampling import SCORE_CODES, SCORE_SHIFT
 from slipstream.staleness.compiled import on_host, tally
 
 OPEN = 255
-_SHIFT = 18
-"""Bits of a float32 below those that tell popularities apart: 32 steps an octave."""
-_CODES = 1 << (31 - _SHIFT)
-_MIDDLE = 1 << (_SHIFT - 1)
+_MIDDLE = 1 << (SCORE_SHIFT - 1)
 
 
 @njit(cache=True, nogil=True)
@@ -55,15 +53,15 @@ def subsampling_cut(scores: Sequence[Tensor], skip: float, exponent: float) -> S
     Returns:
         The cut. Keep-probabilities are at least 1/256, so less is left out where more would be needed.
     """
-    mass, rows = np.zeros(_CODES), np.zeros(_CODES, dtype=np.int64)
+    mass, rows = np.zeros(SCORE_CODES), np.zeros(SCORE_CODES, dtype=np.int64)
     for score in scores:
         values = on_host(score)
-        tally(values.view(np.int32), values, -1, _SHIFT, mass, rows)
-    gates = np.full(_CODES, OPEN, dtype=np.uint8)
+        tally(values.view(np.int32), values, -1, SCORE_SHIFT, mass, rows)
+    gates = np.full(SCORE_CODES, OPEN, dtype=np.uint8)
     total, used = float(mass.sum()), np.flatnonzero(mass)
     if total == 0.0 or skip == 0.0:
         return SubsamplingCut(gates, 0.0, 0.0)
-    popularity = ((used << _SHIFT) | _MIDDLE).astype(np.int32).view(np.float32).astype(np.float64)
+    popularity = ((used << SCORE_SHIFT) | _MIDDLE).astype(np.int32).view(np.float32).astype(np.float64)
     low, high = np.log(popularity[0]) - 60.0 / exponent, np.log(popularity[-1])
     for _ in range(60):
         middle = (low + high) / 2
@@ -90,7 +88,7 @@ def set_gates(gate: Tensor, scores: Tensor, cut: SubsamplingCut) -> int:
         cut: The decision.
     """
     levels = on_host(gate)
-    thinned = _set_gates(levels, on_host(scores).view(np.int32), _SHIFT, cut.gates)
+    thinned = _set_gates(levels, on_host(scores).view(np.int32), SCORE_SHIFT, cut.gates)
     if gate.device.type != "cpu":
         gate.copy_(torch.as_tensor(levels))
     return int(thinned)

@@ -31,7 +31,7 @@ WORTH = 1.2
 """Speed-up at half the work from which skipping is recommended: less is lost to a smaller AUC or a slow machine."""
 PHASES = ("input", "lookup", "dense forward", "dense backward", "row gradients", "row update", "dense optimizer")
 _INPUTS = ("importance", "random")
-_ROWS = ("subsampling", "saturation", "psse")
+_ROWS = ("row_importance", "subsampling", "saturation", "psse")
 
 
 class Bound(BaseModel):
