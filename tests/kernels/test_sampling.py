@@ -22,7 +22,7 @@ ROWS = 40
 def sampling(features: int, **changes: object) -> Sampling:
     generator = torch.Generator().manual_seed(5)
     popularity = [torch.rand(ROWS, generator=generator) * 100 for _ in range(features)]
-    made = Sampling(popularity, 1.0, torch.tensor(0.8, dtype=torch.float64), 0.25, 1 / 64, 3, 7)
+    made = Sampling(popularity, 1.0, 0.8, 0.25, 1 / 64, 3, 7)
     return replace(made, **changes)  # pyright: ignore[reportArgumentType]
 
 
@@ -88,7 +88,7 @@ def test_the_cpu_draws_as_the_reference_does(
         lookups = bags(
             batch, features, mean=kind == "mean", weighted=kind == "weighted", padding=2 if kind == "padding" else -1
         )
-    how = sampling(features, factor=torch.tensor(factor, dtype=torch.float64), exponent=exponent)
+    how = sampling(features, factor=factor, exponent=exponent)
     ours, _ = compare(lookups, grad, how)
     if factor == float("inf"):
         assert int(ours.dropped.sum()) == 0
@@ -97,7 +97,7 @@ def test_the_cpu_draws_as_the_reference_does(
 def test_tables_that_features_share_and_tables_of_no_policy() -> None:
     how = sampling(4)
     shared = how.popularity[0]
-    how = replace(how, popularity=[shared, None, shared, how.popularity[3]], factor=torch.tensor(0.1).double())
+    how = replace(how, popularity=[shared, None, shared, how.popularity[3]], factor=0.1)
     ours, _ = compare(one_hot(500, 4), torch.randn(500, 4, 8), how)
     assert int(ours.dropped[1]) == 0 and int(ours.dropped[0]) > 200 and int(ours.dropped[2]) > 200
     assert float(ours.sums[2]) == 1500
@@ -121,7 +121,7 @@ def test_what_is_kept_is_on_average_everything(lookups: Lookups) -> None:
     grad[::2] *= 0.05
     gradient, draws = torch.zeros(ROWS, 4), 3_000
     for step in range(draws):
-        drawn = registry.sample_lookups(lookups, grad, sampling(2, step=step, factor=torch.tensor(1.0).double()))
+        drawn = registry.sample_lookups(lookups, grad, sampling(2, step=step, factor=1.0))
         gradient += reference.row_gradient_dense(
             [RowGradients(drawn.lookups, grad, (0, 0))], 0, torch.zeros(ROWS, 4), 1.0 / draws
         )
@@ -143,7 +143,7 @@ def test_an_update_of_drawn_lookups_equals_the_reference_s(gate: str | None) -> 
     gates = None if gate is None else (torch.arange(ROWS) * 37 % 256).to(torch.uint8)
     rule = UpdateSettings(Rule.ADAM, 3, 0.1, 0.05, 0.9, 0.99)
     lookups, grad = one_hot(400, 3), torch.randn(400, 3, 16, generator=generator)
-    drawn = cpu_sampling.sample_lookups(lookups, grad, sampling(3, factor=torch.tensor(0.2).double())).lookups
+    drawn = cpu_sampling.sample_lookups(lookups, grad, sampling(3, factor=0.2)).lookups
     results: list[TableState] = []
     for module in (registry, reference):
         table = TableState(weight.clone(), first.clone(), second.clone(), gates, seed=4)

@@ -49,7 +49,7 @@ class Sampling:
         popularity: For each feature the accesses of its table's rows, float32 [R], not negative and contiguous, to
             which those of the pass are added; None: all of its lookups are kept.
         increment: What an access adds.
-        factor: float64 scalar on the popularities' device.
+        factor: A number, or a float64 scalar on the popularities' device.
         exponent: 0 or more.
         floor: Least probability, in (0, 1].
         step: Of the draws.
@@ -58,7 +58,7 @@ class Sampling:
 
     popularity: Sequence[Tensor | None]
     increment: float
-    factor: Tensor
+    factor: float | Tensor
     exponent: float
     floor: float
     step: int
@@ -127,7 +127,8 @@ def sample_lookups(lookups: Lookups, grad: Tensor, sampling: Sampling) -> Sample
         power, drawn = torch.where(inside, by_code[codes], power), drawn | inside
     drawn &= used
     scores = norms.t().reshape(-1)[bags] * factors.abs() * power
-    chance = (scores * sampling.factor.to(torch.float32)).clamp(min=sampling.floor)
+    factor = torch.as_tensor(sampling.factor, dtype=torch.float32, device=device)
+    chance = (scores * factor).clamp(min=sampling.floor)
     chance = torch.where(drawn & (chance < 1.0), chance, 1.0)
     draws = hash_uniform(torch.arange(ids.numel(), device=device), sampling.seed, sampling.step)
     kept = used & (draws < chance)

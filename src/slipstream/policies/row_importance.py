@@ -7,9 +7,10 @@ and not guessed, in place of each sample before it.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import AfterValidator, Field
@@ -28,6 +29,8 @@ _FLOOR = 1 / 64
 """Least keep-probability, so that no lookup stands for more than 64; a quarter of the budget where that is less."""
 _GAIN = 0.5
 """Share of a deviation from the budget (its logarithm) that is made good in the next step."""
+_MOST = 2.0
+"""The factor grows or shrinks by no more in a step, before the share is taken of it."""
 _STREAM = 0x5A11
 """Mixed into the seed, so that no other draw is shared."""
 
@@ -42,6 +45,59 @@ class RowImportanceConfig(PolicyBaseConfig):
     """How fast the keep-probability falls with a row's popularity, in [0, 4]; 0: the gradient alone counts."""
     half_life: float = Field(default=2_000.0, gt=0.0, allow_inf_nan=False)
     """Steps after which an access counts half for popularity."""
+
+
+class _Control:
+    """What scores are multiplied by, so that the share of lookups that is kept follows the budget.
+
+    Numbers on the CPU; scalars on a GPU, for which nobody waits.
+
+    Args:
+        device: Where lookups are drawn.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        on_cpu = device.type == "cpu"
+        self.factor: float | Tensor = math.inf if on_cpu else torch.full((), torch.inf, device=device).double()
+        self._sums: list[float] | Tensor = [0.0] * 3 if on_cpu else torch.zeros(3, device=device).double()
+
+    def add(self, sums: Tensor) -> None:
+        """Adds a pass's probabilities, scores and number of lookups, float64 [3]."""
+        if isinstance(self._sums, Tensor):
+            self._sums += sums
+        else:
+            new = cast(Any, sums).tolist()
+            self._sums = [old + more for old, more in zip(self._sums, new, strict=True)]
+
+    def steer(self, budget: float) -> None:
+        """Brings the share nearer to the budget, after a step; the first tells how large scores are."""
+        if isinstance(self._sums, Tensor):
+            chance, score, number = self._sums
+            moved = self.factor * (budget * number / chance).clamp(1 / _MOST, _MOST) ** _GAIN
+            learned = torch.where(torch.isinf(torch.as_tensor(self.factor)), budget * number / score, moved)
+            self.factor = torch.where(torch.isfinite(learned) & (learned > 0.0), learned, self.factor)
+            self._sums.zero_()
+            return
+        chance, score, number = self._sums
+        if self.factor == math.inf:
+            learned = budget * number / score if score > 0.0 else math.inf
+        else:
+            learned = self.factor * min(max(budget * number / chance, 1 / _MOST), _MOST) ** _GAIN if chance else 0.0
+        if 0.0 < learned < math.inf:
+            self.factor = learned
+        self._sums = [0.0] * 3
+
+    def state_dict(self) -> dict[str, Any]:
+        """The factor, and the sums since it was steered."""
+        return {"factor": self.factor, "sums": self._sums}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state, of the CPU's or of a GPU's."""
+        if isinstance(self._sums, Tensor):
+            for name, own in (("factor", self.factor), ("sums", self._sums)):
+                cast(Tensor, own).copy_(torch.as_tensor(state[name], dtype=torch.float64))
+        else:
+            self.factor, self._sums = float(state["factor"]), [float(total) for total in state["sums"]]
 
 
 class RowImportance(Policy):
@@ -80,13 +136,12 @@ class RowImportance(Policy):
         self._counts_of: dict[int, DecayedCounts] = {}
         self._totals = torch.zeros(0, 2, dtype=torch.int64)  # of tables on a GPU: lookups left out, twice
         self._places: dict[int, int] = {}
-        self._factor = torch.full((), torch.inf, dtype=torch.float64)
-        self._sums = torch.zeros(3, dtype=torch.float64)
+        self._control = _Control(torch.device("cpu"))
         self._draws = self._step = self._seed = 0
 
     def warm_up(self) -> None:
         """Loads the drawing."""
-        sampling = Sampling([torch.zeros(1)], 1.0, torch.ones((), dtype=torch.float64), self.config.exponent, 1.0, 0, 0)
+        sampling = Sampling([torch.zeros(1)], 1.0, 1.0, self.config.exponent, 1.0, 0, 0)
         registry.sample_lookups(Lookups(torch.zeros(1, 1, dtype=torch.int32), None, 1), torch.ones(1, 1, 1), sampling)
 
     def set_budget(self, budget: float) -> None:
@@ -113,7 +168,7 @@ class RowImportance(Policy):
         self._places = {id(table): place for place, table in enumerate(tables.values())}
         device = next((table.weight.device for table in tables.values()), torch.device("cpu"))
         self._totals = torch.zeros(len(tables), 2, dtype=torch.int64, device=device)
-        self._factor, self._sums = self._factor.to(device), self._sums.to(device)
+        self._control = _Control(device)
         self._seed = (seed << 16) + _STREAM
 
     def sample(self, tables: Sequence[Table], lookups: Lookups, grad: Tensor) -> Lookups | DrawnLookups:
@@ -131,7 +186,7 @@ class RowImportance(Policy):
         sampling = Sampling(
             [None if own is None else own.scores for own in counts],
             increment,
-            self._factor * increment**self.config.exponent,
+            self._control.factor * increment**self.config.exponent,
             self.config.exponent,
             min(_FLOOR, self.config.budget / 4),
             self._draws,
@@ -139,14 +194,14 @@ class RowImportance(Policy):
         )
         sampled = registry.sample_lookups(lookups, grad, sampling)
         self._draws += 1
-        self._sums += sampled.sums
+        self._control.add(sampled.sums)
         self._count(tables, sampled.dropped)
         return sampled.lookups
 
     def _count(self, tables: Sequence[Table], dropped: Tensor) -> None:
         if not dropped.is_cuda:
-            for table, number in zip(tables, dropped, strict=True):
-                table.count(int(number), int(number))
+            for table, number in zip(tables, cast(Any, dropped).tolist(), strict=True):
+                table.count(number, number)
             return
         places = torch.tensor([self._places[id(table)] for table in tables], device=dropped.device)
         self._totals.index_add_(0, places, dropped.unsqueeze(1).expand(-1, 2))
@@ -159,14 +214,7 @@ class RowImportance(Policy):
             for counts in self._counts.values():
                 counts.advance(progress.step - self._step)
             self._step = progress.step
-        chance, score, number = self._sums
-        wanted = self.config.budget * number
-        moved = self._factor * (wanted / chance).clamp(0.5, 2.0) ** _GAIN
-        first = wanted / score
-        learned = torch.where(torch.isinf(self._factor), first, moved)
-        usable = torch.isfinite(learned) & (learned > 0.0)
-        self._factor = torch.where(usable, learned, self._factor)
-        self._sums.zero_()
+        self._control.steer(self.config.budget)
 
     def decides(self, progress: Progress) -> bool:
         """Never of what other ranks have looked up: lookups are drawn where they were made."""
@@ -176,8 +224,7 @@ class RowImportance(Policy):
         """Accesses, the factor, and how many draws there were."""
         return {
             "counts": {name: counts.state_dict() for name, counts in self._counts.items()},
-            "factor": self._factor,
-            "sums": self._sums,
+            "control": self._control.state_dict(),
             "draws": self._draws,
             "step": self._step,
         }
@@ -194,8 +241,7 @@ class RowImportance(Policy):
             )
         for name, counts in self._counts.items():  # refuses other numbers of rows
             counts.load_state_dict(state["counts"][name])
-        self._factor = state["factor"].to(self._factor.device, copy=True)
-        self._sums.copy_(state["sums"])
+        self._control.load_state_dict(state["control"])
         self._draws, self._step = int(state["draws"]), int(state["step"])
 
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
