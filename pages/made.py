@@ -20,7 +20,7 @@ WHOLE: dict[str, Callable[[], str]] = {
 def rendered() -> dict[Path, str]:
     """What each made page should hold."""
     found = {DOCS / name: NOTE + make() for name, make in WHOLE.items()}
-    for page in (DOCS / "when_it_does_not_help.md", DOCS / "howto" / "new_days.md"):
+    for page in (DOCS / "when_it_does_not_help.md", DOCS / "howto" / "new_days.md", DOCS / "howto" / "rank_items.md"):
         found[page] = records.filled_in(page.read_text(encoding="utf-8"))
     return found
 

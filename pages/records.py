@@ -23,6 +23,16 @@ COLUMNS = {
     "seconds": "time (s)",
     "same time": "AUC above random in the same time",
 }
+RANKED = {
+    "policy": "policy",
+    "budget": "kept",
+    "NDCG": "NDCG@20",
+    "to full": "NDCG less full training's",
+    "skipped": "row updates skipped",
+    "coverage": "coverage",
+    "gini": "Gini",
+    "seconds": "time (s)",
+}
 CONTINUED = {
     "policy": "policy",
     "way": "model",
@@ -31,7 +41,7 @@ CONTINUED = {
     "samples a slice": "samples a slice",
     "seconds a slice": "seconds a slice",
 }
-"""Figures of a row and what a page calls them: of a frontier, of a study of new slices."""
+"""Figures of a row and what a page calls them: of a frontier, of one of rankings, of a study of new slices."""
 
 
 def filled_in(text: str) -> str:
@@ -54,19 +64,20 @@ def _table(name: str) -> str:
 
 def frontier(record: Mapping[str, Any]) -> Table:
     """A frontier's points."""
-    full = next(row["AUC"] for row in record["rows"] if row["policy"] == "none")
+    ranked = "NDCG" in record["rows"][0]
+    figure, columns = ("NDCG", RANKED) if ranked else ("AUC", COLUMNS)
+    digits = {figure: 4, "seconds": 2, "calibration": 3, "skipped": 2, "coverage": 3, "gini": 3}
+    full = next(row[figure] for row in record["rows"] if row["policy"] == "none")
     rows = [
         {
             **row,
-            "to full": "–" if row["policy"] == "none" else f"{row['AUC'] - full:+.4f}",
-            "AUC": f"{row['AUC']:.4f}",
-            "seconds": f"{row['seconds']:.2f}",
-            "calibration": f"{row['calibration']:.3f}",
+            "to full": "–" if row["policy"] == "none" else f"{row[figure] - full:+.4f}",
+            **{name: f"{row[name]:.{places}f}" for name, places in digits.items() if name in columns},
         }
         for row in record["rows"]
     ]
     conditions = record["conditions"]
-    return COLUMNS, rows, f"{conditions['samples']:,} samples, {conditions['seeds']} seeds, {conditions['mode']}"
+    return columns, rows, f"{conditions['samples']:,} samples, {conditions['seeds']} seeds, {conditions['mode']}"
 
 
 def continued(record: Mapping[str, Any]) -> Table:

@@ -17,7 +17,17 @@ from slipstream.data import Batch
 from slipstream.distributed import Ledger, exactly_once, hearing
 from slipstream.embedding import Embedding
 from slipstream.errors import ConfigError
-from slipstream.policies import PSSE, Combine, Guard, Importance, Policy, Saturation, Skipper, Subsampling
+from slipstream.policies import (
+    PSSE,
+    Combine,
+    Guard,
+    Importance,
+    Policy,
+    RowImportance,
+    Saturation,
+    Skipper,
+    Subsampling,
+)
 from slipstream.training import TrainConfig
 from slipstream.training.loop import Trainer
 from slipstream.training.ranks import Ranks
@@ -37,12 +47,12 @@ def test_a_policy_over_ranks_is_read_and_ordered_as_in_one_process(
             assert getattr(wrapped, trait) == getattr(policy, trait), trait
 
 
-@pytest.mark.parametrize("policy", [Subsampling(), Combine(Importance(0.5), Subsampling())], ids=lambda p: p.name)
-def test_gates_that_draw_for_each_sample_are_refused_at_the_start(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    "policy", [Subsampling(), Combine(Importance(0.5), Subsampling()), RowImportance()], ids=lambda p: p.name
+)
+def test_draws_for_each_sample_are_refused_at_the_start(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hearing, "need_group", lambda: None)
-    with pytest.raises(ConfigError, match="subsampling draws for each sample"):
+    with pytest.raises(ConfigError, match=r"(subsampling|row_importance) draws for each sample"):
         Skipper(Embedding(4, 2), hearing.over_ranks(policy), batch_size=8)
 
 

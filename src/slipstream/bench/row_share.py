@@ -25,7 +25,7 @@ from slipstream.training import Result, TrainConfig, train
 from slipstream.training.profile import profile, row_bound
 from slipstream.training.run import open_data
 
-POLICIES = ("subsampling", "saturation", "psse tail")
+POLICIES = ("row_importance", "subsampling", "saturation", "psse tail")
 BUDGETS = (0.5, 0.7)
 _ADAM = {"name": "adam", "lr": 0.001, "embedding_lr": 0.003}
 

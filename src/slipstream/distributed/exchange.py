@@ -6,7 +6,7 @@ the tables, without a dense gradient or a COO tensor: a rank sends each distinct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -74,7 +74,7 @@ def exchange(
         tell: Called for each table with the rows, int64 [U], that the step is going to update.
 
     Raises:
-        ConfigError: There is no process group, or gates draw for each sample (policy subsampling).
+        ConfigError: There is no process group, or lookups are drawn (policies subsampling and row_importance).
     """
     need_group()
     found = list(tables(model.module if isinstance(model, DistributedDataParallel) else model).values())
@@ -176,11 +176,16 @@ class _Part(NamedTuple):
     """Rows left out because they are frozen."""
 
 
-def refuse_by_sample(tables: Iterable[object]) -> None:
-    """Raise ConfigError if gates draw for each sample: what ranks exchange no longer tells samples apart."""
-    if any(getattr(table, "by_sample", False) for table in tables):
-        what = "policy subsampling draws for each sample's lookups, and ranks exchange sums of rows"
-        raise ConfigError(what, remedy="use psse, saturation or a policy of inputs, or train in one process")
+def refuse_by_sample(tables: Collection[object]) -> None:
+    """Raise ConfigError if lookups are drawn one by one.
+
+    What ranks exchange no longer tells samples apart, and draws by what a rank knows of its own part would not be those
+    of one process.
+    """
+    for name, attribute in (("subsampling", "by_sample"), ("row_importance", "sampler")):
+        if any(getattr(table, attribute, None) for table in tables):
+            what = f"policy {name} draws for each sample's lookups, and ranks exchange sums of rows"
+            raise ConfigError(what, remedy="use psse, saturation or a policy of inputs, or train in one process")
 
 
 def _distinct(table: Table, send_frozen: bool) -> _Part:
