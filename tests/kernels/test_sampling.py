@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.backends import load, needs_triton
 from tests.kernels.test_threads import skewed
 from torch import Tensor
 
@@ -153,3 +154,18 @@ def test_an_update_of_drawn_lookups_equals_the_reference_s(gate: str | None) -> 
         )
         results.append(table)
     torch.testing.assert_close(results[0].weight, results[1].weight, rtol=2e-5, atol=2e-6)
+
+
+@needs_triton
+@pytest.mark.parametrize("lookups", [one_hot(60, 2), bags(60, 2, mean=True, weighted=True)], ids=["one hot", "bags"])
+def test_a_gpu_updates_from_what_was_drawn(lookups: Lookups) -> None:
+    generator = torch.Generator().manual_seed(8)
+    weight, first, second = torch.rand(3, ROWS, 16, generator=generator).unbind()
+    grad = torch.randn(60, 2, 16, generator=generator)
+    drawn = reference_sampling.sample_lookups(lookups, grad, sampling(2, factor=0.2))
+    assert int(drawn.dropped.sum()) > 20
+    rule = UpdateSettings(Rule.ADAM, 3, 0.1, 0.05, 0.9, 0.99)
+    tables = [TableState(weight.clone(), first.clone(), second.clone()) for _ in range(2)]
+    for kernels, table in zip((load("cuda"), reference), tables, strict=True):
+        kernels.row_update([table], [RowGradients(drawn.lookups, grad, (0, 0))], rule)
+    torch.testing.assert_close(tables[0].weight, tables[1].weight, rtol=2e-5, atol=2e-6)

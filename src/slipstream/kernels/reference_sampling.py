@@ -66,12 +66,12 @@ class Sampling:
 
 
 @lru_cache(maxsize=8)
-def powers(exponent: float) -> Tensor:
+def powers(exponent: float, device: torch.device | None = None) -> Tensor:
     """float32 [8192]: popularity to the power of ``-exponent``, by the popularity's upper bits; of 0 as of 1."""
     middle = (torch.arange(SCORE_CODES, dtype=torch.int32) << SCORE_SHIFT) | (1 << (SCORE_SHIFT - 1))
     table = middle.view(torch.float32).double().pow(-exponent).float()
     table[0] = 1.0
-    return table
+    return table.to(device)
 
 
 def norms_of(grad: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def sample_lookups(lookups: Lookups, grad: Tensor, sampling: Sampling) -> Sample
     if lookups.mean:
         in_bag = torch.zeros(size * count, device=device).index_add_(0, bags, used.float())
         factors = factors / in_bag.clamp(min=1.0)[bags]
-    by_code = powers(sampling.exponent).to(device)
+    by_code = powers(sampling.exponent, device)
     power, drawn = torch.ones_like(factors), torch.zeros_like(used)
     counted = [(f, counts) for f, counts in enumerate(sampling.popularity) if counts is not None]
     insides = [(features == f) & (rows >= 0) & (rows < counts.numel()) for f, counts in counted]
