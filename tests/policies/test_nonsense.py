@@ -52,6 +52,7 @@ ALONE: list[tuple[str, dict[str, Any], str]] = [
     ("saturation", {"min_updates": 50_000}, "min_updates: .*less than or equal to 40160"),
     ("row_importance", {"budget": 0}, f"budget must be in {RANGE}"),
     ("row_importance", {"exponent": -1}, "exponent: .*greater than or equal to 0"),
+    ("row_importance", {"exponent": 2}, "exponent: .*less than or equal to 1"),
     ("subsampling", {"budget": 0}, f"budget must be in {RANGE}"),
     ("subsampling", {"exponent": 0}, "exponent: .*greater than 0"),
     ("importance", {"budget": 0}, f"budget must be in {RANGE}"),

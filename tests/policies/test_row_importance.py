@@ -11,6 +11,9 @@ from tests.policies.support import TwoTables, make_batch
 from torch import Tensor
 
 from slipstream import optim
+from slipstream.data.batch import Inputs
+from slipstream.embedding import EmbeddingCollection, TableConfig, tables
+from slipstream.errors import UnsupportedOption
 from slipstream.kernels import registry
 from slipstream.policies import NoSkipping, RowImportance, Skipper
 
@@ -111,3 +114,73 @@ def test_clipping_sees_what_was_drawn_and_dense_gradients_are_its_sum() -> None:
     dense = gradient.to_dense()
     assert float(torch.linalg.vector_norm(gradient)) == pytest.approx(float(dense.norm()))
     assert 0 < int((dense[:, 0] != 0).sum()) < 45
+
+
+class Collected(torch.nn.Module):
+    """Two tables of one collection, of which the model reads the second half of each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = EmbeddingCollection([TableConfig("user", 50, 32), TableConfig("item", 50, 32)])
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return self.rows(inputs.ids)[:, :, 16:].sum((1, 2))
+
+
+def test_a_frozen_table_is_neither_drawn_nor_counted() -> None:
+    model = Collected()
+    user, item = tables(model).values()
+    item.weight.requires_grad_(False)
+    skipper = Skipper(model, RowImportance(0.5))
+    optimizer = optim.SGD([user.weight], lr=0.01)
+    for step in range(100):
+        for kept in skipper.push(make_batch(step * 64, 64)):
+            model(kept.inputs).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert (item.lookups, item.skipped, user.lookups) == (0, 0, 6400)
+    assert user.skipped / user.lookups == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_gradient_that_no_step_takes_is_not_counted() -> None:
+    model = Collected()
+    skipper = Skipper(model, RowImportance(0.5))
+    optimizer = optim.SGD(model.parameters(), lr=0.01)
+    for step in range(100):
+        for kept in skipper.push(make_batch(step * 64, 64)):
+            model(kept.inputs).sum().backward()
+            if step % 2:
+                optimizer.step()
+            optimizer.zero_grad()
+    assert sum(table.lookups for table in tables(model).values()) == 50 * 64 * 2
+    assert skipper.share_of_row_updates_skipped == pytest.approx(0.5, abs=0.03)
+
+
+def test_dense_steps_are_refused() -> None:
+    model = Collected()
+    skipper = Skipper(model, RowImportance(0.5))
+    optimizer = optim.Adam(model.parameters(), untouched="dense")
+    for kept in skipper.push(make_batch(0, 64)):
+        model(kept.inputs).sum().backward()
+        with pytest.raises(UnsupportedOption, match=r"row_importance.*lazy"):
+            optimizer.step()
+
+
+def test_a_budget_that_gradients_of_nothing_do_not_fill_is_met_soon_after() -> None:
+    model = Collected()
+    skipper = Skipper(model, RowImportance(0.5, exponent=0.0))
+    optimizer = optim.SGD(model.parameters(), lr=0.0)
+    before: list[tuple[int, int]] = []
+    for step in range(700):
+        if step == 650:
+            before = [(table.lookups, table.skipped) for table in tables(model).values()]
+        for kept in skipper.push(make_batch(step * 64, 64)):
+            every = 5 if step < 600 else 1
+            (model(kept.inputs) * (kept.index % every == 0)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    lookups, skipped = (
+        sum(getattr(table, what) - old[place] for table, old in zip(tables(model).values(), before, strict=True))
+        for place, what in enumerate(("lookups", "skipped"))
+    )
+    assert skipped / lookups == pytest.approx(0.5, abs=0.05)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from slipstream.errors import UnsupportedOption
 from slipstream.kernels import reference, registry
-from slipstream.kernels.types import RowGradients, TableState, version_of
+from slipstream.kernels.types import DrawnLookups, RowGradients, TableState, version_of
 
 if TYPE_CHECKING:
     from slipstream.embedding.table import Table
@@ -85,6 +85,15 @@ class RowGradient(Tensor):
             )
             for block, of in self.blocks
         ]
+
+    def dropped(self) -> int:
+        """Lookups that were not drawn (a GPU counts them itself: 0)."""
+        return sum(
+            block.lookups.dropped[feature]
+            for block, features in self.blocks
+            if isinstance(block.lookups, DrawnLookups)
+            for feature in features
+        )
 
     def to_dense(self) -> Tensor:
         """The gradient [R, D] that torch would have made."""

@@ -65,6 +65,7 @@ ARGUMENTS = np.dtype(
         ("sample_weights", "i8"),  # address of float32 [N], or 0
         ("mean", "i8"),
         ("grad_bytes", "i8"),  # from sample to sample
+        ("dim", "i8"),
         ("width", "i8"),  # elements that the norm is taken of
         ("powers", "i8"),  # address of float32 [8192]
         ("kept", "i8"),  # addresses of what is written: int64 [N], int64 [N], float32 [N]
@@ -89,7 +90,7 @@ def _worker() -> Any:
         a = carray(pointer, 1)[0]
         counter, num_items, items, order, features = a.counter, a.num_items, a.items, a.order, a.features
         batch, wide, stride, offsets = a.batch_size, a.wide, a.stride, a.offsets
-        sample_weights, mean, grad_bytes, width = a.sample_weights, a.mean, a.grad_bytes, a.width
+        sample_weights, mean, grad_bytes, width, dim = a.sample_weights, a.mean, a.grad_bytes, a.width, a.dim
         by_code, kept, samples, factors = a.powers, a.kept, a.samples, a.factors
         salt, increment, factor, floor = a.salt, a.increment, a.factor, a.floor
         sums = carray(pointer_f64(a.sums), (1 << 40, 3))
@@ -143,7 +144,10 @@ def _worker() -> Any:
                         for j in range(begin, end):
                             in_bag += load_id(ids, wide, j) != padding
                         share = one / np.float32(max(in_bag, 1))
-                    norm = np.float32(math.sqrt(squared_norm(width, (grad + b * grad_bytes,))))
+                    square = squared_norm(width, (grad + b * grad_bytes,))
+                    if square == 0.0 and dim > width:  # a part that the model does not use, or a gradient of 0
+                        square = squared_norm(dim - width, (grad + b * grad_bytes + 4 * width,))
+                    norm = np.float32(math.sqrt(square))
                     for j in range(begin, end):
                         row = load_id(ids, wide, j * stride if offsets == 0 else j)
                         if row == padding:
@@ -219,6 +223,7 @@ def sample_lookups(lookups: Lookups, grad: Tensor, sampling: Sampling) -> Sample
         sample_weights=0 if sample_weights is None else sample_weights.data_ptr(),
         mean=lookups.mean,
         grad_bytes=grad.stride(0) * 4,
+        dim=grad.shape[2],
         width=min(grad.shape[2], NORM_WIDTH),
         powers=by_code.data_ptr(),
         kept=kept.data_ptr(),
@@ -232,5 +237,13 @@ def sample_lookups(lookups: Lookups, grad: Tensor, sampling: Sampling) -> Sample
     if size and count:
         parallel.run(_worker().address, arguments, 1 if room < SMALL else torch.get_num_threads())
     counts, considered = features[:, 6], features[:, 7]
-    drawn = DrawnLookups(kept, samples, factors, tuple(features[:, 5].tolist()), tuple(counts.tolist()), size)
+    drawn = DrawnLookups(
+        kept,
+        samples,
+        factors,
+        tuple(features[:, 5].tolist()),
+        tuple(counts.tolist()),
+        tuple((considered - counts).tolist()),
+        size,
+    )
     return Sampled(drawn, torch.from_numpy(considered - counts), torch.from_numpy(sums.sum(axis=0)))

@@ -42,8 +42,9 @@ class Sampled:
 class Sampling:
     """How lookups are drawn: with probability ``min(1, max(floor, factor * score))``.
 
-    The score of a lookup is the norm of its gradient (of its first 16 elements: an estimate that reads one line of
-    memory) times the ``-exponent``-th power of its row's popularity, the lookups of this pass included.
+    The score of a lookup is the norm of its gradient times the ``-exponent``-th power of its row's popularity, the
+    lookups of this pass included. The norm is that of the first 16 elements, an estimate that reads one line of memory;
+    where they are 0, of the others.
 
     Attributes:
         popularity: For each feature the accesses of its table's rows, float32 [R], not negative and contiguous, to
@@ -75,18 +76,20 @@ def powers(exponent: float, device: torch.device | None = None) -> Tensor:
 
 
 def norms_of(grad: Tensor) -> Tensor:
-    """The norm of the first elements of each output's gradient, float32 [B, F].
+    """The norm of the first elements of each output's gradient, where they are 0 of the others, float32 [B, F].
 
     Args:
         grad: [B, F, D].
     """
-    return grad[:, :, :NORM_WIDTH].float().square().double().sum(dim=2).sqrt().float()
+    squares = grad.float().square().double()
+    first, others = squares[:, :, :NORM_WIDTH].sum(dim=2), squares[:, :, NORM_WIDTH:].sum(dim=2)
+    return torch.where(first == 0.0, others, first).sqrt().float()
 
 
 def sample_lookups(lookups: Lookups, grad: Tensor, sampling: Sampling) -> Sampled:
     """Draws which lookups take part in the row update; their expected sum is that of all.
 
-    A lookup whose gradient is not a finite number is kept, so that nothing is hidden.
+    A lookup whose norm is not a finite number is kept.
 
     Args:
         lookups: B samples, F features; ids inside their tables.
@@ -118,7 +121,7 @@ def sample_lookups(lookups: Lookups, grad: Tensor, sampling: Sampling) -> Sample
         factors = factors / in_bag.clamp(min=1.0)[bags]
     by_code = powers(sampling.exponent, device)
     power, drawn = torch.ones_like(factors), torch.zeros_like(used)
-    counted = [(f, counts) for f, counts in enumerate(sampling.popularity) if counts is not None]
+    counted = [(f, counts) for f, counts in enumerate(sampling.popularity) if counts is not None and len(counts)]
     insides = [(features == f) & (rows >= 0) & (rows < counts.numel()) for f, counts in counted]
     for (_, popularity), inside in zip(counted, insides, strict=True):
         popularity.index_add_(0, torch.where(inside, rows, 0), (inside & used) * sampling.increment)

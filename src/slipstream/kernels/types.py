@@ -78,6 +78,7 @@ class DrawnLookups:
         factors: float32 [N]: what its gradient is multiplied by.
         firsts: For each feature the place of its first lookup.
         counts: For each feature how many lookups it has.
+        dropped: For each feature how many were not drawn.
         batch_size: B, the number of samples.
     """
 
@@ -86,6 +87,7 @@ class DrawnLookups:
     factors: Tensor
     firsts: tuple[int, ...]
     counts: tuple[int, ...]
+    dropped: tuple[int, ...]
     batch_size: int
 
     @property

@@ -241,8 +241,9 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
             for position, owner in enumerate(owners):
                 owner.count_on_device(counts.totals, position)
             return
-        for owner, lookups, skipped in zip(owners, counts.lookups, counts.skipped, strict=True):
-            owner.count(lookups, skipped)
+        for owner, gradient, lookups, skipped in zip(owners, gradients, counts.lookups, counts.skipped, strict=True):
+            dropped = gradient.dropped()
+            owner.count(lookups + dropped, skipped + dropped)
 
     def _plan(self, group: Group, gradients: list[RowGradient]) -> list[Part]:
         """The group's tables, prepared for the kernel: made once, and again when other tables have gradients."""
@@ -369,6 +370,11 @@ def _check_group(group: Group) -> None:
 
 
 def _dense(gradient: RowGradient) -> Tensor:
+    if gradient.table.sampler is not None:
+        raise UnsupportedOption(
+            f"lookups of table {gradient.table.name!r} are drawn (policy row_importance), and its gradient is dense",
+            remedy='it needs untouched="lazy" and a weight that is used only for lookups',
+        )
     if gradient.table.gate is not None and bool((gradient.table.gate != 255).any()):
         raise UnsupportedOption(
             f"table {gradient.table.name!r} has gates, and its gradient is dense",

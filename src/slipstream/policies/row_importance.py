@@ -31,6 +31,9 @@ _GAIN = 0.5
 """Share of a deviation from the budget (its logarithm) that is made good in the next step."""
 _MOST = 2.0
 """The factor grows or shrinks by no more in a step, before the share is taken of it."""
+_FURTHEST = 1e4
+"""The factor is at most so many times that at which probabilities would add up to the budget if none were above 1: a
+budget that cannot be met, since most gradients are 0, must not drive it away from where it will be wanted again."""
 _STREAM = 0x5A11
 """Mixed into the seed, so that no other draw is shared."""
 
@@ -41,8 +44,8 @@ class RowImportanceConfig(PolicyBaseConfig):
     name: Literal["row_importance"] = "row_importance"
     budget: Annotated[float, AfterValidator(share_in_range("budget"))] = 0.5
     """Share of the row accesses that take part in updates, in the mean; in (0, 1]."""
-    exponent: float = Field(default=0.25, ge=0.0, le=4.0)
-    """How fast the keep-probability falls with a row's popularity, in [0, 4]; 0: the gradient alone counts."""
+    exponent: float = Field(default=0.25, ge=0.0, le=1.0)
+    """How fast the keep-probability falls with a row's popularity, in [0, 1]; 0: the gradient alone counts."""
     half_life: float = Field(default=2_000.0, gt=0.0, allow_inf_nan=False)
     """Steps after which an access counts half for popularity."""
 
@@ -74,15 +77,19 @@ class _Control:
         if isinstance(self._sums, Tensor):
             chance, score, number = self._sums
             moved = self.factor * (budget * number / chance).clamp(1 / _MOST, _MOST) ** _GAIN
-            learned = torch.where(torch.isinf(torch.as_tensor(self.factor)), budget * number / score, moved)
+            evenly = budget * number / score
+            learned = torch.where(
+                torch.isinf(torch.as_tensor(self.factor)), evenly, torch.minimum(moved, _FURTHEST * evenly)
+            )
             self.factor = torch.where(torch.isfinite(learned) & (learned > 0.0), learned, self.factor)
             self._sums.zero_()
             return
         chance, score, number = self._sums
-        if self.factor == math.inf:
-            learned = budget * number / score if score > 0.0 else math.inf
-        else:
-            learned = self.factor * min(max(budget * number / chance, 1 / _MOST), _MOST) ** _GAIN if chance else 0.0
+        evenly = budget * number / score if score > 0.0 else 0.0
+        learned = evenly
+        if self.factor != math.inf and chance > 0.0:
+            moved = self.factor * min(max(budget * number / chance, 1 / _MOST), _MOST) ** _GAIN
+            learned = min(moved, _FURTHEST * evenly)
         if 0.0 < learned < math.inf:
             self.factor = learned
         self._sums = [0.0] * 3
@@ -119,7 +126,7 @@ class RowImportance(Policy):
 
     Args:
         budget: Share of the row accesses that take part in updates, in (0, 1].
-        exponent: How fast p falls with popularity, in [0, 4].
+        exponent: How fast p falls with popularity, in [0, 1].
         half_life: Steps after which an access counts half, above 0.
 
     Raises:
@@ -179,7 +186,7 @@ class RowImportance(Policy):
         """
         if self.config.budget == 1.0:
             return lookups
-        counts = [self._counts_of.get(id(table)) for table in tables]
+        counts = [self._counts_of.get(id(table)) if table.weight.requires_grad else None for table in tables]
         if grad.is_cuda and torch.cuda.is_current_stream_capturing():
             raise UnsupportedOption("policy 'row_importance' cannot draw in a CUDA graph", remedy="use policy 'psse'")
         increment = next((own.increment for own in counts if own is not None), 1.0)
@@ -195,17 +202,17 @@ class RowImportance(Policy):
         sampled = registry.sample_lookups(lookups, grad, sampling)
         self._draws += 1
         self._control.add(sampled.sums)
-        self._count(tables, sampled.dropped)
+        if not isinstance(sampled.lookups, DrawnLookups):
+            self._count(tables, sampled.dropped)
         return sampled.lookups
 
     def _count(self, tables: Sequence[Table], dropped: Tensor) -> None:
-        if not dropped.is_cuda:
-            for table, number in zip(tables, cast(Any, dropped).tolist(), strict=True):
-                table.count(number, number)
-            return
-        places = torch.tensor([self._places[id(table)] for table in tables], device=dropped.device)
-        self._totals.index_add_(0, places, dropped.unsqueeze(1).expand(-1, 2))
-        for table in tables:
+        """Counts what was left out where the step does not know."""
+        own = [(feature, table) for feature, table in enumerate(tables) if id(table) in self._places]
+        places = torch.tensor([self._places[id(table)] for _, table in own], device=dropped.device)
+        left_out = dropped[torch.tensor([feature for feature, _ in own], device=dropped.device)]
+        self._totals.index_add_(0, places, left_out.unsqueeze(1).expand(-1, 2))
+        for _, table in own:
             table.count_on_device(self._totals, self._places[id(table)])
 
     def update_gates(self, progress: Progress) -> None:
