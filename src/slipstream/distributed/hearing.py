@@ -19,6 +19,7 @@ from slipstream.data.batch import Batch
 from slipstream.distributed.exchange import refuse_by_sample
 from slipstream.distributed.parts import gather, gather_uneven, need_group, part
 from slipstream.policies.base import Gated, Policy, Progress, TrainingData
+from slipstream.policies.row_importance import RowImportance
 from slipstream.staleness.own_past import Losses
 
 _MOST_STEPS = 64
@@ -41,7 +42,8 @@ def over_ranks(policy: Policy) -> Policy:
     """
     need_group()
     hears = type(policy).observe_lookups is not Policy.observe_lookups
-    return _OverRanks(policy, hears) if hears or policy.wants_losses else policy
+    draws = isinstance(policy, RowImportance)  # refused once it has its tables
+    return _OverRanks(policy, hears) if hears or draws or policy.wants_losses else policy
 
 
 class _OverRanks(Policy):
