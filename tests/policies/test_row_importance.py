@@ -15,7 +15,7 @@ from slipstream.data.batch import Inputs
 from slipstream.embedding import EmbeddingCollection, TableConfig, tables
 from slipstream.errors import UnsupportedOption
 from slipstream.kernels import registry
-from slipstream.policies import NoSkipping, RowImportance, Skipper
+from slipstream.policies import NoSkipping, Random, RowImportance, Skipper
 
 
 def train(model: TwoTables, skipper: Skipper, steps: range, *, small: float = 1.0) -> Tensor:
@@ -99,8 +99,27 @@ def test_it_ends_with_its_skipper(how: str) -> None:
         skipper = None
         gc.collect()
     else:
-        Skipper(model, NoSkipping())
+        Skipper(model, Random(0.5, level="rows"))
     assert model.user.table.sampler is None
+
+
+def test_a_second_skipper_of_inputs_leaves_it_alone() -> None:
+    model = TwoTables()
+    skipper = Skipper(model, RowImportance(0.3))
+    Skipper(model, Random(0.5), batch_size=64).detach()
+    train(model, skipper, range(100))
+    assert skipper.share_of_row_updates_skipped == pytest.approx(0.7, abs=0.05)
+
+
+def test_a_policy_that_is_gone_refuses_nothing() -> None:
+    model = Collected()
+    policy = RowImportance(0.3)
+    policy.attach(tables(model), seed=0)
+    del policy
+    gc.collect()
+    optimizer = optim.Adam(model.parameters(), untouched="dense")
+    model(make_batch(0, 64).inputs).sum().backward()
+    optimizer.step()
 
 
 def test_clipping_sees_what_was_drawn_and_dense_gradients_are_its_sum() -> None:

@@ -6,7 +6,7 @@ the tables, without a dense gradient or a COO tensor: a rank sends each distinct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -176,14 +176,15 @@ class _Part(NamedTuple):
     """Rows left out because they are frozen."""
 
 
-def refuse_by_sample(tables: Collection[object]) -> None:
+def refuse_by_sample(tables: Iterable[object]) -> None:
     """Raise ConfigError if lookups are drawn one by one.
 
     What ranks exchange no longer tells samples apart, and draws by what a rank knows of its own part would not be those
     of one process.
     """
-    for name, attribute in (("subsampling", "by_sample"), ("row_importance", "sampler")):
-        if any(getattr(table, attribute, None) for table in tables):
+    for table in (table for table in tables if isinstance(table, Table)):
+        name = "subsampling" if table.by_sample else "row_importance"
+        if table.by_sample or table.drawn_by() is not None:
             what = f"policy {name} draws for each sample's lookups, and ranks exchange sums of rows"
             raise ConfigError(what, remedy="use psse, saturation or a policy of inputs, or train in one process")
 

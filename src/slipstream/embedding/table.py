@@ -125,6 +125,10 @@ class Table:
     def _counted(self, which: int) -> int:
         return sum(int(totals[position, which]) for totals, position in self._on_device.values())
 
+    def drawn_by(self) -> Sampler | None:
+        """The sampler, while its policy lives."""
+        return None if self.sampler is None else self.sampler()
+
     def open_gate(self) -> Tensor:
         """The gate, made (all rows open) if there is none yet."""
         if self.gate is None:
@@ -261,10 +265,7 @@ class Site:
                     listener(table, _ids_of(lookups, features))
 
     def _sampler(self) -> Sampler | None:
-        for table, _ in self._readers:
-            if table.sampler is not None:
-                return table.sampler()
-        return None
+        return next((found for table, _ in self._readers if (found := table.drawn_by()) is not None), None)
 
     def __getstate__(self) -> dict[str, Any]:
         """The tables: copies and loaded models get handles of their own."""

@@ -370,7 +370,7 @@ def _check_group(group: Group) -> None:
 
 
 def _dense(gradient: RowGradient) -> Tensor:
-    if gradient.table.sampler is not None:
+    if gradient.table.drawn_by() is not None:
         raise UnsupportedOption(
             f"lookups of table {gradient.table.name!r} are drawn (policy row_importance), and its gradient is dense",
             remedy='it needs untouched="lazy" and a weight that is used only for lookups',

@@ -148,7 +148,10 @@ class Skipper:
             for table in self.tables.values():
                 table.listeners.append(listener)
         # A Skipper that nobody holds any more, replaced by another one say, stops listening by itself.
-        heard = [(weakref.ref(table), getattr(table, "sampler", None)) for table in self.tables.values()]
+        own = policy.skips_rows  # else a sampler is another Skipper's
+        heard = [
+            (weakref.ref(table), getattr(table, "sampler", None) if own else None) for table in self.tables.values()
+        ]
         self._stop_listening = weakref.finalize(self, stop_listening, heard, listener)
         self._stop_listening.atexit = False
 
