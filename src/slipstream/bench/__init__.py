@@ -46,7 +46,7 @@ BENCHES: dict[str, str] = {
     "frontier": "quality against time: policy x budget x seed, with full training and random skipping",
     "drift": "fading scores, thaw and repeated decisions against static ones, while the data drifts",
     "continue": "going on with each new slice of a log against retraining on everything, and against a stale model",
-    "row_share": "where skipping row updates can pay: their share of a step, and the time saturation and psse save",
+    "row_share": "where skipping row updates can pay: their share of a step, and the time row policies save",
     "cache_bytes": "tables in host memory, 10 % of their rows on the card: what row policies keep from the bus",
     "guard": "the guard's promise: guarded training against full training of the same seed, on six data sets",
     "fidelity": "published Slipstream and FAE beside order alone and as many inputs dropped at random",

@@ -68,12 +68,13 @@ class Table:
         trail: float32 [R, 5], or None: where rows have come from, for the signal of optimizers without moments.
     """
 
+    sampler: weakref.ref[Sampler] | None = None  # of the class, for models that were pickled before there was one
+
     def __init__(self, weight: nn.Parameter, name: str = "") -> None:
         self.name = name
         self.weight = weight
         self.gate: Tensor | None = None
         self.by_sample = False
-        self.sampler: weakref.ref[Sampler] | None = None
         self.signal: Tensor | None = None
         self.trail: Tensor | None = None
         self.listeners: list[Listener] = []

@@ -19,6 +19,7 @@ import torch
 from numba import carray, types
 from torch import Tensor
 
+from slipstream.errors import UnsupportedOption
 from slipstream.kernels import parallel
 from slipstream.kernels.cpu_lookups import mix
 from slipstream.kernels.cpu_records import at, integer, packed, wide_offsets
@@ -182,6 +183,9 @@ def _worker() -> Any:
 def sample_lookups(lookups: Lookups, grad: Tensor, sampling: Sampling) -> Sampled:
     """See :func:`slipstream.kernels.reference_sampling.sample_lookups`."""
     size, count = lookups.batch_size, lookups.num_features
+    if tuple(grad.shape[:2]) != (size, count) or len(sampling.popularity) != count:
+        what = f"a gradient {tuple(grad.shape)} and {len(sampling.popularity)} counts for lookups {(size, count)}"
+        raise UnsupportedOption(what, remedy="pass the gradient of what pool returned, and counts or None a feature")
     ids, offsets = integer(lookups.ids), wide_offsets(lookups)
     if offsets is not None:
         ids = ids.contiguous()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 _INLINED = (
     "hashing.py",
+    "reference_sampling.py",
     "intrinsics.py",
     "row_ops.py",
     "signal.py",

@@ -64,8 +64,9 @@ class _Control:
         self.factor: float | Tensor = math.inf if on_cpu else torch.full((), torch.inf, device=device).double()
         self._sums: list[float] | Tensor = [0.0] * 3 if on_cpu else torch.zeros(3, device=device).double()
 
-    def add(self, sums: Tensor) -> None:
-        """Adds a pass's probabilities, scores and number of lookups, float64 [3]."""
+    def add(self, sums: Tensor, unit: float) -> None:
+        """Adds a pass's probabilities, scores (in units of their own) and number of lookups, float64 [3]."""
+        sums[1] *= unit
         if isinstance(self._sums, Tensor):
             self._sums += sums
         else:
@@ -120,7 +121,8 @@ class RowImportance(Policy):
     sample; what is saved is the row update. The norms are read of the gradients that are there: about the cost of
     reading them once.
 
-    The first step takes all lookups, to learn how large gradients are.
+    The first step takes all lookups, to learn how large gradients are. On a CPU a draw costs about what half of the
+    update of rows of 16 numbers does: it saves time from rows of 64 on.
 
     Memory: 4 bytes a row, and 20 bytes a lookup between backward and step.
 
@@ -190,10 +192,11 @@ class RowImportance(Policy):
         if grad.is_cuda and torch.cuda.is_current_stream_capturing():
             raise UnsupportedOption("policy 'row_importance' cannot draw in a CUDA graph", remedy="use policy 'psse'")
         increment = next((own.increment for own in counts if own is not None), 1.0)
+        unit = increment**self.config.exponent  # popularity counts in increments, which grow
         sampling = Sampling(
             [None if own is None else own.scores for own in counts],
             increment,
-            self._control.factor * increment**self.config.exponent,
+            self._control.factor * unit,
             self.config.exponent,
             min(_FLOOR, self.config.budget / 4),
             self._draws,
@@ -201,7 +204,7 @@ class RowImportance(Policy):
         )
         sampled = registry.sample_lookups(lookups, grad, sampling)
         self._draws += 1
-        self._control.add(sampled.sums)
+        self._control.add(sampled.sums, unit)
         if not isinstance(sampled.lookups, DrawnLookups):
             self._count(tables, sampled.dropped)
         return sampled.lookups

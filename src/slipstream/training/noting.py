@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from slipstream.data.batch import Batch
+from slipstream.embedding.table import Table
 from slipstream.evaluation import access_counts, score
 from slipstream.evaluation.popularity import BUCKETS, bucket_feature, popularity_buckets
 from slipstream.training.events import GatesNoted, HeldOutScored, tell
@@ -89,6 +90,9 @@ class Notes:
             self._watches = False  # a model whose tables are not those of the features, one each, in their order
             return
         table = tables[[feature.name for feature in trainer.store.features].index(name)]
+        if isinstance(table, Table) and table.drawn_by() is not None:
+            self._watches = False  # lookups are drawn: no gate says how often
+            return
         if self._buckets is None:
             counts = access_counts(trainer.store, feature, *trainer.train_range)
             self._buckets = popularity_buckets(counts)
