@@ -79,7 +79,7 @@ def exchange(
     need_group()
     found = list(tables(model.module if isinstance(model, DistributedDataParallel) else model).values())
     trained = [table for table in found if table.weight.requires_grad]
-    refuse_by_sample(trained)
+    refuse_drawn(trained)
     if not trained:
         return Exchanged(0, 0)
     world, device = dist.get_world_size(), trained[0].weight.device
@@ -176,7 +176,7 @@ class _Part(NamedTuple):
     """Rows left out because they are frozen."""
 
 
-def refuse_by_sample(tables: Iterable[object]) -> None:
+def refuse_drawn(tables: Iterable[object]) -> None:
     """Raise ConfigError if lookups are drawn one by one.
 
     What ranks exchange no longer tells samples apart, and draws by what a rank knows of its own part would not be those

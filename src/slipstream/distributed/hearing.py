@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from slipstream.data.batch import Batch
-from slipstream.distributed.exchange import refuse_by_sample
+from slipstream.distributed.exchange import refuse_drawn
 from slipstream.distributed.parts import gather, gather_uneven, need_group, part
 from slipstream.policies.base import Gated, Policy, Progress, TrainingData
 from slipstream.policies.row_importance import RowImportance
@@ -74,7 +74,7 @@ class _OverRanks(Policy):
         if any(table.num_rows > torch.iinfo(torch.int32).max for table in self._tables):
             self._dtype = torch.int64
         self._inner.attach(tables, seed=seed)
-        refuse_by_sample(self._tables)
+        refuse_drawn(self._tables)
 
     def attach_model(self, model: nn.Module, losses: Losses) -> None:
         """A copy of the model predicts this rank's part, and all get the losses of the whole batch."""

@@ -99,7 +99,7 @@ class Table:
 
     @property
     def skipped(self) -> int:
-        """Those of them whose update the gate skipped; waits likewise."""
+        """Those of them whose update was skipped; waits likewise."""
         return self._skipped + self._counted(1) if self._on_device else self._skipped
 
     @skipped.setter

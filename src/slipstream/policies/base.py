@@ -45,7 +45,7 @@ class Gated(Protocol):
 
     @property
     def skipped(self) -> int:
-        """Those of them whose update the gate skipped."""
+        """Those of them whose update was skipped."""
         ...
 
     @property

@@ -21,7 +21,7 @@ class SkipReport:
     share_of_inputs_trained: float
     """Inputs kept ÷ inputs pushed, in [0, 1]."""
     share_of_row_updates_skipped: float
-    """Row lookups of trained inputs whose update a gate skipped ÷ all of them, in [0, 1]."""
+    """Row lookups of trained inputs whose update was skipped ÷ all of them, in [0, 1]."""
     details: dict[str, Any] = field(default_factory=dict[str, Any])
     """The policy's own numbers."""
 

@@ -226,10 +226,6 @@ class RowImportance(Policy):
             self._step = progress.step
         self._control.steer(self.config.budget)
 
-    def decides(self, progress: Progress) -> bool:
-        """Never of what other ranks have looked up: lookups are drawn where they were made."""
-        return False
-
     def state_dict(self) -> dict[str, Any]:
         """Accesses, the factor, and how many draws there were."""
         return {

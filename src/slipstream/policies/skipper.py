@@ -134,7 +134,7 @@ class Skipper:
         self._earlier = (0, 0)  # steps and samples of trainings that this one continues
         self._packer = Packer()
         self.row_updates = RowUpdates(self.tables.values())
-        """Row lookups of trained inputs since the Skipper came, and those of them whose update a gate skipped."""
+        """Row lookups of trained inputs since the Skipper came, and those of them whose update was skipped."""
         for table in self.tables.values():
             if policy.skips_rows and isinstance(table, Table):
                 table.by_sample, table.sampler = False, None  # whatever an earlier policy did
@@ -272,7 +272,7 @@ class Skipper:
 
     @property
     def share_of_row_updates_skipped(self) -> float:
-        """Row lookups of trained inputs whose update a gate skipped ÷ all of them, since the Skipper came."""
+        """Row lookups of trained inputs whose update was skipped ÷ all of them, since the Skipper came."""
         lookups, skipped = self.row_updates()
         return skipped / lookups if lookups else 0.0
 
