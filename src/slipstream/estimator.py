@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from slipstream.data.batch import Batch, Inputs
 from slipstream.embedding import EmbeddingCollection, TableConfig
+from slipstream.evaluation.metrics import probabilities
 from slipstream.optim import Adam, parameter_groups
 from slipstream.policies import Skipper, build_policy
 
@@ -199,7 +200,7 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:
         """Probabilities of both classes, float64 [N, 2]."""
-        positive = 1.0 / (1.0 + np.exp(-self.decision_function(X)))
+        positive = probabilities(self.decision_function(X))
         return np.stack([1.0 - positive, positive], axis=1)
 
     def predict(self, X: Any) -> np.ndarray[Any, Any]:

@@ -3,10 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.special import expit
 from sklearn import metrics as sk
 
 from slipstream.errors import DataError
 from slipstream.evaluation import auc, calibration, learning_curve, log_loss, score
+from slipstream.evaluation.metrics import probabilities
 
 # Few distinct logits on purpose: ties are where AUCs differ.
 samples = st.integers(2, 60).flatmap(
@@ -15,6 +17,12 @@ samples = st.integers(2, 60).flatmap(
         hnp.arrays(np.float32, n, elements=st.one_of(st.integers(-3, 3).map(float), st.floats(-12, 12, width=32))),
     )
 )
+
+
+@pytest.mark.filterwarnings("error")
+def test_probabilities_of_logits_of_any_size():
+    logits = np.array([-np.inf, -1e30, -800.0, -3.0, 0.0, 3.0, 800.0, np.inf], dtype=np.float32)
+    assert probabilities(logits) == pytest.approx(expit(logits.astype(np.float64)), rel=1e-14, abs=0.0)
 
 
 @settings(max_examples=60, deadline=None)

@@ -17,7 +17,8 @@ from types import FrameType
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.fuzz.campaign import Tally
-from tests.fuzz.targets import TARGETS, check, damaged
+from tests.fuzz.damage import damaged
+from tests.fuzz.targets import TARGETS, check
 
 PER_INPUT = 60
 """Seconds of processor time that one input may take."""

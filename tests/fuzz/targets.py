@@ -9,51 +9,22 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 
-from hypothesis import strategies as st
 from tests.malformed.corpus import FIXTURES
 from tests.malformed.parquet import GOOD, written
+from tests.malformed.stored import CHECKPOINTS, FINAL, RECORD, STEP, TENSORS, continued, manifest_of, resumed, seal
 from tests.malformed.text import READERS
 
 from slipstream.cli.entry import run
 
-TOKENS = (
-    *(b"\0", b"\n", b"\r\n", b"\r", b"\t", b",", b"::", b"|", b'"', b'""', b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80"),
-    *(b"nan", b"inf", b"-1", b"1e999", b"1e308", b"9" * 30, b"0x1", b"2020-13-45", b"\x1f\x8b", b"PAR1", b"-"),
-    *(b": ", b"- ", b"[", b"]", b"{", b"}", b"&a ", b"*a", b"!!float ", b"<<: ", b"? ", b"---\n", b"...", b"\\ud800"),
-    *(b"null", b"true", b"~", b"../", b"0b_", b"1_0", b"1:60", b"2001-01-01T", b"-" * 40, b"[" * 70, b"'"),
-)
-"""Pieces that have a meaning to some reader."""
-
-
-@st.composite
-def damaged(draw: st.DrawFn, good: Sequence[bytes]) -> bytes:
-    """A good input with a few of: bytes changed, cut out, doubled or put in; or bytes of no order at all."""
-    data = draw(st.sampled_from(good))
-    if draw(st.integers(0, 19)) == 0:
-        return draw(st.binary(max_size=300))
-    for _ in range(draw(st.integers(1, 6))):
-        at = draw(st.integers(0, len(data)))
-        match draw(st.integers(0, 4)):
-            case 0:
-                data = data[:at] + draw(st.sampled_from(TOKENS)) + data[at:]
-            case 1:
-                data = data[:at] + data[at + draw(st.integers(1, 40)) :]
-            case 2:
-                data = data[:at] + bytes([draw(st.integers(0, 255))]) + data[at + 1 :]
-            case 3:
-                other = draw(st.integers(0, len(data)))
-                data = data[:at] + data[min(at, other) : max(at, other)] + data[at:]
-            case _:
-                token = draw(st.sampled_from(TOKENS))
-                data = data[:at] + token + data[at + len(token) :]
-    return data[: 1 << 20]
-
-
+_DATA = ("ids.i32", "labels.u8", "dense.f32", "time.i64", "bags/tags.offsets.i64", "bags/tags.values.i32")
+"""Files of the prepared data set in the fixtures."""
 Target = tuple[Sequence[bytes], Callable[[Path, bytes], list[str]]]
 
 
@@ -121,6 +92,39 @@ def _model(folder: Path, data: bytes) -> list[str]:
     return ["predict", str(folder / "run"), str(FIXTURES / "store_v1"), str(folder / "out.csv")]
 
 
+def _tensors(folder: Path, data: bytes) -> list[str]:
+    manifest = manifest_of("finished", FINAL)
+    manifest["files"][TENSORS] = {"size": len(data), "sha256": sha256(data).hexdigest()}
+    return continued(folder, json.dumps(manifest).encode(), data)
+
+
+def _metrics(folder: Path, data: bytes) -> list[str]:
+    shutil.copytree(CHECKPOINTS / "finished", folder / "run")
+    (folder / "run" / "metrics.jsonl").write_bytes(data)
+    return ["report", str(folder / "run")]
+
+
+def _record(folder: Path, data: bytes) -> list[str]:
+    (folder / "record.json").write_bytes(data)
+    return ["bench", "frontier", "--also", str(folder / "record.json"), "--html", str(folder / "page.html")]
+
+
+def _samples(folder: Path, data: bytes) -> list[str]:
+    """The first byte says which file of the store the others are."""
+    shutil.copytree(FIXTURES / "store_v1", folder / "store")
+    (folder / "store" / _DATA[(data or b"0")[0] % len(_DATA)]).write_bytes(data[1:])
+    return ["train", str(folder / "store"), "--quiet", "--batch-size", "64"]
+
+
+def _vocabulary(folder: Path, data: bytes) -> list[str]:
+    store, run = folder / "store", folder / "run"
+    shutil.copytree(FIXTURES / "store_v1", store)
+    shutil.copytree(FIXTURES / "run_v1", run)
+    (store / "vocabulary/user.parquet").write_bytes(data)
+    seal(store, run)
+    return ["predict", str(run), str(FIXTURES / "clicks.csv"), str(folder / "out.csv"), "--encoder", str(store)]
+
+
 def _fixture(name: str) -> bytes:
     return (FIXTURES / name).read_bytes()
 
@@ -143,6 +147,13 @@ TARGETS: dict[str, Target] = {
     "encoder": ([_fixture("store_v1/encoder.json")], _encoder),
     "result": ([json.dumps(json.loads(_fixture("run_v1/result.json"))).encode()], _result),
     "model": ([_fixture("run_v1/model.safetensors")], _model),
+    "resumed": ([json.dumps(manifest_of("interrupted", STEP)).encode()], resumed),
+    "continued": ([json.dumps(manifest_of("finished", FINAL)).encode()], continued),
+    "tensors": ([(CHECKPOINTS / "finished" / FINAL / TENSORS).read_bytes()], _tensors),
+    "metrics": ([(CHECKPOINTS / "finished/metrics.jsonl").read_bytes()], _metrics),
+    "record": ([RECORD.read_bytes()], _record),
+    "samples": ([bytes([i]) + _fixture(f"store_v1/{name}") for i, name in enumerate(_DATA)], _samples),
+    "vocabulary": ([_fixture("store_v1/vocabulary/user.parquet")], _vocabulary),
 }
 
 
@@ -150,7 +161,8 @@ def check(name: str, data: bytes, folder: Path) -> None:
     """Gives a target these bytes in an empty folder; raises AssertionError, or what was not ours, on a finding."""
     arguments = TARGETS[name][1](folder, data)
     said, errors = StringIO(), StringIO()
-    with redirect_stdout(said), redirect_stderr(errors):
+    # Warnings, that an older checkpoint is used, say, are lines of their own.
+    with redirect_stdout(said), redirect_stderr(errors), warnings.catch_warnings(record=True):
         status = _load_encoder(folder) if arguments[0] == "encoder" else run(arguments)
     lines = errors.getvalue().splitlines()
     assert status in (0, 2) and len(lines) == (status == 2), (status, lines)

@@ -104,6 +104,6 @@ def test_an_input_for_which_the_memory_does_not_suffice_is_a_finding(
     def takes_all(**_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("slipstream.cli.app.app", takes_all)
+    monkeypatch.setattr("slipstream.cli.entry._command", lambda: takes_all)
     with pytest.raises(AssertionError, match="the memory does not suffice"):
         check("csv", b"", tmp_path)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.fuzz.targets import TARGETS, check, damaged
+from tests.fuzz.damage import damaged
+from tests.fuzz.targets import TARGETS, check
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -1,4 +1,4 @@
-"""What the product itself has written and somebody has changed: stores, encoders, results, models."""
+"""What the product itself has written and somebody has changed: stores, encoders, results, models, checkpoints."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from tests.malformed.corpus import FIXTURES, Case
 
+CHECKPOINTS = FIXTURES / "checkpoint_v1"
+RECORD = FIXTURES.parents[1] / "benchmarks/results/frontier_globo_wide.json"
+STEP, FINAL, TENSORS = "checkpoints/step-000000000006", "checkpoints/final", "tensors-00000.safetensors"
 Change = Callable[[dict[str, Any]], object]
 Damage = Callable[[Path], object]
 
@@ -34,11 +37,12 @@ TEXTS: dict[str, bytes] = {
 
 
 def cases() -> Iterator[Case]:
-    """Stores, encoders, results, records, models."""
+    """Stores, encoders, results, records, models, checkpoints."""
     yield from _stores()
     yield from _encoders()
     yield from _results()
     yield from _models()
+    yield from _checkpoints()
 
 
 # --- store.json and the files it names
@@ -71,7 +75,7 @@ def _set(path: str, value: Any) -> Change:
     *way, last = path.split("/")
 
     def change(tree: Any) -> None:
-        for part in way:
+        for part in (part.replace("~1", "/") for part in way):  # as in a JSON pointer
             tree = tree[int(part) if isinstance(tree, list) else part]
         tree[int(last) if isinstance(tree, list) else last] = value
 
@@ -185,20 +189,25 @@ def _encoder(name: str, damage: Damage, *says: str, sealed: bool = True) -> Case
         shutil.copytree(FIXTURES / "run_v1", run)
         damage(store)
         if sealed:
-            manifest = json.loads((store / "store.json").read_text())
-            for file, entry in manifest["files"].items():
-                data = (store / file).read_bytes()
-                entry |= {"size": len(data), "sha256": sha256(data).hexdigest()}
-            (store / "store.json").write_text(json.dumps(manifest))
-            header, weights = _split(run / "model.safetensors")
-            data = json.loads(header["__metadata__"]["data"])
-            data["encoder"] = manifest["files"]["encoder.json"]["sha256"]
-            header["__metadata__"]["data"] = json.dumps(data)
-            _join(run / "model.safetensors", header, weights)
+            seal(store, run)
         raw, out = str(FIXTURES / "clicks.csv"), str(folder / "out.csv")
         return ["predict", str(run), raw, out, "--encoder", str(store)]
 
     return Case(f"encoder/{name}", build, says or ("store",))
+
+
+def seal(store: Path, run: Path) -> None:
+    """Makes the store's manifest, and the model of a run, agree with the store's files, as if somebody had meant it."""
+    manifest = json.loads((store / "store.json").read_text())
+    for file, entry in manifest["files"].items():
+        data = (store / file).read_bytes()
+        entry |= {"size": len(data), "sha256": sha256(data).hexdigest()}
+    (store / "store.json").write_text(json.dumps(manifest))
+    header, weights = _split(run / "model.safetensors")
+    data = json.loads(header["__metadata__"]["data"])
+    data["encoder"] = manifest["files"]["encoder.json"]["sha256"]
+    header["__metadata__"]["data"] = json.dumps(data)
+    _join(run / "model.safetensors", header, weights)
 
 
 def _encoders() -> Iterator[Case]:
@@ -318,11 +327,37 @@ def _results() -> Iterator[Case]:
     yield Case("result/out is a folder", _page_is_a_folder, ("page.html",))
     for name, data in TEXTS.items():
         yield Case(f"record/{name}", lambda f, d=data: _record(f, d), ("record.json",))
-    yield Case("record/of another benchmark", lambda f: _record(f, _RECORD), ("points",))
+    yield Case("record/of another benchmark", lambda f: _record(f, _RECORD), ("record.json", "points"))
+    for name, value in (
+        ("policy", None),
+        ("policy", 3),
+        ("budget", "half"),
+        ("auc", None),
+        ("auc", "high"),
+        ("seconds", 0),
+        ("seconds", -1.0),
+        ("by_popularity", {"head": {}}),
+        ("by_popularity", [1]),
+        ("recall_by_popularity", {"head": "x"}),
+        ("seed", 1.5),
+    ):
+        change = _set(f"points/1/{name}", value)
+        yield Case(
+            f"record/{name} {str(value)[:12]!r}", lambda f, c=change: _record(f, _kept(c)), ("record.json", name)
+        )
+    change = _set("conditions/left out", "psse")
+    yield Case("record/left out a text", lambda f: _record(f, _kept(change)), ("record.json", "left out"))
     yield Case("record/missing", lambda f: ["bench", "frontier", "--also", str(f / "no.json"), "--html", str(f / "p")])
 
 
 _RECORD = b'{"name": "x", "points": []}'
+
+
+def _kept(change: Change) -> bytes:
+    """A kept record of a frontier, changed."""
+    tree = json.loads(RECORD.read_bytes())
+    change(tree)
+    return json.dumps(tree).encode()
 
 
 def _record(folder: Path, data: bytes) -> list[str]:
@@ -460,3 +495,123 @@ def _evaluate(*options: str) -> list[str]:
 def _predict(folder: Path, out: str, *, raw: bool = False) -> list[str]:
     data = FIXTURES / ("clicks.csv" if raw else "store_v1")
     return ["predict", str(FIXTURES / "run_v1"), str(data), str(folder / out), "--encoder", str(FIXTURES / "store_v1")]
+
+
+# --- checkpoints whose checksums are right, as if somebody had meant what they say
+
+
+def sealed_manifest(content: bytes) -> bytes:
+    """``manifest.json`` of a checkpoint, from what stands after its checksum."""
+    body = b'"checkpoint": ' + content + b"}\n"
+    return f'{{"sha256": "{sha256(body).hexdigest()}",\n'.encode() + body
+
+
+def manifest_of(run: str, checkpoint: str) -> dict[str, Any]:
+    """What the manifest of a kept checkpoint says."""
+    return json.loads((CHECKPOINTS / run / checkpoint / "manifest.json").read_bytes())["checkpoint"]
+
+
+def resumed(folder: Path, manifest: bytes) -> list[str]:
+    """Goes on with the interrupted training, its newest checkpoint (of some rows) of this manifest."""
+    shutil.copytree(CHECKPOINTS / "interrupted", folder / "run")
+    (folder / "run" / STEP / "manifest.json").write_bytes(sealed_manifest(manifest))
+    return ["train", str(FIXTURES / "store_v1"), "--resume", str(folder / "run"), "--quiet"]
+
+
+def continued(folder: Path, manifest: bytes, tensors: bytes | None = None) -> list[str]:
+    """Trains on from the finished training, its checkpoint of this manifest and, if given, these tensors."""
+    shutil.copytree(CHECKPOINTS / "finished", folder / "run")
+    (folder / "run" / FINAL / "manifest.json").write_bytes(sealed_manifest(manifest))
+    if tensors is not None:
+        (folder / "run" / FINAL / TENSORS).write_bytes(tensors)
+    run, out = str(folder / "run"), str(folder / "out")
+    return ["train", str(FIXTURES / "store_v1"), "--continue", run, "--out", out, "--quiet"]
+
+
+def _checkpoint(name: str, change: Change, *says: str, command: str = "resume") -> Case:
+    def build(folder: Path) -> list[str]:
+        run, checkpoint = ("interrupted", STEP) if command == "resume" else ("finished", FINAL)
+        tree = manifest_of(run, checkpoint)
+        change(tree)
+        data = json.dumps(tree).encode()
+        return resumed(folder, data) if command == "resume" else continued(folder, data)
+
+    return Case(f"checkpoint/{name}, {command}", build, says or ("checkpoints",))
+
+
+def _checkpoints() -> Iterator[Case]:
+    state, table = "state/trainer", "embeddings.tables.user.weight"
+    for path, value in (
+        ("state", None),
+        ("state", []),
+        (state, {}),
+        (f"{state}/model", []),
+        (f"{state}/model/{table}", 3),
+        (f"{state}/optimizers", []),
+        (f"{state}/optimizers/0", None),
+        (f"{state}/tables", {}),
+        (f"{state}/skipper", 0),
+        (f"{state}/skipper/policy_state", {}),
+        (f"{state}/rates", ["a", "b"]),
+        (f"{state}/rates", [0.1]),
+        (f"{state}/losses", ["a"]),
+        (f"{state}/logits", None),
+        (f"{state}/random", 3),
+    ):
+        yield _checkpoint(
+            f"{path.removeprefix(state)} {str(value)[:12]!r}", _set(path, value), "does not hold the state"
+        )
+    for name, value in (
+        ("epoch", -1),
+        ("epoch", 2),
+        ("samples", 10**30),
+        ("steps", -3),
+        ("scoring", 1),
+        ("steps", "1"),
+    ):
+        yield _checkpoint(f"{name} {value!r}", _set(f"{state}/{name}", value), "cannot stand at")
+    gate = f"{state}/tables/{table}/gate"
+    yield _checkpoint(
+        "a gate of another table", _set(f"{gate}/$tensor", f"trainer/tables/{_OTHER}/gate"), "another shape"
+    )
+    yield _checkpoint("another policy's state", _set(f"{state}/skipper/policy", "random"), "'random'")
+    for key, other in (("exp_avg", "embeddings.tables.item.weight"), ("exp_avg_sq", "bottom.0.bias")):
+        swap = _moment(key, {"$tensor": f"trainer/model/{other}"})
+        yield _checkpoint(f"{key} of another table", swap, "another shape")
+        yield _checkpoint(f"{key} of another table", swap, "another shape", command="continue")
+    yield _checkpoint("a moment is a text", _moment("exp_avg", "x"), "another shape")
+    yield _checkpoint("no state", _set(state, {}), "does not hold the state", command="continue")
+    yield _checkpoint("no configuration", _set("config", {}), "does not hold the state", command="continue")
+    for name, change in (
+        ("files lead out", lambda t: t["files"].update({"../../../secret": {"size": 1, "sha256": "0" * 64}})),
+        ("a piece leads out", _set(f"tensors/trainer~1model~1{table}/pieces/0/file", "../../x.safetensors")),
+        ("rows without end", _widened(table, 10**12)),
+        ("rows of a negative number", _widened(table, -1)),
+        ("more rows than there are", _widened(table, 10**6)),
+        ("another type", _set(f"tensors/trainer~1model~1{table}/dtype", "float64")),
+        ("no such type", _set(f"tensors/trainer~1model~1{table}/dtype", "complex9")),
+    ):
+        yield _checkpoint(name, change, "damaged", command="continue")
+
+
+_OTHER = "embeddings.tables.hour.weight"
+
+
+def _moment(name: str, value: Any) -> Change:
+    """In the place of a moment of the first parameter."""
+
+    def change(tree: Any) -> None:
+        entries = tree["state"]["trainer"]["optimizers"][0]["state"]["$items"]
+        entries[0][1][name] = value
+
+    return change
+
+
+def _widened(table: str, rows: int) -> Change:
+    """A tensor that says to have other rows than its file holds."""
+
+    def change(tree: Any) -> None:
+        stored = tree["tensors"][f"trainer/model/{table}"]
+        stored["shape"][0] = stored["pieces"][0]["stop"] = rows
+
+    return change

@@ -296,6 +296,45 @@ def test_state_is_loaded_in_the_middle_of_a_run() -> None:
     assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "state"),
+    [
+        (optim.Adam, "exp_avg", torch.zeros(10)),  # one number a row: right for row-wise Adagrad alone
+        (optim.Adam, "exp_avg_sq", torch.zeros(4, 10)),
+        (optim.Adam, "exp_avg", "text"),
+        (optim.Adagrad, "sum", torch.zeros(10)),
+        (optim.RowwiseAdagrad, "row_sum", torch.zeros(10, 4)),
+        (functools.partial(optim.SGD, momentum=0.9), "momentum_buffer", torch.zeros(10)),
+        (functools.partial(optim.Adam, on_skip="catch_up"), "last_step", torch.zeros(3, dtype=torch.int32)),
+    ],
+)
+def test_a_state_that_the_rule_cannot_use_is_refused_before_the_kernel_reads_it(kind, name, state) -> None:
+    table = Embedding(10, 4)
+    optimizer = kind(table.parameters(), lr=0.1)
+    table(torch.arange(10)).sum().backward()
+    optimizer.step()
+    optimizer.state[table.weight][name] = state
+    with pytest.raises(UnsupportedOption, match=f"{name} of table .* not of shape"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "kind", [optim.Adam, optim.Adagrad, optim.RowwiseAdagrad, functools.partial(optim.SGD, momentum=0.9)]
+)
+def test_a_state_that_is_none_is_not_there_yet(kind) -> None:
+    """As torch's SGD has it before its first step; the kernel would read at address 0."""
+    weights = []
+    for spoil in (False, True):
+        table = Embedding.from_pretrained(torch.ones(10, 4), freeze=False)
+        optimizer = kind(table.parameters(), lr=0.1)
+        if spoil:
+            optimizer.state[table.weight] = dict.fromkeys((*optimizer.row_state, "step"))
+        table(torch.arange(10)).sum().backward()
+        optimizer.step()
+        weights.append(table.weight.detach().clone())
+    assert weights[0].equal(weights[1])
+
+
 def test_state_replaced_by_hand_is_started_anew() -> None:
     table, ids = one_table()
     optimizer = optim.Adam(table.parameters(), lr=0.1)

@@ -244,6 +244,18 @@ def test_what_cannot_be_written_leaves_those_before_it(tmp_path, monkeypatch):
     assert loaded is not None and loaded.state == {"step": 1}
 
 
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    old = os.umask(0o027)
+    try:
+        path = CheckpointFolder(tmp_path).save({"a": torch.ones(3)}, info(1))
+    finally:
+        os.umask(old)
+    assert {file.name: oct(file.stat().st_mode & 0o777) for file in path.iterdir()} == {
+        "manifest.json": "0o640",
+        "tensors-00000.safetensors": "0o640",
+    }
+
+
 def test_counts_that_no_state_can_hold_are_refused(tmp_path):
     with pytest.raises(TypeError, match="ndarray"):
         CheckpointFolder(tmp_path).save({"counts": np.zeros(3)}, info(1))

@@ -1,7 +1,8 @@
 """What earlier versions wrote stays readable; what later ones will write is refused with a clear word.
 
 ``tests/fixtures/store_v1`` and ``run_v1`` were written by version 0.1.0 and never change, nor does ``store_v2``, whose
-encoder is of version 2. A new format gets its own fixtures beside them.
+encoder is of version 2, nor ``checkpoint_v1``: a training that was interrupted after a full checkpoint and one of some
+rows, and the same training finished. A new format gets its own fixtures beside them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tests.malformed.corpus import FIXTURES
 
 from slipstream.data.encoder import ENCODER_VERSION, Encoder
@@ -20,14 +22,17 @@ from slipstream.data.prepare import encode_raw
 from slipstream.data.store import Store
 from slipstream.errors import NotPrepared
 from slipstream.report.runs import load_runs
-from slipstream.training import evaluate, predict, saved
+from slipstream.training import evaluate, predict, saved, train
+from slipstream.training.checkpoint import CheckpointFolder, manifest
+from slipstream.training.config import load_config
 
-STORE, RUN = FIXTURES / "store_v1", FIXTURES / "run_v1"
+STORE, RUN, CHECKPOINTS = FIXTURES / "store_v1", FIXTURES / "run_v1", FIXTURES / "checkpoint_v1"
 FINGERPRINT = "9da1c15d00eb"
 
 
 def test_there_are_fixtures_of_every_format() -> None:
-    assert (FORMAT_VERSION, ENCODER_VERSION, saved.FORMAT_VERSION) == (1, 2, 1), "add fixtures of the new format"
+    found = FORMAT_VERSION, ENCODER_VERSION, saved.FORMAT_VERSION, manifest.FORMAT_VERSION
+    assert found == (1, 2, 1, 1), "add fixtures of the new format"
 
 
 def test_a_store_of_format_1() -> None:
@@ -51,6 +56,25 @@ def test_a_model_of_format_1() -> None:
     kept = json.loads((RUN / "result.json").read_text(encoding="utf-8"))
     assert found.scores.auc == pytest.approx(kept["auc"]) and found.scores.log_loss == pytest.approx(kept["log_loss"])
     assert np.isfinite(predict(RUN, STORE)).all()
+
+
+def test_a_training_goes_on_from_checkpoints_of_format_1(tmp_path: Path) -> None:
+    run = shutil.copytree(CHECKPOINTS / "interrupted", tmp_path / "run")
+    newest = CheckpointFolder(run).newest()
+    assert newest is not None and newest.manifest.kind == "rows" and newest.manifest.position["steps"] == 6
+    config = load_config(run / "config.yaml").model_copy(update={"data": STORE, "out": run})
+    result = train(config, resume=True)
+    kept = json.loads((CHECKPOINTS / "finished" / "result.json").read_text(encoding="utf-8"))
+    assert result.auc == pytest.approx(kept["auc"]) and result.log_loss == pytest.approx(kept["log_loss"])
+    weights = [load_file(folder / "model.safetensors") for folder in (run, CHECKPOINTS / "finished")]
+    for name, weight in weights[1].items():
+        np.testing.assert_allclose(weights[0][name], weight, rtol=1e-5, atol=1e-7)
+
+
+def test_a_finished_training_of_format_1_is_continued(tmp_path: Path) -> None:
+    run = shutil.copytree(CHECKPOINTS / "finished", tmp_path / "run")
+    config = load_config(run / "config.yaml").model_copy(update={"data": STORE, "out": None, "continue_from": run})
+    assert np.isfinite(train(config).log_loss)
 
 
 def test_a_result_of_version_0_1() -> None:

@@ -22,6 +22,18 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def by_umask(path: Path) -> Iterator[None]:
+    """Gives what is written at ``path`` while the block runs the permissions of the user's other new files.
+
+    safetensors makes files for their owner alone.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    yield
+    path.chmod(mode)
+
+
 def partial_name(path: Path) -> Path:
     """A name beside ``path`` that no other process uses."""
     return path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")

@@ -95,8 +95,16 @@ def calibration(labels: Floats, logits: Floats) -> float | None:
     """
     labels, logits = checked(labels, logits)
     base = labels.mean() if labels.size else 0.0
-    # σ(x) = exp(−ln(1 + exp(−x))) overflows nowhere.
-    return float(np.exp(-np.logaddexp(0.0, -logits)).mean() / base) if base > 0 else None
+    return float(probabilities(logits).mean() / base) if base > 0 else None
+
+
+def probabilities(logits: Floats) -> npt.NDArray[np.float64]:
+    """The sigmoid of logits, as exp(−ln(1 + exp(−x))), which overflows nowhere.
+
+    Args:
+        logits: Of any shape.
+    """
+    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, dtype=np.float64)))
 
 
 def score(labels: Floats, logits: Floats) -> Scores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from slipstream.evaluation.metrics import Floats, checked
+from slipstream.evaluation.metrics import Floats, checked, probabilities
 
 
 class ReliabilityBin(BaseModel):
@@ -36,8 +36,7 @@ def reliability(labels: Floats, logits: Floats, *, bins: int = 10) -> list[Relia
     """
     labels, logits = checked(labels, logits)
     order = np.argsort(logits, kind="stable")
-    probabilities = np.exp(-np.logaddexp(0.0, -logits[order]))  # the sigmoid, which overflows nowhere
-    pairs = zip(np.array_split(probabilities, bins), np.array_split(labels[order], bins), strict=True)
+    pairs = zip(np.array_split(probabilities(logits[order]), bins), np.array_split(labels[order], bins), strict=True)
     return [
         ReliabilityBin(samples=len(own), predicted=float(predicted.mean()), observed=float(own.mean()))
         for predicted, own in pairs

@@ -7,12 +7,11 @@ batch touches in tables (see
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from slipstream.embedding.memory import zeros_like_table
 from slipstream.errors import ConfigError
 from slipstream.kernels.types import Rule, UpdateSettings
 from slipstream.optim.row_step import Group, OnSkip, RowStep, Untouched
@@ -72,8 +71,6 @@ class Adagrad(RowStep, torch.optim.Adagrad):
     """
 
     row_state = ("sum",)
-    rowwise: ClassVar[bool] = False
-    """Whether a table has one sum a row instead of one an element."""
     dense_optimizer = torch.optim.Adagrad
 
     def __init__(
@@ -112,7 +109,7 @@ class Adagrad(RowStep, torch.optim.Adagrad):
         super()._dense_step()
 
     def _fresh(self, weight: Tensor, group: Group) -> Tensor:
-        start = zeros_like_table(weight, rowwise=self.rowwise)
+        start = super()._fresh(weight, group)
         return start.fill_(group["initial_accumulator_value"]) if group["initial_accumulator_value"] else start
 
     def _settings(self, group: Group, step: int) -> UpdateSettings:

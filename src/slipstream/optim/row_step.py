@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from importlib import import_module
 from types import MethodType
@@ -61,7 +61,9 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
     """
 
     row_state: ClassVar[tuple[str, ...]] = ()
-    """Names of the [R, D] states of a table, in the kernel's order."""
+    """Names of a table's states, in the kernel's order."""
+    rowwise: ClassVar[bool] = False
+    """Whether they are [R] instead of [R, D]."""
     dense_optimizer: ClassVar[type[torch.optim.Optimizer]]
     """torch's optimizer for the dense parameters."""
     gate_seed: int = 0
@@ -262,8 +264,9 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                     *self._row_state_of(group),
                     *(["last_step"] if group["on_skip"] == "catch_up" else []),
                 )
-                if any(name not in state for name in needed):
+                if any(state.get(name) is None for name in needed):
                     self._new_state(weight, group, state)
+                self._check_state(gradients[position].table, state)
             plan = [self._part(positions, gradients) for positions in kinds.values()]
             if len(plans) > _MOST_PLANS:
                 plans.clear()
@@ -296,17 +299,35 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         return self.state[weight]
 
     def _new_state(self, weight: Tensor, group: Group, state: dict[str, Any]) -> None:
-        state.setdefault("step", 0)  # a number: a tensor for each table would cost more than the kernel
+        if state.get("step") is None:
+            state["step"] = 0  # a number: a tensor for each table would cost more than the kernel
         for name in self._row_state_of(group):
-            if name not in state:  # options may change in the middle of a run: what is there stays
+            if state.get(name) is None:  # options may change in the middle of a run: what is there stays
                 state[name] = self._fresh(weight.detach(), group)
-        if group["on_skip"] == "catch_up" and "last_step" not in state:
+        if group["on_skip"] == "catch_up" and state.get("last_step") is None:
             now = reference.wrap_step(int(state["step"]))  # nothing before counts as missed
             state["last_step"] = torch.full((weight.shape[0],), now, dtype=torch.int32, device=weight.device)
 
+    def _check_state(self, table: Table, state: Mapping[str, Any]) -> None:
+        """The kernel takes what its rule needs for given; a state may have been loaded, or put there by hand."""
+        whole, rows = tuple(table.weight.shape), tuple(table.weight.shape[:1])
+        for name, shape in {
+            **dict.fromkeys(self.row_state, rows if self.rowwise else whole),
+            "last_step": rows,
+        }.items():
+            value = state.get(name)
+            if value is None:  # it needs none
+                continue
+            if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise UnsupportedOption(
+                    f"{name} of table {table.name!r} is {found}, not of shape {shape}",
+                    remedy="load the state of a table of the same size, from an optimizer of the same kind",
+                )
+
     def _fresh(self, weight: Tensor, group: Group) -> Tensor:
         """The start of a table's state: float32, for a table of float64 as that."""
-        return zeros_like_table(weight)
+        return zeros_like_table(weight, rowwise=self.rowwise)
 
     def _row_state_of(self, group: Group) -> tuple[str, ...]:
         return self.row_state

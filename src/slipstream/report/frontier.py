@@ -11,9 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from slipstream.data.manifest import first_problem
+from slipstream.errors import DataError
+from slipstream.report.record import Record
 
 Point = Mapping[str, Any]
 TOLERANCE = 0.001
@@ -35,6 +41,69 @@ AUC, NDCG = Measure("auc", "AUC"), Measure("ndcg", "NDCG")
 def measure(points: Sequence[Point]) -> Measure:
     """NDCG where every point has ranked lists, else AUC."""
     return NDCG if points and all(point.get("ndcg") is not None for point in points) else AUC
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Bucket(_Part):
+    auc: FiniteFloat | None
+
+
+class _Point(_Part):
+    """What is read of a point."""
+
+    policy: str
+    budget: FiniteFloat
+    seed: int
+    auc: FiniteFloat | None
+    log_loss: FiniteFloat
+    calibration: FiniteFloat
+    seconds: float = Field(gt=0.0, allow_inf_nan=False)
+    share_of_inputs_trained: FiniteFloat
+    share_of_row_updates_skipped: FiniteFloat
+    by_popularity: dict[str, _Bucket]
+    new_items: dict[str, _Bucket] = {}
+    ndcg: FiniteFloat | None = None
+    recall: FiniteFloat | None = None
+    recall_by_popularity: dict[str, FiniteFloat | None] | None = None
+    coverage: FiniteFloat | None = None
+    gini: FiniteFloat | None = None
+
+
+class _Conditions(_Part):
+    left_out: dict[str, str] = Field(default={}, alias="left out")
+
+
+class _Frontier(_Part):
+    """What is read of a record."""
+
+    conditions: _Conditions
+    points: list[_Point] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_quality(self) -> _Frontier:
+        if any(point.ndcg is None for point in self.points) and any(point.auc is None for point in self.points):
+            raise ValueError("points: one has neither an AUC nor, as all others, an NDCG")
+        if all(point.ndcg is not None for point in self.points) and any(point.recall is None for point in self.points):
+            raise ValueError("points: one has an NDCG and no recall")
+        return self
+
+
+def load_frontier(path: Path) -> Record:
+    """Reads the record of a frontier.
+
+    Raises:
+        DataError: The file is not there, or holds something else.
+    """
+    record = Record.load(path)
+    try:
+        _Frontier.model_validate({"conditions": record.conditions, "points": record.points})
+    except ValidationError as error:
+        reason = f"is no record of a frontier ({first_problem(error)})"
+        raise DataError(reason, file=path, remedy="name records of bench frontier") from error
+    return record
 
 
 class Spread(NamedTuple):
@@ -178,7 +247,11 @@ def summary(points: Sequence[Point]) -> list[dict[str, Any]]:
             "inputs": _mean(members, "share_of_inputs_trained"),
             "skipped": _mean(members, "share_of_row_updates_skipped"),
             **{bucket: "–" if value is None else value for bucket, value in by_bucket(members).items()},
-            **{name: _mean(members, name) for name in ("coverage", "gini") if members[0].get(name) is not None},
+            **{
+                name: _mean(members, name)
+                for name in ("coverage", "gini")
+                if all(point.get(name) is not None for point in members)
+            },
         }
         equal_share = against_random(points, policy, budget) if policy != "random" else None
         equal_time = against_random_at_equal_time(points, policy, budget) if not _is_control(policy) else None
@@ -204,6 +277,10 @@ def by_bucket(points: Sequence[Point]) -> dict[str, float | None]:
         name: None if None in values else round(float(np.mean(values)), 5)  # type: ignore[arg-type]
         for name, values in found.items()
     }
+
+
+def _has(point: Point, name: str) -> bool:
+    return point.get(name) is not None
 
 
 def _mean(points: Sequence[Point], name: str) -> float:

@@ -22,7 +22,7 @@ from slipstream.training.config import TrainConfig
 from slipstream.training.loop import Trainer
 from slipstream.training.run_folder import MODEL
 from slipstream.training.saved import read_wanted
-from slipstream.training.state import load_tables
+from slipstream.training.state import check_optimizer, load_tables
 
 OPEN = 255
 _MUST_AGREE = ("model", "engine", "optimizer.name", "optimizer.dense_name", "optimizer.untouched", "policy.name")
@@ -38,7 +38,7 @@ def continue_from(trainer: Trainer, run: Path) -> None:
     Raises:
         ConfigError: The run's model, optimizer or policy is another one.
         DataError: The new data was encoded otherwise than the run's, and does not extend its vocabulary.
-        CheckpointError: The run holds no checkpoint of its end.
+        CheckpointError: The run holds no checkpoint of its end, or one that is not the state of such a training.
     """
     loaded = CheckpointFolder(run).newest()
     if loaded is None or not loaded.manifest.finished:
@@ -46,9 +46,13 @@ def continue_from(trainer: Trainer, run: Path) -> None:
             f"{run} holds no checkpoint of a finished training",
             remedy=f"finish it with --resume {run}" if loaded is not None else "train it with checkpoint.final=true",
         )
-    _check(loaded.manifest.config, trainer.config)
-    read_wanted(run / MODEL).check(trainer.store)
-    state: Mapping[str, Any] = loaded.state["trainer"]
+    with loaded.taken_over():
+        _check(loaded.manifest.config, trainer.config)
+        read_wanted(run / MODEL).check(trainer.store)
+        _take_over(trainer, loaded.state["trainer"])
+
+
+def _take_over(trainer: Trainer, state: Mapping[str, Any]) -> None:
     own = trainer.model.state_dict()
     trainer.model.load_state_dict(
         {
@@ -58,6 +62,7 @@ def continue_from(trainer: Trainer, run: Path) -> None:
     )
     for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
         _load_optimizer(optimizer, saved)
+        check_optimizer(optimizer)
     rows = {name: table.num_rows for name, table in tables(trainer.model).items()}
     load_tables(trainer.model, {name: _grown_table(entry, rows[name]) for name, entry in state["tables"].items()})
     trainer.skipper.continue_from(state["skipper"], rows)

@@ -22,6 +22,7 @@ from slipstream.evaluation import (
     score_by_popularity,
     score_new_items,
 )
+from slipstream.evaluation.metrics import probabilities
 from slipstream.evaluation.popularity import bucket_feature
 from slipstream.models import Recommender
 from slipstream.training.config import TrainConfig, load_config
@@ -71,7 +72,7 @@ def predict(
         DataError: The run has no model, or the data does not fit it.
         ConfigError: The range is not within the data.
     """
-    return (1 / (1 + np.exp(-_logits(Path(run), _opened(data), start, stop).astype(np.float64)))).astype(np.float32)
+    return probabilities(_logits(Path(run), _opened(data), start, stop)).astype(np.float32)
 
 
 def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop: int | None = None) -> Evaluation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, cast
 
 import numpy as np
@@ -31,7 +31,7 @@ from slipstream.training.ranks import Ranks
 from slipstream.training.reports import Reports
 from slipstream.training.samples import StoredSamples, planned_order, with_next
 from slipstream.training.schedule import Schedule
-from slipstream.training.state import load_tables, tables_state
+from slipstream.training.state import check_optimizer, load_tables, tables_state
 from slipstream.training.step import Step
 
 DECIDED = 2048
@@ -353,13 +353,16 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            check_optimizer(optimizer)
         load_tables(self.model, state["tables"])
         self.skipper.load_state_dict(state["skipper"])
-        self.samples, self.steps, self.epoch = (int(state[key]) for key in ("samples", "steps", "epoch"))
-        self._predicted, self._scoring = int(state["predicted"]), bool(state["scoring"])
+        position = Position(*(state[field.name] for field in fields(Position)))
+        position.check(self.config.epochs, self.total_samples)
+        self.epoch, self.samples, self.steps = position.epoch, position.samples, position.steps
+        self._predicted, self._scoring = position.predicted, position.scoring
         self.training.set(float(state["training_seconds"]), state.get("phase_seconds", {}))
         self.predicting.set(float(state["prediction_seconds"]), {})
-        self.schedule.dense_lr, self.schedule.embedding_lr = state["rates"]
+        self.schedule.dense_lr, self.schedule.embedding_lr = (float(rate) for rate in state["rates"])
         self._reports.load(state["losses"])
         if self.config.mode == "prequential":
             self._logits[: self._predicted] = state["logits"].numpy()

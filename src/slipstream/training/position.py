@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from slipstream.errors import ConfigError
+
 
 class Stopwatch:
     """Adds up the time between :meth:`start` and :meth:`stop`."""
@@ -55,3 +57,15 @@ class Position:
     """prequential: samples predicted so far, from the first on."""
     scoring: bool
     """holdout: the epoch's training is over, and the samples held out are to be scored next."""
+
+    def check(self, epochs: int, samples: int) -> None:
+        """Whether a training of so many epochs and samples can stand here.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        numbers = (self.epoch, self.samples, self.steps, self.predicted)
+        if any(type(number) is not int or number < 0 for number in numbers) or type(self.scoring) is not bool:
+            raise ConfigError(f"a training cannot stand at {self}")
+        if self.epoch > epochs or max(self.samples, self.predicted) > samples:
+            raise ConfigError(f"a training of {epochs} epochs and {samples} samples cannot stand at {self}")

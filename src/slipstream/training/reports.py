@@ -82,4 +82,4 @@ class Reports:
 
     def load(self, losses: Sequence[float]) -> None:
         """Takes over what :meth:`losses` gave."""
-        self._losses = list(losses)
+        self._losses = [float(loss) for loss in losses]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from slipstream.data.atomic import atomic_file
+from slipstream.data.atomic import atomic_file, by_umask
 from slipstream.data.manifest import first_problem
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store
@@ -82,7 +82,7 @@ def save_model(model: Recommender, config: ModelConfig, store: Store, path: Path
         "data": Wanted.of(store).model_dump_json(),
     }
     weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    with atomic_file(path) as partial:
+    with atomic_file(path) as partial, by_umask(partial):
         save_file(weights, partial, metadata=metadata)
 
 

@@ -168,12 +168,14 @@ def restore(trainer: Trainer, loaded: Loaded) -> None:
     Raises:
         ConfigError: The checkpoint is of another configuration or of other data.
         DataError: The data was changed since.
+        CheckpointError: It does not hold the state of such a training.
     """
     check_same(loaded.manifest.config, trainer.config)
     data, store = loaded.manifest.data, trainer.store
-    if data["fingerprint"] != store.fingerprint:
+    if data.get("fingerprint") != store.fingerprint:
         raise ConfigError("cannot resume: the data is not that of the training", remedy="name the same data set")
-    if data["files"] != store.stamps:
+    if data.get("files") != store.stamps:
         type(store).open(store.path, verify=True)  # copied, perhaps, or written to: its checksums tell
-    trainer.load_state_dict(loaded.state["trainer"])
-    load_listeners(trainer.listeners, loaded.state["listeners"])
+    with loaded.taken_over():
+        trainer.load_state_dict(loaded.state["trainer"])
+        load_listeners(trainer.listeners, loaded.state["listeners"])

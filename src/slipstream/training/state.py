@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from slipstream.embedding import tables
 from slipstream.embedding.table import Table
+from slipstream.errors import ConfigError
 
 
 def tables_state(model: nn.Module) -> dict[str, Any]:
@@ -31,12 +32,44 @@ def load_tables(model: nn.Module, state: Mapping[str, Any]) -> None:
     for name, table in tables(model).items():
         saved = state[name]
         table.lookups, table.skipped = int(saved["lookups"]), int(saved["skipped"])
-        if saved["gate"] is not None:
-            table.open_gate().copy_(saved["gate"])
-        if saved["signal"] is not None:
-            table.measure().copy_(saved["signal"])
-        if saved["trail"] is not None:
-            table.open_trail().copy_(saved["trail"])
+        for kept, own in (("gate", table.open_gate), ("signal", table.measure), ("trail", table.open_trail)):
+            if saved[kept] is not None:
+                tensor = own()
+                if saved[kept].shape != tensor.shape or saved[kept].dtype != tensor.dtype:  # one row would fill all
+                    raise ConfigError(f"the state is of another table than {name}: its {kept} has another shape")
+                tensor.copy_(saved[kept])
+
+
+_NEEDED: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.Adagrad: ("step", "sum"),
+}
+"""What torch's optimizers take for given where a parameter has a state at all."""
+_OF_ROWS = ("row_sum", "last_step")
+"""States of ours with one number a row."""
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Whether a state that an optimizer has just taken over is that of its parameters: torch does not look.
+
+    Raises:
+        ConfigError: A part is missing, or has another shape or type.
+    """
+    needed = next((names for kind, names in _NEEDED.items() if isinstance(optimizer, kind)), ())
+    for parameter, kept in optimizer.state.items():
+        missing = [name for name in needed if name not in kept and not (name == "sum" and "row_sum" in kept)]
+        wrong = [name for name, value in kept.items() if not _fits(name, value, parameter)]
+        if kept and (missing or wrong):
+            what = f"{missing[0]} is missing" if missing else f"{wrong[0]} has another shape"
+            raise ConfigError(f"the optimizer's state is of other parameters: {what}")
+
+
+def _fits(name: str, value: Any, parameter: Tensor) -> bool:
+    if name == "step":
+        return isinstance(value, int | float) or (isinstance(value, Tensor) and value.dim() == 0)
+    if value is None:
+        return name == "momentum_buffer"  # torch's, before the first step
+    return isinstance(value, Tensor) and value.shape == (parameter.shape[:1] if name in _OF_ROWS else parameter.shape)
 
 
 def tensors_of_rows(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, list[Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,13 +83,6 @@ def numbers(name: str, text: str | None, allowed: str) -> tuple[float, ...] | No
         return None if text is None else tuple(float(part) for part in split(text) or ())
     except ValueError as error:
         raise ConfigError(f"{name} must be numbers in {allowed} with commas between, got {text!r}") from error
-
-
-def load(paths: Iterable[Path]) -> list[Record]:
-    """Kept records."""
-    from slipstream.report.record import Record
-
-    return [Record.load(path) for path in paths]
 
 
 def _brief(record: Record) -> Record:

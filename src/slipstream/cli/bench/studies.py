@@ -29,7 +29,6 @@ from slipstream.cli.bench.common import (
     Threads,
     draw,
     given,
-    load,
     measure,
     numbers,
     split,
@@ -70,12 +69,14 @@ def frontier(
     ] = None,
 ) -> None:
     """Quality against time."""
+    from slipstream.report.frontier import load_frontier
     from slipstream.report.frontier_page import frontier_page
 
     if also and html is None:
         raise ConfigError("--also adds records to a page", remedy="name the page with --html")
-    if also and data is None:
-        draw(html, lambda: frontier_page(load(also)))
+    kept = [load_frontier(path) for path in also or ()]  # what is wrong with one is said before anything is measured
+    if kept and data is None:
+        draw(html, lambda: frontier_page(kept))
         return
     wanted = given(
         data=data,
@@ -93,7 +94,7 @@ def frontier(
     )
     options = BenchOptions(quick, threads, cache=cache, seed=seed, frontier=FrontierOptions(**wanted))
     record = measure("frontier", options, json, study=True)
-    draw(html, lambda: frontier_page([record, *load(also or ())]))
+    draw(html, lambda: frontier_page([record, *kept]))
 
 
 def drift(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from slipstream.data.atomic import fsync_path, partial_name, replace_folder, write_bytes
-from slipstream.errors import CheckpointError, OutputError
+from slipstream.errors import CheckpointError, OutputError, SlipstreamError
 from slipstream.report.machine import versions
 from slipstream.training.checkpoint.manifest import (
     MANIFEST,
@@ -53,6 +54,10 @@ class Info:
     data: Mapping[str, JsonValue]
 
 
+_MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What readers of a state raise where it is built otherwise than they take for given."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A checkpoint that was read and verified."""
@@ -60,6 +65,32 @@ class Loaded:
     path: Path
     manifest: CheckpointManifest
     state: Any
+
+    @contextmanager
+    def taken_over(self) -> Iterator[None]:
+        """While parts of a training take over the state: whatever they raise where it is not of their making.
+
+        Its checksums are right, so nothing was damaged: it was changed on purpose, or written by a version of which
+        some part kept something else.
+
+        Raises:
+            CheckpointError: Instead of what the parts raise.
+        """
+        try:
+            yield
+        except SlipstreamError as error:
+            if error.remedy is not None:  # it says by itself what to do
+                raise
+            raise self._not_of_this(error.message) from error
+        except _MISFITS as error:
+            raise self._not_of_this(f"{type(error).__name__}: {error}") from error
+
+    def _not_of_this(self, reason: str) -> CheckpointError:
+        writer = self.manifest.versions.get("slipstream-rec", "?")
+        return CheckpointError(
+            f"{self.path}: does not hold the state of this training ({' '.join(reason.split())[:150]})",
+            remedy=f"train anew, or go on with the version of slipstream that wrote it ({writer})",
+        )
 
 
 class CheckpointFolder:
@@ -185,7 +216,9 @@ class CheckpointFolder:
             CheckpointError: It, or its base, is missing, damaged, or of a newer format.
         """
         manifest, tensors = self._tensors(name)
-        return Loaded(self.path / name, manifest, join_tree(manifest.state, tensors))
+        loaded = Loaded(self.path / name, manifest, None)
+        with loaded.taken_over():
+            return replace(loaded, state=join_tree(manifest.state, tensors))
 
     def _tensors(self, name: str, checksum: str | None = None) -> tuple[CheckpointManifest, dict[str, Tensor]]:
         folder = self.path / name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -19,8 +19,9 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 30
 """Of a manifest: a larger one is damaged, and not read."""
-FILE = r"^tensors-\d{5}\.safetensors$"
 NAME = r"^(step-\d{12}|final)$"
+FileName = Annotated[str, Field(pattern=r"^tensors-\d{5}\.safetensors$")]
+Size = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Part(BaseModel):
@@ -30,7 +31,7 @@ class _Part(BaseModel):
 class FileInfo(_Part):
     """One file of the checkpoint."""
 
-    size: int = Field(ge=0)
+    size: Size
     """Bytes."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
@@ -38,10 +39,10 @@ class FileInfo(_Part):
 class Piece(_Part):
     """Some rows of a tensor."""
 
-    file: str = Field(pattern=FILE)
+    file: FileName
     key: str
-    start: int = Field(ge=0)
-    stop: int = Field(ge=0)
+    start: Size
+    stop: Size
 
 
 class StoredTensor(_Part):
@@ -49,7 +50,7 @@ class StoredTensor(_Part):
 
     dtype: str
     """torch's name of it."""
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
     """Of what is stored here."""
     pieces: tuple[Piece, ...]
     """Ranges of the first dimension, rising, without gaps."""
@@ -84,7 +85,7 @@ class CheckpointManifest(_Part):
     """Of what wrote it."""
     threads: int = Field(ge=1)
     """Threads it was computed with."""
-    files: dict[str, FileInfo]
+    files: dict[FileName, FileInfo]
     tensors: dict[str, StoredTensor]
     state: JsonValue
     """The tree; see :mod:`slipstream.training.checkpoint.tree`."""

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from slipstream.data.atomic import file_sha256, fsync_path
+from slipstream.data.atomic import by_umask, file_sha256, fsync_path
 from slipstream.embedding.memory import advise_huge_pages
 from slipstream.errors import CheckpointError
 from slipstream.training.checkpoint.manifest import CheckpointManifest, FileInfo, Piece, StoredTensor
@@ -91,7 +91,8 @@ def write_tensors(folder: Path, sources: Mapping[str, Source]) -> tuple[dict[str
     def flush() -> None:
         nonlocal used
         path = folder / _file_name(len(files))
-        save_file(shard, path)
+        with by_umask(path):
+            save_file(shard, path)
         fsync_path(path)
         files[path.name] = FileInfo(size=path.stat().st_size, sha256=file_sha256(path))
         shard.clear()
@@ -180,9 +181,17 @@ def _read(folder: Path, stored: StoredTensor) -> Tensor:
         raise CheckpointError(f"{folder}: is damaged (the pieces of a tensor leave gaps)")
     if (stored.pieces[-1].stop if stored.pieces else 0) != length:
         raise CheckpointError(f"{folder}: is damaged (a tensor is not whole)")
-    whole = advise_huge_pages(torch.empty(stored.shape or (1,), dtype=dtype))
+    shape = stored.shape or (1,)
+    for piece in stored.pieces:  # before any memory is taken for them: what is said may be far more than there is
+        with safe_open(folder / piece.file, "numpy") as file:
+            if tuple(file.get_slice(piece.key).get_shape()) != (piece.stop - piece.start, *shape[1:]):
+                raise CheckpointError(f"{folder}: is damaged (a piece of a tensor has another shape than the tensor)")
+    whole = advise_huge_pages(torch.empty(shape, dtype=dtype))
     for piece in stored.pieces:
         with safe_open(folder / piece.file, "numpy") as file:
             part = torch.from_numpy(file.get_tensor(piece.key))
-        _stand_in(whole)[piece.start : piece.stop] = part
+        own = _stand_in(whole)
+        if part.dtype != own.dtype:
+            raise CheckpointError(f"{folder}: is damaged (a piece of a tensor has another type than the tensor)")
+        own[piece.start : piece.stop] = part
     return whole if stored.shape else whole.reshape(())
