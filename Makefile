@@ -111,8 +111,9 @@ demo: env
 	$(TRAIN) --policy psse --budget 0.9 --set policy.warmup_steps=100 --set policy.every=50 --out $(DEMO)/psse
 	$(BIN)/slipstream compare $(DEMO)/full $(DEMO)/random $(DEMO)/psse --html $(DEMO)/report.html
 
+# Two processes: most tests use one core. A file's tests stay together, for what they share.
 test: env
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 # On a machine with a GPU the Python whose torch sees it is used as it is: nothing is installed beside it.
 GPU_PYTHON ?= $(shell python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null \

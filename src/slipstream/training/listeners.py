@@ -106,7 +106,7 @@ class JsonlMetrics:
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
         """Goes on after these lines: what came after them is written anew."""
-        self._before = state["text"]
+        self._before = state["text"].encode().decode()  # a text, and one that can be written
 
     def __call__(self, event: Event) -> None:
         """Takes an event."""

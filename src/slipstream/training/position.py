@@ -40,7 +40,8 @@ class Stopwatch:
 
     def set(self, seconds: float, laps: Mapping[str, float]) -> None:
         """Pauses at times measured before."""
-        self._before, self._started, self.laps = seconds, None, dict(laps)
+        self._before, self._started = seconds, None
+        self.laps = {phase: float(lap) for phase, lap in laps.items()}
 
 
 @dataclass(frozen=True, slots=True)
