@@ -16,6 +16,7 @@ from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 
+from tests.fuzz import policies
 from tests.malformed.corpus import FIXTURES
 from tests.malformed.parquet import GOOD, written
 from tests.malformed.stored import CHECKPOINTS, FINAL, RECORD, STEP, TENSORS, continued, manifest_of, resumed, seal
@@ -25,7 +26,8 @@ from slipstream.cli.entry import run
 
 _DATA = ("ids.i32", "labels.u8", "dense.f32", "time.i64", "bags/tags.offsets.i64", "bags/tags.values.i32")
 """Files of the prepared data set in the fixtures."""
-Target = tuple[Sequence[bytes], Callable[[Path, bytes], list[str]]]
+Target = tuple[Sequence[bytes] | Callable[[], Sequence[bytes]], Callable[[Path, bytes], list[str]]]
+"""Good inputs, or what makes them when they are wanted, and how one is given to a command."""
 
 
 def _text(name: str) -> Target:
@@ -149,12 +151,19 @@ TARGETS: dict[str, Target] = {
     "model": ([_fixture("run_v1/model.safetensors")], _model),
     "resumed": ([json.dumps(manifest_of("interrupted", STEP)).encode()], resumed),
     "continued": ([json.dumps(manifest_of("finished", FINAL)).encode()], continued),
+    "policies": (policies.manifests, policies.resumed),
     "tensors": ([(CHECKPOINTS / "finished" / FINAL / TENSORS).read_bytes()], _tensors),
     "metrics": ([(CHECKPOINTS / "finished/metrics.jsonl").read_bytes()], _metrics),
     "record": ([RECORD.read_bytes()], _record),
     "samples": ([bytes([i]) + _fixture(f"store_v1/{name}") for i, name in enumerate(_DATA)], _samples),
     "vocabulary": ([_fixture("store_v1/vocabulary/user.parquet")], _vocabulary),
 }
+
+
+def good(name: str) -> Sequence[bytes]:
+    """The good inputs of a target."""
+    found = TARGETS[name][0]
+    return found() if callable(found) else found
 
 
 def check(name: str, data: bytes, folder: Path) -> None:

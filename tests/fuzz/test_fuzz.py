@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fuzz.damage import damaged
-from tests.fuzz.targets import TARGETS, check
+from tests.fuzz.targets import TARGETS, check, good
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -18,6 +18,6 @@ def test_damaged_input_is_read_or_refused(name: str) -> None:
     @given(st.data())
     def examples(data: st.DataObject) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            check(name, data.draw(damaged(TARGETS[name][0])), Path(folder))
+            check(name, data.draw(damaged(good(name))), Path(folder))
 
     examples()

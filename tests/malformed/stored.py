@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,9 @@ def _stores() -> Iterator[Case]:
     yield _store("store.json a folder", lambda s: _replaced(s / "store.json", Path.mkdir))
     yield _store("store.json a pipe", lambda s: _replaced(s / "store.json", os.mkfifo))
     yield _store("store.json linked in a circle", lambda s: _replaced(s / "store.json", _circle))
+    # Ids of 2^31 rows may be right, on a larger machine.
+    more_rows = _edit("store.json", _set("features/1/num_rows", 2**31 - 1))
+    yield _store("more rows than memory", more_rows, "GB of memory", command="inspect")
     for command in ("train", "inspect", "evaluate"):
         for name, value in (("far", 2**31 - 1), ("negative", -1), ("just outside", 13)):
             damage = _numbers("ids.i32", "<i4", 17 * 3, value)
@@ -146,6 +150,7 @@ def _stores() -> Iterator[Case]:
         yield _store(f"offset {name}", _numbers("bags/tags.offsets.i64", "<i8", 40, value), "offsets")
         damage = _numbers("bags/tags.offsets.i64", "<i8", 40, value)
         yield _store(f"offset {name}, shuffled", damage, "offsets", command="shuffle")
+    yield _store("offset falls in a piece of a batch", _numbers("bags/tags.offsets.i64", "<i8", 257, 0), "offsets")
     yield _store("one class", lambda s: (s / "labels.u8").write_bytes(bytes(300)), "same label")
     yield Case("store/not there", lambda f: ["inspect", str(f / "none")], ("none",))
     yield Case("store/an empty folder", lambda f: ["inspect", str(f)], ("slipstream prepare",))
@@ -572,7 +577,7 @@ def _checkpoints() -> Iterator[Case]:
         yield _checkpoint(f"{name} {value!r}", _set(f"{state}/{name}", value), "cannot stand at")
     gate = f"{state}/tables/{table}/gate"
     yield _checkpoint(
-        "a gate of another table", _set(f"{gate}/$tensor", f"trainer/tables/{_OTHER}/gate"), "another shape"
+        "a gate of another table", _set(f"{gate}/$tensor", f"trainer/tables/{_OTHER}/gate"), "gate of", "not uint8"
     )
     yield _checkpoint("another policy's state", _set(f"{state}/skipper/policy", "random"), "'random'")
     for key, other in (("exp_avg", "embeddings.tables.item.weight"), ("exp_avg_sq", "bottom.0.bias")):
@@ -581,7 +586,7 @@ def _checkpoints() -> Iterator[Case]:
         yield _checkpoint(f"{key} of another table", swap, "another shape", command="continue")
     yield _checkpoint("a moment is a text", _moment("exp_avg", "x"), "another shape")
     yield _checkpoint("no state", _set(state, {}), "does not hold the state", command="continue")
-    yield _checkpoint("no configuration", _set("config", {}), "does not hold the state", command="continue")
+    yield _checkpoint("no configuration", _set("config", {}), "cannot continue", command="continue")
     for name, change in (
         ("files lead out", lambda t: t["files"].update({"../../../secret": {"size": 1, "sha256": "0" * 64}})),
         ("a piece leads out", _set(f"tensors/trainer~1model~1{table}/pieces/0/file", "../../x.safetensors")),
@@ -592,6 +597,52 @@ def _checkpoints() -> Iterator[Case]:
         ("no such type", _set(f"tensors/trainer~1model~1{table}/dtype", "complex9")),
     ):
         yield _checkpoint(name, change, "damaged", command="continue")
+    for name, path, value in (
+        ("steps beyond twelve digits", "steps", 10**12),
+        ("seconds that are none", "training_seconds", {"$float": "nan"}),
+        ("a policy's clock of 400 digits", "skipper/policy_state/clock", -(10**400)),
+        ("more inputs than can be counted", "skipper/inputs_seen", 10**30),
+        ("popularity in units of nothing", f"skipper/policy_state/counts/{table}/increment", 0),
+        ("popularity of a text", f"skipper/policy_state/counts/{table}/scores", "x"),
+        ("gates of another table", f"skipper/policy_state/gates/{table}/$tensor", f"trainer/tables/{_OTHER}/gate"),
+    ):
+        yield _checkpoint(name, _set(f"{state}/{path}", value))
+    yield _checkpoint("a listener's text is none", _set("state/listeners/JsonlMetrics/text", {}))
+    for value in ({"$float": "nan"}, -1, 1.5, 10**30):
+        yield _checkpoint(f"step {value!r}", _moment("step", value), "another shape or type")
+    yield _checkpoint("threads without number", _set("threads", 10**30), command="continue")
+    yield _checkpoint("a piece for two tensors", _twice_named(table), "stands twice", command="continue")
+    for name, make in _IN_PLACE.items():
+        for file in ("manifest.json", TENSORS):
+            damage = partial(_put, f"{FINAL}/{file}", make)
+            yield Case(f"checkpoint/{file} is {name}", partial(_continue_after, damage), ("checkpoints",))
+        damage = partial(_put, "model.safetensors", make)
+        yield Case(f"checkpoint/model is {name}", partial(_continue_after, damage), ("model.safetensors",))
+
+
+_IN_PLACE: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link in a circle": _circle,
+}
+
+
+def _put(file: str, make: Callable[[Path], object], run: Path) -> None:
+    _replaced(run / file, make)
+
+
+def _continue_after(damage: Damage, folder: Path) -> list[str]:
+    command = continued(folder, json.dumps(manifest_of("finished", FINAL)).encode())
+    damage(folder / "run")
+    return command
+
+
+def _twice_named(table: str) -> Change:
+    def change(tree: Any) -> None:
+        tree["tensors"]["again"] = tree["tensors"][f"trainer/model/{table}"]
+
+    return change
 
 
 _OTHER = "embeddings.tables.hour.weight"

@@ -224,6 +224,7 @@ def _csv_only() -> Iterator[Case]:
     head, rows = csv.lines[0], "".join(line + "\n" for line in csv.lines[1:])
     yield case("header alone", head.encode() + b"\n", "no usable row")
     yield case("header without line break", head.encode())
+    yield case("label and time alone", b"label,time\n1,1600000000\n0,1600000001\n", "no feature", "'label', 'time'")
     yield case("the same column twice", f"{head},user\n{rows.replace(chr(10), ',x' + chr(10))}".encode(), "user")
     yield case("a column without a name", f"{head},\n{rows.replace(chr(10), ',x' + chr(10))}".encode())
     yield case("no label", (head.replace("label", "thing") + "\n" + rows).encode(), "label")

@@ -78,7 +78,7 @@ def test_displacement_is_the_largest_change_of_a_row() -> None:
     # Below T in every dimension, not at T.
     assert displacement.stale(0.5).tolist() == [0, 0, 1, 0]
     assert displacement.stale(0.51).tolist() == [1, 0, 1, 0]
-    again = Displacement.from_state(displacement.state_dict())
+    again = Displacement.from_state(displacement.state_dict(), weight)
     assert again.stale(0.5).tolist() == [0, 0, 1, 0]
     with pytest.raises(ConfigError, match="measured already"):
         displacement.measure(weight)
@@ -133,5 +133,26 @@ def test_a_snapshot_finds_its_threshold_and_comes_back_from_its_state() -> None:
     assert found.value == 0.025 and found.steps == 2 and found.share == pytest.approx(0.3)
     again = HotSnapshot.from_state(snapshot.state_dict(), weights)
     assert again.stale[0].tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0] and again.found == found
-    with pytest.raises(ConfigError, match=r"of tables of \[10\] rows, not \[3\]"):
+    with pytest.raises(ConfigError, match="of a table of 10 rows, not 3"):
         HotSnapshot.from_state(snapshot.state_dict(), [torch.zeros(3, 1)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": torch.tensor([0, 10**12])},  # read far outside the table
+        {"rows": torch.tensor([-1, 2])},
+        {"rows": torch.tensor([2, 0])},
+        {"rows": torch.tensor([0.0, 2.0])},
+        {"largest": torch.zeros(0)},  # written to past its end
+        {"before": torch.zeros(2, 1)},
+        {"before": torch.zeros(1, 2)},
+        {"num_rows": 5},
+    ],
+)
+def test_a_displacement_of_another_table_is_refused_before_compiled_code_reads_it(change: dict[str, object]) -> None:
+    weight = torch.zeros(4, 2)
+    state = Displacement(weight, marks([1, 0, 1, 0])[0]).state_dict()
+    Displacement.from_state(state, weight).measure(weight)
+    with pytest.raises(ConfigError):
+        Displacement.from_state({**state, **change}, weight)

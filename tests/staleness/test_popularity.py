@@ -81,7 +81,7 @@ def test_state_round_trip(half_life: float | None) -> None:
 
 
 def test_state_of_another_table() -> None:
-    with pytest.raises(ConfigError, match="popularity state"):
+    with pytest.raises(ConfigError, match="the state's popularity is"):
         ExactCounts(4).load_state_dict(ExactCounts(5).state_dict())
     with pytest.raises(ConfigError, match="half_life"):
         ExactCounts(4).load_state_dict(DecayedCounts(4, 1.0).state_dict())

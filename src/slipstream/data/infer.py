@@ -7,9 +7,11 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+from pydantic import ValidationError
 
 from slipstream.data.blocks import drop_unreadable, read_blocks
 from slipstream.data.column_checks import missing_columns
+from slipstream.data.manifest import first_problem
 from slipstream.data.parquet import open_parquet
 from slipstream.data.schema import MultiHot, Schema
 from slipstream.data.sources import read_header
@@ -25,7 +27,8 @@ def infer_schema(file: Path, *, delimiter: str = ",") -> Schema:
     """Guesses the roles: label and time by name; then text and integers are categories, floats dense, lists multi-hot.
 
     Raises:
-        ConfigError: No column has a name usual for a label, or several do, or a column's type has no role.
+        ConfigError: No column has a name usual for a label, or several do, or a column's type has no role; or there are
+            no others.
         DataError: The file cannot be read.
     """
     columns = _parquet_columns(file) if file.suffix == ".parquet" else _csv_columns(file, delimiter)
@@ -40,13 +43,17 @@ def infer_schema(file: Path, *, delimiter: str = ",") -> Schema:
         if role not in roles:
             raise ConfigError(f"{file}: column {name!r} has the type {role}, which has no role", remedy=_REMEDY)
         roles[role].append(name)
-    return Schema(
-        label=label,
-        time=time,
-        categorical=tuple(roles["categorical"]),
-        dense=tuple(roles["dense"]),
-        multi_hot=tuple(MultiHot(name=name) for name in roles["multi_hot"]),
-    )
+    try:
+        return Schema(
+            label=label,
+            time=time,
+            categorical=tuple(roles["categorical"]),
+            dense=tuple(roles["dense"]),
+            multi_hot=tuple(MultiHot(name=name) for name in roles["multi_hot"]),
+        )
+    except ValidationError as error:
+        what = f"{first_problem(error)} (the columns are {_some(columns)})"
+        raise ConfigError(f"{file}: {what}", remedy=_REMEDY) from error
 
 
 _REMEDY = (
@@ -59,9 +66,12 @@ def _only(columns: dict[str, str], names: tuple[str, ...], file: Path, role: str
     found = [name for name in columns if name.lower() in names]
     if len(found) > 1 or (required and not found):
         what = f"columns {', '.join(map(repr, found))} could all be the {role}" if found else f"no column is the {role}"
-        there = ", ".join(map(repr, [*columns][:12])) + (", …" if len(columns) > 12 else "")
-        raise ConfigError(f"{file}: {what} (the columns are {there})", remedy=_REMEDY)
+        raise ConfigError(f"{file}: {what} (the columns are {_some(columns)})", remedy=_REMEDY)
     return found[0] if found else None
+
+
+def _some(columns: dict[str, str]) -> str:
+    return ", ".join(map(repr, [*columns][:12])) + (", …" if len(columns) > 12 else "")
 
 
 def _parquet_columns(file: Path) -> dict[str, str]:

@@ -141,10 +141,13 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         DataError: It leads elsewhere.
     """
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        remedy = "put the file itself into the folder"
-        raise DataError("is a link out of the data set's folder", file=path, remedy=remedy)
+    path, remedy = folder / name, "put the file itself into the folder"
+    try:
+        is_inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError) as error:  # RuntimeError: before Python 3.13
+        raise DataError("is a link in a circle", file=path, remedy=remedy) from error
+    if not is_inside:
+        raise DataError("is a link out of its folder", file=path, remedy=remedy)
     return path
 
 

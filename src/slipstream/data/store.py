@@ -19,6 +19,7 @@ import os
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -178,9 +179,13 @@ class Store:
 
         Raises:
             ConfigError: The range is not within the store.
+            DataError: A label is neither 0 nor 1, or the offsets of a bag fall or leave its values.
         """
         if not 0 <= start <= stop <= self.num_samples:
             raise ConfigError(f"samples {start} to {stop} are not within the store's {self.num_samples}")
+        for values, offsets in self._bags:
+            ends = offsets.array[start : stop + 1]
+            _check_bags(ends[:-1], ends[1:], values.array.size, offsets.path)
         return Batch(
             Inputs(self.dense[start:stop], self.ids[start:stop], tuple(bag.narrow(start, stop) for bag in self.bags)),
             torch.from_numpy(self._checked_labels(self._labels.array[start:stop])),
@@ -195,7 +200,7 @@ class Store:
             Inputs(
                 torch.from_numpy(_gather(self._dense.array, rows)),
                 torch.from_numpy(_gather(self._ids.array, rows)),
-                tuple(_gather_bags(values.array, offsets.array, rows) for values, offsets in self._bags),
+                tuple(_gather_bags(values, offsets, rows) for values, offsets in self._bags),
             ),
             torch.from_numpy(self._checked_labels(_gather(self._labels.array, rows))),
             torch.from_numpy(rows),
@@ -280,12 +285,17 @@ def _gather(source: npt.NDArray[np.generic], rows: npt.NDArray[np.int64]) -> npt
     return np.take(source, rows, axis=0, mode="clip") if rows.size else source[:0].copy()
 
 
-def _gather_bags(values: npt.NDArray[np.generic], offsets: npt.NDArray[np.generic], rows: npt.NDArray[np.int64]) -> Bag:
-    first = _gather(offsets, rows).astype(np.int64)
-    lengths = _gather(offsets, rows + 1).astype(np.int64) - first
-    if lengths.size and (lengths.min() < 0 or first.min() < 0 or (first + lengths).max() > values.size):
-        raise DataError("offsets of a multi-hot feature fall or leave its values", remedy="prepare the data again")
+def _check_bags(first: npt.NDArray[Any], last: npt.NDArray[Any], size: int, file: Path) -> None:
+    if first.size and (first.min() < 0 or last.max() > size or (last < first).any()):
+        raise DataError("the offsets fall or leave the values", file=file, remedy="prepare the data again")
+
+
+def _gather_bags(values: _Column, offsets: _Column, rows: npt.NDArray[np.int64]) -> Bag:
+    first = _gather(offsets.array, rows).astype(np.int64)
+    last = _gather(offsets.array, rows + 1).astype(np.int64)
+    _check_bags(first, last, values.array.size, offsets.path)
+    lengths = last - first
     starts = np.zeros(rows.size + 1, dtype=np.int64)
     np.cumsum(lengths, out=starts[1:])
     source = np.repeat(first - starts[:-1], lengths) + np.arange(starts[-1])
-    return Bag(torch.from_numpy(_gather(values, source)), torch.from_numpy(starts))
+    return Bag(torch.from_numpy(_gather(values.array, source)), torch.from_numpy(starts))

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
 from slipstream.evaluation.popularity import count_rows
+from slipstream.memory_left import check_memory_left
 
 Counts = NDArray[np.int64]
 
@@ -82,7 +83,7 @@ def popularity_profile(
     start: int = 0,
     stop: int | None = None,
 ) -> PopularityProfile:
-    """Counts accesses in one pass over the data. Memory: 16 bytes a row, 24 while the overall profile is made.
+    """Counts accesses in one pass over the data. Memory: 16 bytes a row, 32 while the overall profile is made.
 
     Args:
         store: A prepared data set.
@@ -93,7 +94,7 @@ def popularity_profile(
         stop: End of the range (exclusive), None: all.
 
     Raises:
-        ConfigError: A setting is out of range, or there are fewer samples than slices.
+        ConfigError: A setting is out of range, there are fewer samples than slices, or the memory does not suffice.
     """
     stop = store.num_samples if stop is None else stop
     if not 0 <= start < stop <= store.num_samples:
@@ -107,6 +108,8 @@ def popularity_profile(
             raise ConfigError(f"{name} must be in (0, 1], got {share}")
     bounds = np.linspace(start, stop, slices + 1).astype(np.int64)
     rows = [feature.num_rows for feature in store.features]
+    remedy = "use a machine with more memory, or prepare the data with fewer rows (hash_rows)"
+    check_memory_left(32 * sum(rows), f"counting the accesses of {sum(rows):,} rows", remedy=remedy)
     everything = slice(0, sum(rows))
     ends = np.cumsum(rows)
     places = [everything] + [slice(int(end) - count, int(end)) for end, count in zip(ends, rows, strict=True)]

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slipstream.errors import ConfigError
+from slipstream.restored import count, number
+
 LEAST = 0.01
 """The shortest run, as a share of the inputs of its kind."""
 
@@ -49,7 +52,8 @@ class Rate:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state."""
-        self.share, self._last, self._calm = float(state["share"]), state["last"], int(state["calm"])
+        self.share, self._calm = number(state, "share", above=0.0), count(state, "calm")
+        self._last = None if state["last"] is None else number(state, "last")
 
 
 class Runs:
@@ -99,8 +103,10 @@ class Runs:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state."""
         self.rate.load_state_dict(state["rate"])
-        *self._taken, self._turn, self.handed_out = state["counters"]
+        *self._taken, self._turn, self.handed_out = (count(state["counters"], place) for place in range(4))
         cold, hot = state["kinds"]
+        if self._turn > 1 or any(taken > len(kind) for taken, kind in zip(self._taken, (cold, hot), strict=True)):
+            raise ConfigError("the state's runs have handed out more inputs than there are")
         self._kinds = (cold, hot)
 
 

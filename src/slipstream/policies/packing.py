@@ -141,6 +141,7 @@ class Packer:
         self.waiting = 0
         if not state or size is None:
             return
+        _check_kinds(state)
         time: Tensor | None = state.get("time")
         bags = tuple(Bag(bag["values"], bag["offsets"]) for bag in state["bags"])
         batch = Batch(
@@ -153,3 +154,12 @@ class Packer:
             logit_offset=state.get("logit_offset"),
         )
         self.add(batch, torch.arange(len(batch)), size)
+
+
+def _check_kinds(state: Mapping[str, Any]) -> None:
+    """Whether tensors have the types that compiled code takes."""
+    bags = [bag[part] for bag in state["bags"] for part in ("values", "offsets")]
+    whole = [state["ids"], state["index"], *bags, *([state["time"]] if "time" in state else [])]
+    floats = [state["dense"], state["labels"], state["weights"]]
+    if any(tensor.is_floating_point() for tensor in whole) or any(tensor.dtype != torch.float32 for tensor in floats):
+        raise ConfigError("the state's waiting inputs have columns of other types")

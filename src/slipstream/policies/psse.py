@@ -27,6 +27,7 @@ from slipstream.policies.base import (
     validated,
 )
 from slipstream.policies.cadence import Cadence
+from slipstream.restored import count, fill
 from slipstream.staleness import CountedRows, CutName, PopularRows, Reduce, Rule, SketchedRows, TailCounts
 from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.sketch import MAX_DEPTH, WAYS
@@ -319,11 +320,11 @@ class PSSE(Policy):
         self._popular.load_state_dict(state["counts"])
         for name, tail in self._tail.items():
             if name in state["tail"]:
-                tail.seen.copy_(state["tail"][name])
+                fill(tail.seen, state["tail"][name], f"tail of {name}")
         for name, gate in state["gates"].items():
-            self._tables[name].open_gate().copy_(gate)
-        self._clock = int(state["clock"]) if "clock" in state else None
-        self._decisions, self._last = int(state["decisions"]), dict(state["last"])
+            fill(self._tables[name].open_gate(), gate, f"gates of {name}")
+        self._clock = count(state, "clock") if "clock" in state else None
+        self._decisions, self._last = count(state, "decisions"), dict(state["last"])
 
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
         """New rows were never looked up, and are open until the next decision."""

@@ -22,6 +22,7 @@ from slipstream.kernels import registry
 from slipstream.kernels.reference_sampling import Sampling
 from slipstream.kernels.types import DrawnLookups, Lookups
 from slipstream.policies.base import Gated, Policy, PolicyBaseConfig, Progress, share_in_range, validated
+from slipstream.restored import count
 from slipstream.staleness import DecayedCounts
 from slipstream.staleness.growth import grow_rows
 
@@ -106,6 +107,8 @@ class _Control:
                 cast(Tensor, own).copy_(torch.as_tensor(state[name], dtype=torch.float64))
         else:
             self.factor, self._sums = float(state["factor"]), [float(total) for total in state["sums"]]
+            if not (self.factor > 0.0 and len(self._sums) == 3):
+                raise ConfigError(f"the state's factor is {self.factor}, of {len(self._sums)} sums")
 
 
 class RowImportance(Policy):
@@ -248,7 +251,7 @@ class RowImportance(Policy):
         for name, counts in self._counts.items():  # refuses other numbers of rows
             counts.load_state_dict(state["counts"][name])
         self._control.load_state_dict(state["control"])
-        self._draws, self._step = int(state["draws"]), int(state["step"])
+        self._draws, self._step = count(state, "draws"), count(state, "step")
 
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
         """New rows were never looked up."""

@@ -20,6 +20,7 @@ from slipstream.policies.base import (
     validated,
 )
 from slipstream.policies.cadence import Cadence
+from slipstream.restored import count, fill
 from slipstream.staleness import DecayedCounts
 from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.saturation import ripe_count, saturation_cut, set_gates
@@ -259,13 +260,13 @@ class Saturation(Policy):
         for name, counts in self._counts.items():  # refuses other numbers of rows
             counts.load_state_dict(state["counts"][name])
         for name, signal in state["signals"].items():
-            self._tables[name].measure().copy_(signal)
+            fill(self._tables[name].measure(), signal, f"signal of {name}")
         for name, trail in state["trails"].items():
-            self._tables[name].open_trail().copy_(trail)
+            fill(self._tables[name].open_trail(), trail, f"trail of {name}")
         for name, gate in state["gates"].items():
-            self._tables[name].open_gate().copy_(gate)
-        self._step, self._decisions = int(state["step"]), int(state["decisions"])
-        self._thawed, self._shut = int(state["thawed"]), int(state["shut"])
+            fill(self._tables[name].open_gate(), gate, f"gates of {name}")
+        self._step, self._decisions = count(state, "step"), count(state, "decisions")
+        self._thawed, self._shut = count(state, "thawed"), count(state, "shut")
         self._refreshing = bool(state["refreshing"])
         self._cut = None if state["cut"] is None else (float(state["cut"][0]), float(state["cut"][1]))
 

@@ -23,6 +23,7 @@ from slipstream.policies.listening import listener_of, stop_listening
 from slipstream.policies.packing import Packer
 from slipstream.policies.report import SkipReport
 from slipstream.policies.row_updates import RowUpdates
+from slipstream.restored import count
 from slipstream.staleness.own_past import Losses
 
 _INPUT_STREAM = 0x51D5
@@ -331,8 +332,8 @@ class Skipper:
         if state["policy"] != self.policy.name:
             raise ConfigError(f"the Skipper's state is of policy {state['policy']!r}, not {self.policy.name!r}")
         steps, samples = state.get("earlier", (0, 0))
-        self._earlier = (int(steps) + int(state["steps"]), int(samples) + int(state["samples"]))
-        self.epoch = self._first_epoch = int(state["epoch"])
+        self._earlier = (int(steps) + count(state, "steps"), int(samples) + count(state, "samples"))
+        self.epoch = self._first_epoch = count(state, "epoch")
         self.policy.continue_from(state["policy_state"], rows)
         self.row_updates.set(0, 0)
 
@@ -349,9 +350,9 @@ class Skipper:
             raise ConfigError(f"the Skipper's state is of batch_size {state['batch_size']}, not {self.batch_size}")
         self.policy.load_state_dict(state["policy_state"])
         self.batch_size = state["batch_size"]
-        self.inputs_seen, self.inputs_kept = int(state["inputs_seen"]), int(state["inputs_kept"])
-        self.steps, self.epoch = int(state["steps"]), int(state["epoch"])
-        self._samples, self._dropped = int(state["samples"]), int(state["dropped"])
+        self.inputs_seen, self.inputs_kept = count(state, "inputs_seen"), count(state, "inputs_kept")
+        self.steps, self.epoch = count(state, "steps"), count(state, "epoch")
+        self._samples, self._dropped = count(state, "samples"), count(state, "dropped")
         steps, samples = state.get("earlier", (0, 0))
         self._earlier = (int(steps), int(samples))
         self._first_epoch = int(state.get("first_epoch", 0))
@@ -365,4 +366,4 @@ class Skipper:
             )
         self._packer.load_state_dict(waiting, self.batch_size)
         # The tables' own counters may or may not have been restored.
-        self.row_updates.set(int(state["lookups"]), int(state["skipped"]))
+        self.row_updates.set(count(state, "lookups"), count(state, "skipped"))

@@ -13,7 +13,8 @@ from slipstream.data.batch import Bag, Inputs
 from slipstream.errors import ConfigError
 from slipstream.policies.base import Gated, TrainingData
 from slipstream.policies.hot_split import HotSplit, split_inputs, weights_of
-from slipstream.staleness.stale_inputs import HotSnapshot, Rule, stale_inputs
+from slipstream.restored import count
+from slipstream.staleness.stale_inputs import HotSnapshot, Rule, checked_marks, stale_inputs
 
 if TYPE_CHECKING:
     from slipstream.policies.slipstream import SlipstreamConfig
@@ -150,10 +151,10 @@ class Once:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state."""
         check_mode(state, "once")
-        self._samples, self._passed, self._dropped = (int(state[key]) for key in ("samples", "passed", "dropped"))
-        self._snapshot_at, self._decide_at = int(state["snapshot_at"]), int(state["decide_at"])
-        self._hot, self._report = list(state["hot"]), dict(state["report"])
-        self._used = [self._tables[name] for name in state["tables"]]
+        self._samples, self._passed, self._dropped = (count(state, key) for key in ("samples", "passed", "dropped"))
+        self._snapshot_at, self._decide_at = count(state, "snapshot_at"), count(state, "decide_at")
+        self._used, self._report = [self._tables[name] for name in state["tables"]], dict(state["report"])
+        self._hot = checked_marks(state["hot"], self._weights())
         self._sample = inputs_from(state["sample"]) if "sample" in state else None
         self._snapshot = HotSnapshot.from_state(state["snapshot"], self._weights()) if "snapshot" in state else None
 
@@ -208,5 +209,8 @@ def inputs_state(inputs: Inputs) -> dict[str, Any]:
 def inputs_from(state: Mapping[str, Any]) -> Inputs:
     """What :func:`inputs_state` saved; no dense columns."""
     ids: Tensor = state["ids"]
+    parts = [ids, *(bag[part] for bag in state["bags"] for part in ("values", "offsets"))]
+    if ids.dim() != 2 or any(part.is_floating_point() for part in parts):
+        raise ConfigError("the state's sample has ids of another type")
     bags = tuple(Bag(bag["values"], bag["offsets"]) for bag in state["bags"])
     return Inputs(torch.empty(ids.shape[0], 0), ids, bags)

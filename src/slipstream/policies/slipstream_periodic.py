@@ -14,10 +14,11 @@ from slipstream.policies.base import Gated, TrainingData
 from slipstream.policies.hot_split import weights_of
 from slipstream.policies.slipstream_once import check_mode, found, inputs_from, inputs_state, names_of
 from slipstream.policies.table_map import tables_of_inputs
+from slipstream.restored import count
 from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.hot_rows import add_accesses, hot_inputs, lookups_of, rows_within, top_rows
 from slipstream.staleness.popularity import PopularityCounts, make_counts
-from slipstream.staleness.stale_inputs import HotSnapshot, Rule, stale_inputs
+from slipstream.staleness.stale_inputs import HotSnapshot, Rule, checked_marks, stale_inputs
 
 if TYPE_CHECKING:
     from slipstream.policies.slipstream import SlipstreamConfig
@@ -142,8 +143,9 @@ class Periodic:
         self._count_for([self._by_name[name] for name in state["tables"]])
         for counts, saved in zip(self._counts, state["counts"], strict=True):
             counts.load_state_dict(saved)
-        self._batches, self._decisions, self._dropped = (int(state[key]) for key in ("batches", "decisions", "dropped"))
-        self._hot, self._last = list(state["hot"]), dict(state["last"])
+        self._batches, self._decisions = count(state, "batches"), count(state, "decisions")
+        self._dropped, self._last = count(state, "dropped"), dict(state["last"])
+        self._hot = checked_marks(state["hot"], weights_of(self._tables))
         self._sample = [inputs_from(state["sample"])] if "sample" in state else []
         self._snapshot = (
             HotSnapshot.from_state(state["snapshot"], weights_of(self._tables)) if "snapshot" in state else None

@@ -279,9 +279,5 @@ def by_bucket(points: Sequence[Point]) -> dict[str, float | None]:
     }
 
 
-def _has(point: Point, name: str) -> bool:
-    return point.get(name) is not None
-
-
 def _mean(points: Sequence[Point], name: str) -> float:
     return round(float(np.mean([point[name] for point in points])), 5)

@@ -6,7 +6,7 @@ number a row is kept, so that any T can be tried without the snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from numba import njit
 from torch import Tensor
 
 from slipstream.errors import ConfigError
+from slipstream.restored import count, fill
 
 
 @njit(cache=True, nogil=True)
@@ -86,11 +87,31 @@ class Displacement:
         return state if self.before is None else state | {"before": self.before}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Displacement:
-        """What ``state_dict`` saved."""
+    def from_state(cls, state: Mapping[str, Any], weight: Tensor) -> Displacement:
+        """What ``state_dict`` saved.
+
+        Args:
+            state: The state.
+            weight: Of the table, [R, D].
+
+        Raises:
+            ConfigError: It is of another table.
+        """
         self = cls.__new__(cls)
-        self.num_rows, self.rows, self.largest = int(state["num_rows"]), state["rows"], state["largest"].clone()
-        self.before = state.get("before")
+        self.num_rows = count(state, "num_rows")
+        if self.num_rows != len(weight):
+            raise ConfigError(f"the snapshot is of a table of {self.num_rows} rows, not {len(weight)}")
+        hot = len(state["rows"])
+        self.rows = torch.empty(hot, dtype=torch.int64)
+        fill(self.rows, state["rows"], "hot rows")
+        ends = [int(row) for row in self.rows[:1]] + [int(row) for row in self.rows[-1:]]
+        if bool((self.rows.diff() <= 0).any()) or any(not 0 <= row < len(weight) for row in ends):
+            raise ConfigError(f"the state's hot rows are not rows of a table of {len(weight)}, rising")
+        self.largest, self.before = torch.empty(hot), None
+        fill(self.largest, state["largest"], "displacement of hot rows")
+        if "before" in state:
+            self.before = torch.empty(hot, weight.shape[1])
+            fill(self.before, state["before"], "copies of hot rows")
         return self
 
 

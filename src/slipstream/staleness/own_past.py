@@ -21,6 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from slipstream.restored import count, fill, number
+
 if TYPE_CHECKING:
     from slipstream.data.batch import Batch
 
@@ -72,7 +74,7 @@ class EarlierSelf:
             self._copy = copy.deepcopy(self._model)
             with torch.no_grad():
                 for mine, saved in zip(_tensors(self._copy), state["tensors"], strict=True):
-                    mine.copy_(saved)
+                    fill(mine, saved, "copy of the model")
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -119,8 +121,8 @@ class Window:
 
     def load(self, state: list[float]) -> None:
         """Takes over what :meth:`state` gave."""
-        self.count = int(state[0])
-        self._xx, self._xy, self._yy = state[1:]
+        self.count = count(state, 0)
+        self._xx, self._xy, self._yy = (number(state, place) for place in (1, 2, 3))
 
 
 def scores_of(losses: Tensor, labels: Tensor) -> npt.NDArray[np.float64]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from slipstream.errors import ConfigError, IndexOutOfRange
 from slipstream.kernels import registry
+from slipstream.restored import fill, number
 from slipstream.staleness.compiled import count_exactly
 
 _RESCALE_AT = 2.0**40
@@ -42,6 +43,9 @@ class PopularityCounts(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state of the same table."""
         ...
+
+
+_SAME_COUNTS = "load the state of a run with the same tables and the same half_life"
 
 
 class ExactCounts:
@@ -84,7 +88,7 @@ class ExactCounts:
         Raises:
             ConfigError: The state is of a table with other rows.
         """
-        _copy_scores(self.scores, state["scores"])
+        fill(self.scores, state["scores"], "popularity", remedy=_SAME_COUNTS)
 
 
 class DecayedCounts:
@@ -138,20 +142,10 @@ class DecayedCounts:
         Raises:
             ConfigError: The state is of a table with other rows.
         """
-        _copy_scores(self.scores, state["scores"])
-        self.increment = float(state["increment"])
+        fill(self.scores, state["scores"], "popularity", remedy=_SAME_COUNTS)
+        self.increment = number(state, "increment", above=0.0)
 
 
 def make_counts(num_rows: int, half_life: float | None, device: torch.device | None = None) -> PopularityCounts:
     """Decayed counts, or exact ones without a half-life."""
     return ExactCounts(num_rows, device) if half_life is None else DecayedCounts(num_rows, half_life, device)
-
-
-def _copy_scores(target: Tensor, source: Tensor) -> None:
-    if source.shape != target.shape or source.dtype != target.dtype:
-        found, wanted = f"{source.dtype} {list(source.shape)}", f"{target.dtype} {list(target.shape)}"
-        raise ConfigError(
-            f"popularity state is {found}, the table needs {wanted}",
-            remedy="load the state of a run with the same tables and the same half_life",
-        )
-    target.copy_(source)

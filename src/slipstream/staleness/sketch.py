@@ -17,11 +17,13 @@ from numba import njit
 from torch import Tensor
 
 from slipstream.errors import ConfigError, IndexOutOfRange
+from slipstream.restored import fill, number
 
 WAYS = 8
 """Heavy rows that share a bucket."""
 MAX_DEPTH = 16
 """Hash functions at most: beyond, delta is below 1.2e-7."""
+_SAME_SKETCH = "load the state of a run with the same tables, sketch_width, sketch_depth and sketch_heavy"
 _ROW_BITS = 40
 _ROWS = (1 << _ROW_BITS) - 1
 _EMPTY = -1
@@ -271,15 +273,9 @@ class PopularitySketch:
         Raises:
             ConfigError: The state is of a sketch of another size.
         """
-        for name, mine in (("counters", self.counters), ("keys", self.keys), ("totals", self.totals)):
-            if name not in state or state[name].shape != mine.shape:
-                raise ConfigError(
-                    f"the sketch's {name} must be {list(mine.shape)}",
-                    remedy="load the state of a run with the same tables, sketch_width, sketch_depth and sketch_heavy",
-                )
-        self.counters.copy_(state["counters"])
-        self.keys.copy_(state["keys"])
-        self.estimates.copy_(state["estimates"])
-        self._seeds = state["seeds"].numpy().view(np.uint64).copy()
-        self.totals.copy_(state["totals"])
-        self.increment = float(state["increment"])
+        for name in ("counters", "keys", "estimates", "totals"):
+            fill(getattr(self, name), state[name], f"sketch ({name})", remedy=_SAME_SKETCH)
+        seeds = torch.empty(len(self._seeds), dtype=torch.int64)
+        fill(seeds, state["seeds"], "sketch (seeds)", remedy=_SAME_SKETCH)
+        self._seeds = seeds.numpy().view(np.uint64)
+        self.increment = number(state, "increment", above=0.0)

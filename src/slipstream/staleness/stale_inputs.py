@@ -10,6 +10,7 @@ from torch import Tensor
 
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
+from slipstream.restored import fill
 from slipstream.staleness.displacement import Displacement, Threshold, bisect_threshold
 from slipstream.staleness.hot_rows import lookups_of
 
@@ -71,6 +72,21 @@ def load() -> None:
     registry.count_marked([one, one], torch.zeros(1, 1, dtype=torch.int32), [bag])
     weight = torch.zeros(1, 2)
     Displacement(weight, one).measure(weight)
+
+
+def checked_marks(marks: Sequence[Any], weights: Sequence[Tensor]) -> list[Tensor]:
+    """The hot rows of a saved state, uint8 [R_t] for each table; none before they were looked for.
+
+    Args:
+        marks: What the state holds.
+        weights: [R_t, D] for each table.
+
+    Raises:
+        ConfigError: They are of other tables.
+    """
+    for mark, weight in zip(marks, weights, strict=bool(marks)):
+        fill(torch.empty(len(weight), dtype=torch.uint8), mark, "hot rows")
+    return list(marks)
 
 
 class HotSnapshot:
@@ -139,10 +155,8 @@ class HotSnapshot:
             ConfigError: The state is of other tables.
         """
         self = cls.__new__(cls)
-        self.tables = [Displacement.from_state(table) for table in state["tables"]]
-        mine, saved = [len(weight) for weight in weights], [table.num_rows for table in self.tables]
-        if mine != saved:
-            raise ConfigError(f"the snapshot is of tables of {saved} rows, not {mine}")
+        pairs = zip(state["tables"], weights, strict=True)
+        self.tables = [Displacement.from_state(table, weight) for table, weight in pairs]
         self.found = Threshold(state.get("threshold"), state["share"], state["steps"]) if "steps" in state else None
         self._mark()
         return self

@@ -12,6 +12,7 @@ from torch import Tensor
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
 from slipstream.kernels import scout as scout_kernel
+from slipstream.restored import count, number
 from slipstream.staleness.compiled import factor_for_sum
 
 
@@ -65,7 +66,7 @@ class Skill:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state."""
-        self._scout, self._base = float(state["scout"]), float(state["base"])
+        self._scout, self._base = number(state, "scout"), number(state, "base")
 
 
 class BaseRate:
@@ -101,7 +102,7 @@ class BaseRate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state."""
-        self._positive, self._total = float(state["positive"]), float(state["total"])
+        self._positive, self._total = number(state, "positive"), number(state, "total")
 
 
 def check_labels(labels: Tensor) -> None:
@@ -208,4 +209,4 @@ class Scout:
                 remedy="set bits as it was when the state was saved",
             )
         self.table = None if table is None else table.clone()
-        self.inputs, self.loss = int(state["inputs"]), float(state["loss"])
+        self.inputs, self.loss = count(state, "inputs"), number(state, "loss")

@@ -16,6 +16,7 @@ from torch import Tensor
 from slipstream.embedding import tables
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.kernels import reference
+from slipstream.restored import count
 from slipstream.staleness.growth import grow_rows
 from slipstream.training.checkpoint.folder import CheckpointFolder
 from slipstream.training.config import TrainConfig
@@ -46,9 +47,9 @@ def continue_from(trainer: Trainer, run: Path) -> None:
             f"{run} holds no checkpoint of a finished training",
             remedy=f"finish it with --resume {run}" if loaded is not None else "train it with checkpoint.final=true",
         )
+    _check(loaded.manifest.config, trainer.config)
+    read_wanted(run / MODEL).check(trainer.store)
     with loaded.taken_over():
-        _check(loaded.manifest.config, trainer.config)
-        read_wanted(run / MODEL).check(trainer.store)
         _take_over(trainer, loaded.state["trainer"])
 
 
@@ -74,7 +75,7 @@ def _check(saved: Mapping[str, Any], config: TrainConfig) -> None:
         before: Any = saved
         after: Any = now
         for key in path.split("."):
-            before, after = before[key], after[key]
+            before, after = before.get(key) if isinstance(before, Mapping) else None, after[key]
         if before != after:
             raise ConfigError(
                 f"cannot continue: {path} was {before!r}, now it is {after!r}", remedy="leave it as it was"
@@ -87,7 +88,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
     state: dict[int, dict[str, Any]] = {}
     for position, values in saved["state"].items():
         rows = len(parameters[position]) if parameters[position].dim() else 0
-        now = int(values["step"]) if "step" in values else 0
+        now = count({"step": int(values["step"])}, "step") if "step" in values else 0
         state[position] = {
             name: grow_rows(value, rows, reference.wrap_step(now) if name == "last_step" else 0)
             if isinstance(value, Tensor) and value.dim() and len(value) < rows

@@ -19,6 +19,7 @@ from slipstream.embedding import CachedEmbeddingCollection
 from slipstream.evaluation import RankingScores, score
 from slipstream.models import Recommender, RowCacheOptions, build_model
 from slipstream.policies import Skipper, build_policy
+from slipstream.restored import number
 from slipstream.training.config import TrainConfig
 from slipstream.training.events import ChunkScored, EpochDone, Listener, tell
 from slipstream.training.noting import Notes
@@ -352,7 +353,9 @@ class Trainer:
             self._planned()  # its outcome is what the state is of, and costs no memory in it
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            # The groups' settings are the configuration's, and rates are set before each step.
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
             check_optimizer(optimizer)
         load_tables(self.model, state["tables"])
         self.skipper.load_state_dict(state["skipper"])
@@ -360,8 +363,8 @@ class Trainer:
         position.check(self.config.epochs, self.total_samples)
         self.epoch, self.samples, self.steps = position.epoch, position.samples, position.steps
         self._predicted, self._scoring = position.predicted, position.scoring
-        self.training.set(float(state["training_seconds"]), state.get("phase_seconds", {}))
-        self.predicting.set(float(state["prediction_seconds"]), {})
+        self.training.set(number(state, "training_seconds"), state.get("phase_seconds", {}))
+        self.predicting.set(number(state, "prediction_seconds"), {})
         self.schedule.dense_lr, self.schedule.embedding_lr = (float(rate) for rate in state["rates"])
         self._reports.load(state["losses"])
         if self.config.mode == "prequential":

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from slipstream.errors import ConfigError
 
+_MOST = 10**12
+"""Steps: names of checkpoints have so many digits."""
+
 
 class Stopwatch:
     """Adds up the time between :meth:`start` and :meth:`stop`."""
@@ -66,7 +69,8 @@ class Position:
             ConfigError: It cannot.
         """
         numbers = (self.epoch, self.samples, self.steps, self.predicted)
-        if any(type(number) is not int or number < 0 for number in numbers) or type(self.scoring) is not bool:
+        counted = all(type(number) is int and 0 <= number < _MOST for number in numbers)
+        if not counted or type(self.scoring) is not bool:
             raise ConfigError(f"a training cannot stand at {self}")
         if self.epoch > epochs or max(self.samples, self.predicted) > samples:
             raise ConfigError(f"a training of {epochs} epochs and {samples} samples cannot stand at {self}")

@@ -92,11 +92,17 @@ def read_wanted(path: Path) -> Wanted:
     Raises:
         DataError: The file is missing or damaged.
     """
+    _check_file(path)
     try:
         with safe_open(path, "pt") as file:
             return Wanted.model_validate_json((file.metadata() or {})["data"])
     except (SafetensorError, OSError, KeyError, ValidationError) as error:
-        raise DataError("is damaged or no model", file=path) from error
+        raise DataError("is damaged or no model", file=path, remedy=_REMEDY) from error
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise DataError("no model", file=path, remedy="name a folder given to `slipstream train --out`")
 
 
 def load_model(path: Path) -> tuple[Recommender, Wanted]:
@@ -105,8 +111,7 @@ def load_model(path: Path) -> tuple[Recommender, Wanted]:
     Raises:
         DataError: The file is missing, damaged or of a newer version.
     """
-    if not path.is_file():
-        raise DataError("no model", file=path, remedy="name a folder given to `slipstream train --out`")
+    _check_file(path)
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

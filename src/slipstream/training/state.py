@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slipstream.embedding import tables
 from slipstream.embedding.table import Table
 from slipstream.errors import ConfigError
+from slipstream.restored import MOST, count, fill
 
 
 def tables_state(model: nn.Module) -> dict[str, Any]:
@@ -31,17 +32,15 @@ def load_tables(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Takes over what :func:`tables_state` gave, into tensors of the tables' own."""
     for name, table in tables(model).items():
         saved = state[name]
-        table.lookups, table.skipped = int(saved["lookups"]), int(saved["skipped"])
+        table.lookups, table.skipped = count(saved, "lookups"), count(saved, "skipped")
         for kept, own in (("gate", table.open_gate), ("signal", table.measure), ("trail", table.open_trail)):
             if saved[kept] is not None:
-                tensor = own()
-                if saved[kept].shape != tensor.shape or saved[kept].dtype != tensor.dtype:  # one row would fill all
-                    raise ConfigError(f"the state is of another table than {name}: its {kept} has another shape")
-                tensor.copy_(saved[kept])
+                fill(own(), saved[kept], f"{kept} of {name}")
 
 
 _NEEDED: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),  # a kind of Adam in newer versions alone
     torch.optim.Adagrad: ("step", "sum"),
 }
 """What torch's optimizers take for given where a parameter has a state at all."""
@@ -60,16 +59,19 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         missing = [name for name in needed if name not in kept and not (name == "sum" and "row_sum" in kept)]
         wrong = [name for name, value in kept.items() if not _fits(name, value, parameter)]
         if kept and (missing or wrong):
-            what = f"{missing[0]} is missing" if missing else f"{wrong[0]} has another shape"
+            what = f"{missing[0]} is missing" if missing else f"{wrong[0]} has another shape or type"
             raise ConfigError(f"the optimizer's state is of other parameters: {what}")
 
 
 def _fits(name: str, value: Any, parameter: Tensor) -> bool:
     if name == "step":
-        return isinstance(value, int | float) or (isinstance(value, Tensor) and value.dim() == 0)
+        steps: Any = float(value) if isinstance(value, Tensor) and value.dim() == 0 else value
+        return type(steps) in (int, float) and 0 <= steps <= MOST and steps == int(steps)
     if value is None:
         return name == "momentum_buffer"  # torch's, before the first step
-    return isinstance(value, Tensor) and value.shape == (parameter.shape[:1] if name in _OF_ROWS else parameter.shape)
+    if not isinstance(value, Tensor) or value.is_floating_point() == (name == "last_step"):
+        return False
+    return value.shape == (parameter.shape[:1] if name in _OF_ROWS else parameter.shape)
 
 
 def tensors_of_rows(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, list[Tensor]]:

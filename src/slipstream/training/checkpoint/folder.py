@@ -24,6 +24,7 @@ from slipstream.training.checkpoint.manifest import (
     NAME,
     Base,
     CheckpointManifest,
+    NewerFormat,
     encode_manifest,
     read_manifest,
 )
@@ -54,6 +55,8 @@ class Info:
     data: Mapping[str, JsonValue]
 
 
+_LONGEST = 200
+"""Characters of a reason."""
 _MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What readers of a state raise where it is built otherwise than they take for given."""
 
@@ -79,17 +82,19 @@ class Loaded:
         try:
             yield
         except SlipstreamError as error:
-            if error.remedy is not None:  # it says by itself what to do
-                raise
-            raise self._not_of_this(error.message) from error
+            raise self._not_of_this(error.message, error.remedy) from error
         except _MISFITS as error:
+            if "allocate memory" in str(error):  # torch's way to say it
+                raise MemoryError from error
             raise self._not_of_this(f"{type(error).__name__}: {error}") from error
 
-    def _not_of_this(self, reason: str) -> CheckpointError:
+    def _not_of_this(self, reason: str, remedy: str | None = None) -> CheckpointError:
         writer = self.manifest.versions.get("slipstream-rec", "?")
+        reason = " ".join(reason.split())
         return CheckpointError(
-            f"{self.path}: does not hold the state of this training ({' '.join(reason.split())[:150]})",
-            remedy=f"train anew, or go on with the version of slipstream that wrote it ({writer})",
+            f"{self.path}: does not hold the state of this training "
+            f"({reason if len(reason) < _LONGEST else f'{reason[:_LONGEST]} …'})",
+            remedy=remedy or f"train anew, or go on with the version of slipstream that wrote it ({writer})",
         )
 
 
@@ -199,7 +204,7 @@ class CheckpointFolder:
             try:
                 return self.read(names[position])
             except CheckpointError as error:
-                if error.remedy is not None:  # of a newer format: an older one must not take its place in silence
+                if isinstance(error, NewerFormat):  # an older one must not take its place in silence
                     raise
                 if position == 0:
                     raise CheckpointError(

@@ -13,15 +13,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from slipstream.errors import CheckpointError
+from slipstream import documents
+from slipstream.data.manifest import inside
+from slipstream.errors import CheckpointError, DataError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-MAX_BYTES = 1 << 30
+MAX_BYTES = 256 << 20
 """Of a manifest: a larger one is damaged, and not read."""
 NAME = r"^(step-\d{12}|final)$"
 FileName = Annotated[str, Field(pattern=r"^tensors-\d{5}\.safetensors$")]
 Size = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class NewerFormat(CheckpointError):
+    """A checkpoint of a format that this version does not know."""
 
 
 class _Part(BaseModel):
@@ -83,7 +89,7 @@ class CheckpointManifest(_Part):
     """Fingerprint of the data and what is needed to see that it changed."""
     versions: dict[str, str]
     """Of what wrote it."""
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=4096)
     """Threads it was computed with."""
     files: dict[FileName, FileInfo]
     tensors: dict[str, StoredTensor]
@@ -113,11 +119,9 @@ def read_manifest(folder: Path) -> tuple[CheckpointManifest, str]:
     """
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path}: is damaged (too large)")
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        data = documents.read_bytes(inside(folder, MANIFEST), MAX_BYTES)
+    except DataError as error:
+        raise CheckpointError(f"{path}: {error.message}") from error
     cut = data.find(b"\n") + 1
     digest = sha256(data[cut:]).hexdigest()
     if data[:cut] != _head(digest):
@@ -127,7 +131,7 @@ def read_manifest(folder: Path) -> tuple[CheckpointManifest, str]:
         if isinstance(found, dict) and isinstance(found.get("format_version"), int):
             version = found["format_version"]
             if version > FORMAT_VERSION:
-                raise CheckpointError(
+                raise NewerFormat(
                     f"{path}: has format {version}, this slipstream reads up to {FORMAT_VERSION}",
                     remedy="update slipstream-rec",
                 )

@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from slipstream.data.atomic import by_umask, file_sha256, fsync_path
+from slipstream.data.manifest import inside
 from slipstream.embedding.memory import advise_huge_pages
-from slipstream.errors import CheckpointError
+from slipstream.errors import CheckpointError, DataError
 from slipstream.training.checkpoint.manifest import CheckpointManifest, FileInfo, Piece, StoredTensor
 
 SHARD_BYTES = 2_000_000_000
@@ -138,7 +139,10 @@ def verify_files(folder: Path, manifest: CheckpointManifest) -> None:
         CheckpointError: One is missing or differs.
     """
     for name, info in manifest.files.items():
-        path = folder / name
+        try:
+            path = inside(folder, name)
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing")
         if path.stat().st_size != info.size or file_sha256(path) != info.sha256:
@@ -159,6 +163,9 @@ def read_tensors(
         CheckpointError: Files and manifest do not fit together.
     """
     tensors: dict[str, Tensor] = {}
+    places = [(piece.file, piece.key) for stored in manifest.tensors.values() for piece in stored.pieces]
+    if len(set(places)) < len(places) or not {file for file, _ in places} <= manifest.files.keys():
+        raise CheckpointError(f"{folder}: is damaged (a piece stands twice, or in a file that is not named)")
     try:
         for name, stored in manifest.tensors.items():
             tensors[name] = _read(folder, stored)

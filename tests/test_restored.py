@@ -1,0 +1,41 @@
+"""Parts of saved states are taken over as what they must be, or refused by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from slipstream.errors import ConfigError
+from slipstream.restored import count, fill, number
+
+
+@pytest.mark.parametrize("value", [-1, 2**53 + 1, 10**400, 1.0, math.nan, True, None, "3", torch.tensor(3)])
+def test_what_is_no_count_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match="the state's steps is"):
+        count({"steps": value}, "steps")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, 0, -0.5, True, None, "3"])
+def test_what_is_no_positive_number_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match="the state's 1 is"):
+        number([0, value], 1, above=0.0)
+
+
+def test_counts_and_numbers_come_as_they_are() -> None:
+    assert [count([0, 2**53], place) for place in (0, 1)] == [0, 2**53]
+    assert [number({"a": value}, "a") for value in (-3, 1e308, -1e308)] == [-3.0, 1e308, -1e308]
+
+
+@pytest.mark.parametrize(
+    "saved", [torch.ones(1), torch.ones(()), torch.ones(4), torch.ones(3, dtype=torch.float64), torch.ones(3, 1), None]
+)
+def test_a_tensor_of_another_kind_is_not_repeated_or_cut(saved: Any) -> None:
+    target = torch.zeros(3)
+    with pytest.raises(ConfigError, match=r"the state's gates is .*not float32 \[3\]"):
+        fill(target, saved, "gates")
+    assert target.eq(0).all()
+    fill(target, torch.arange(3.0), "gates")
+    assert target.tolist() == [0.0, 1.0, 2.0]
