@@ -9,24 +9,24 @@ import pytest
 import torch
 
 from slipstream.errors import ConfigError
-from slipstream.restored import count, fill, number
+from slipstream.restored import check_inputs, copy_into, finite_number, whole_number
 
 
 @pytest.mark.parametrize("value", [-1, 2**53 + 1, 10**400, 1.0, math.nan, True, None, "3", torch.tensor(3)])
 def test_what_is_no_count_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="the state's steps is"):
-        count({"steps": value}, "steps")
+        whole_number({"steps": value}, "steps")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, 0, -0.5, True, None, "3"])
 def test_what_is_no_positive_number_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="the state's 1 is"):
-        number([0, value], 1, above=0.0)
+        finite_number([0, value], 1, above=0.0)
 
 
 def test_counts_and_numbers_come_as_they_are() -> None:
-    assert [count([0, 2**53], place) for place in (0, 1)] == [0, 2**53]
-    assert [number({"a": value}, "a") for value in (-3, 1e308, -1e308)] == [-3.0, 1e308, -1e308]
+    assert [whole_number([0, 2**53], place) for place in (0, 1)] == [0, 2**53]
+    assert [finite_number({"a": value}, "a") for value in (-3, 1e308, -1e308)] == [-3.0, 1e308, -1e308]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,26 @@ def test_counts_and_numbers_come_as_they_are() -> None:
 def test_a_tensor_of_another_kind_is_not_repeated_or_cut(saved: Any) -> None:
     target = torch.zeros(3)
     with pytest.raises(ConfigError, match=r"the state's gates is .*not float32 \[3\]"):
-        fill(target, saved, "gates")
+        copy_into(target, saved, "gates")
     assert target.eq(0).all()
-    fill(target, torch.arange(3.0), "gates")
+    copy_into(target, torch.arange(3.0), "gates")
     assert target.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_features_of_inputs_are_whole_numbers_of_one_length() -> None:
+    ids, values, offsets = torch.zeros(3, 2, dtype=torch.int32), torch.zeros(4, dtype=torch.int32), torch.arange(4)
+    check_inputs(ids, [(values, offsets)], 3)
+    for wrong in (
+        (ids.float(), values, offsets),
+        (ids.bool(), values, offsets),
+        (ids[0], values, offsets),
+        (ids[:2], values, offsets),
+        (ids, values.view(2, 2), offsets),
+        (ids, values.double(), offsets),
+        (ids, values, offsets[:3]),
+        (ids, values, offsets.int()),
+        (None, values, offsets),
+        (ids, values, None),
+    ):
+        with pytest.raises(ConfigError, match="features of another shape or type"):
+            check_inputs(wrong[0], [wrong[1:]], 3)

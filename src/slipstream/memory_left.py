@@ -9,7 +9,7 @@ from slipstream.errors import ConfigError
 
 
 def memory_left() -> int | None:
-    """Bytes that the machine has left and this process's own limit (``ulimit -d``) lets it take; None: not known."""
+    """Bytes that the machine has left, its container and this process's own limit (``ulimit -d``); None: not known."""
     meminfo, status = Path("/proc/meminfo"), Path("/proc/self/status")
     if not meminfo.exists() or not status.exists():
         return None
@@ -21,6 +21,9 @@ def memory_left() -> int | None:
     left = [int(found[1]) << 10] if found else []
     if taken and limit != resource.RLIM_INFINITY:
         left.append(limit - (int(taken[1]) << 10))
+    most, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if most.exists() and used.exists() and (text := most.read_text(encoding="ascii").strip()) != "max":
+        left.append(int(text) - int(used.read_text(encoding="ascii")))
     return min(left, default=None)
 
 

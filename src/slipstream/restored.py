@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from slipstream.errors import ConfigError
@@ -18,41 +19,48 @@ MOST = 2**53
 """Of what is counted: floats count no further."""
 
 
-def count(state: Mapping[str, Any] | Sequence[Any], key: Any, *, least: int = 0) -> int:
+def whole_number(
+    state: Mapping[str, Any] | Sequence[Any], key: Any, *, least: int = 0, most: int = MOST, of: str = ""
+) -> int:
     """A whole number of a state.
 
     Args:
         state: Holds it.
         key: Its name, or its place.
-        least: What it must be at least; at most it is 2^53.
+        least: What it must be at least.
+        most: What it must be at most.
+        of: What holds it, for the error.
 
     Raises:
         ConfigError: It is something else.
     """
     value: Any = state[key]
-    if type(value) is not int or not least <= value <= MOST:
-        raise ConfigError(f"the state's {key} is {str(value)[:40]!r}, not a whole number from {least} to 2^53")
+    if type(value) is not int or not least <= value <= most:
+        raise ConfigError(f"the state's {of}{key} is {str(value)[:40]!r}, not a whole number from {least} to {most}")
     return value
 
 
-def number(state: Mapping[str, Any] | Sequence[Any], key: Any, *, above: float = -math.inf) -> float:
+def finite_number(
+    state: Mapping[str, Any] | Sequence[Any], key: Any, *, above: float = -math.inf, of: str = ""
+) -> float:
     """A finite number of a state.
 
     Args:
         state: Holds it.
         key: Its name, or its place.
         above: What it must be greater than.
+        of: What holds it, for the error.
 
     Raises:
         ConfigError: It is something else.
     """
     value: Any = state[key]
     if type(value) not in (int, float) or not (abs(value) <= sys.float_info.max and value > above):
-        raise ConfigError(f"the state's {key} is {str(value)[:40]!r}, not a finite number above {above:g}")
+        raise ConfigError(f"the state's {of}{key} is {str(value)[:40]!r}, not a finite number above {above:g}")
     return float(value)
 
 
-def fill(
+def copy_into(
     target: Tensor, saved: Any, what: str, *, remedy: str = "load the state of a run with the same tables and settings"
 ) -> None:
     """Copies a saved tensor into one of the same shape and dtype; torch would repeat a smaller one over it.
@@ -73,3 +81,23 @@ def fill(
         found = f"{str(saved.dtype).removeprefix('torch.')} {list(saved.shape)}"
         raise ConfigError(f"the state's {what} is {found}, not {wanted}", remedy=remedy)
     target.copy_(saved)
+
+
+def check_inputs(ids: Any, bags: Iterable[tuple[Any, Any]], samples: int) -> None:
+    """Whether the sparse features of a state are what compiled code takes.
+
+    Args:
+        ids: To be whole numbers [B, F].
+        bags: Pairs to be whole numbers [N] and int64 [B + 1].
+        samples: B.
+
+    Raises:
+        ConfigError: They are something else.
+    """
+    whole = (torch.int32, torch.int64)
+    fits = isinstance(ids, Tensor) and ids.dtype in whole and ids.dim() == 2 and len(ids) == samples
+    for values, offsets in bags:
+        fits = fits and isinstance(values, Tensor) and values.dtype in whole and values.dim() == 1
+        fits = fits and isinstance(offsets, Tensor) and (offsets.dtype, offsets.shape) == (torch.int64, (samples + 1,))
+    if not fits:
+        raise ConfigError("the state's inputs have features of another shape or type")

@@ -133,9 +133,6 @@ def _stores() -> Iterator[Case]:
     yield _store("store.json a folder", lambda s: _replaced(s / "store.json", Path.mkdir))
     yield _store("store.json a pipe", lambda s: _replaced(s / "store.json", os.mkfifo))
     yield _store("store.json linked in a circle", lambda s: _replaced(s / "store.json", _circle))
-    # Ids of 2^31 rows may be right, on a larger machine.
-    more_rows = _edit("store.json", _set("features/1/num_rows", 2**31 - 1))
-    yield _store("more rows than memory", more_rows, "GB of memory", command="inspect")
     for command in ("train", "inspect", "evaluate"):
         for name, value in (("far", 2**31 - 1), ("negative", -1), ("just outside", 13)):
             damage = _numbers("ids.i32", "<i4", 17 * 3, value)

@@ -157,3 +157,12 @@ def test_a_roomy_sketch_keeps_what_counts_keep(ids: list[int], rule: Rule, dtype
     assert all(torch.equal(one.marks[name], two.marks[name]) for name in num_rows)
     assert one.rows == two.rows
     assert one.share == pytest.approx(two.share)
+
+
+@pytest.mark.parametrize("time", [-86_400, 1_700_000_000_000_000_000])
+def test_a_clock_before_1970_or_in_nanoseconds_comes_back(time: int) -> None:
+    policies = [PSSE(0.5, half_life=10.0, half_life_unit="seconds") for _ in range(2)]
+    skippers = [Skipper(TwoTables(rows=2), policy) for policy in policies]
+    policies[0].update_gates(Progress(0, 0, time))
+    policies[1].load_state_dict(policies[0].state_dict())
+    assert policies[1].state_dict()["clock"] == time and len(skippers) == 2

@@ -317,3 +317,44 @@ def test_a_model_that_holds_its_skipper_is_freed(policy: type[Policy]) -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 0},  # would fill empty batches for ever
+        {"batch_size": "16"},
+        {"inputs_seen": -1},
+        {"inputs_seen": 10**30},
+        {"earlier": [float("inf"), 0]},
+        {"first_epoch": -5},
+    ],
+)
+def test_a_state_of_impossible_numbers(change: dict[str, object]) -> None:
+    state = Skipper(MODEL, Random(0.5), batch_size=16).state_dict()
+    with pytest.raises(ConfigError, match="the state's"):
+        Skipper(MODEL, Random(0.5)).load_state_dict({**state, **change})
+
+
+def test_waiting_inputs_of_other_types_are_refused_before_compiled_code_reads_them() -> None:
+    first = Skipper(MODEL, Random(0.5), batch_size=16)
+    list(first.push(make_batch(0, 10, with_bag=True)))
+    state = first.state_dict()
+    bag = state["waiting"]["bags"][0]
+    size = len(state["waiting"]["index"])
+    for change in (
+        {"bags": [{**bag, "values": bag["values"][:, None]}]},
+        {"bags": [{**bag, "offsets": bag["offsets"].float()}]},
+        {"ids": state["waiting"]["ids"].bool()},
+        {"labels": torch.zeros(size, dtype=torch.float64)},
+        {"weights": torch.zeros(1)},
+        {"dense": torch.zeros(size)},
+        {"time": torch.zeros(size)},
+        {"logit_offset": torch.zeros(size, 2)},
+        {"carried": {"a": torch.zeros(size + 1)}},
+    ):
+        with pytest.raises(ConfigError, match="the state's"):
+            Skipper(MODEL, Random(0.5), batch_size=16).load_state_dict(
+                {**state, "waiting": {**state["waiting"], **change}}
+            )
+    Skipper(MODEL, Random(0.5), batch_size=16).load_state_dict(state)

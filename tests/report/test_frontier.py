@@ -147,3 +147,10 @@ def test_the_page_shows_every_record_and_escapes_what_they_say(tmp_path, open_in
     assert console == []
     with pytest.raises(DataError, match="no points"):
         frontier_page([Record(name="step")])
+
+
+def test_a_page_of_points_of_which_some_lack_figures() -> None:
+    """Lists were measured for one policy alone, and buckets of another have other names."""
+    points = [*POINTS[:2], {**POINTS[2], "coverage": 0.5, "gini": 0.5, "by_popularity": {"tail": {"auc": 0.5}}}]
+    page = frontier_page([Record(name="frontier_a", dataset="a", points=points)])
+    assert "tail" in page and "gini</th>" not in page

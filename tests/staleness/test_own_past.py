@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from tests.policies.support import TwoTables, make_batch
 from torch import nn
 
+from slipstream.errors import ConfigError
 from slipstream.policies.skipper import cross_entropies
 from slipstream.staleness.own_past import EarlierSelf, Window, scores_of, weighted_auc
 
@@ -75,3 +77,15 @@ def test_the_copy_stays_as_it_was_and_uses_up_no_draws() -> None:
     assert past.state_dict()["tensors"][0].data_ptr() != model.user.weight.data_ptr()
     other.load_state_dict({})
     assert not other.taken
+
+
+def test_a_copy_may_be_of_another_dtype_and_not_of_another_model() -> None:
+    model = TwoTables()
+    past = EarlierSelf(model, cross_entropies)
+    past.take()
+    state = past.state_dict()
+    other = EarlierSelf(copy.deepcopy(model).bfloat16(), cross_entropies)
+    other.load_state_dict(state)
+    assert other.taken
+    with pytest.raises(ConfigError, match="another model"):
+        other.load_state_dict({"tensors": [tensor[:1] for tensor in state["tensors"]]})

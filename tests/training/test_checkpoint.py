@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slipstream.embedding.table import Table
-from slipstream.errors import CheckpointError, OutputError
+from slipstream.errors import CheckpointError, ConfigError, DataError, Interrupted, OutputError
 from slipstream.training.checkpoint import CheckpointFolder, DamagedCheckpointWarning, folder, tensors
 from slipstream.training.checkpoint.folder import Info
 from slipstream.training.checkpoint.manifest import encode_manifest, read_manifest
@@ -259,3 +259,33 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path):
 def test_counts_that_no_state_can_hold_are_refused(tmp_path):
     with pytest.raises(TypeError, match="ndarray"):
         CheckpointFolder(tmp_path).save({"counts": np.zeros(3)}, info(1))
+
+
+@pytest.mark.parametrize(
+    ("raised", "becomes", "said"),
+    [
+        (KeyError("model"), CheckpointError, "does not hold the state of this training .KeyError"),
+        (ConfigError("is of another table", remedy="do this"), CheckpointError, "final: .*another table.*; do this"),
+        (RuntimeError("can't allocate memory: you tried"), MemoryError, ""),
+        (Interrupted("asked to end", remedy="saved"), Interrupted, "asked to end"),
+        (DataError("was truncated", file="ids.i32"), DataError, "ids.i32: was truncated"),
+    ],
+)
+def test_what_readers_of_a_state_raise(tmp_path, raised, becomes, said):
+    CheckpointFolder(tmp_path).save({"a": 1}, info(1), finished=True)
+    loaded = CheckpointFolder(tmp_path).newest()
+    assert loaded is not None
+    with pytest.raises(becomes, match=said), loaded.taken_over():
+        raise raised
+
+
+def test_an_older_checkpoint_takes_the_place_of_one_whose_tree_lacks_a_tensor(tmp_path):
+    checkpoints = CheckpointFolder(tmp_path)
+    checkpoints.save({"a": torch.ones(2)}, info(1))
+    path = checkpoints.save({"a": torch.ones(2)}, info(2))
+    manifest, _ = read_manifest(path)
+    data, _ = encode_manifest(manifest.model_copy(update={"state": {"a": {"$tensor": "b"}}}))
+    (path / "manifest.json").write_bytes(data)
+    with pytest.warns(DamagedCheckpointWarning, match="tensor 'b' is missing"):
+        loaded = CheckpointFolder(tmp_path).newest()
+    assert loaded is not None and loaded.path.name == "step-000000000001"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slipstream.errors import ConfigError
-from slipstream.restored import count, number
+from slipstream.restored import finite_number, whole_number
 
 LEAST = 0.01
 """The shortest run, as a share of the inputs of its kind."""
@@ -52,8 +52,10 @@ class Rate:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state."""
-        self.share, self._calm = number(state, "share", above=0.0), count(state, "calm")
-        self._last = None if state["last"] is None else number(state, "last")
+        self.share, self._calm = finite_number(state, "share", above=0.0), whole_number(state, "calm")
+        self._last = None if state["last"] is None else float(state["last"])
+        if self.share > 1.0:
+            raise ConfigError(f"the state's share is {self.share}, above 1")
 
 
 class Runs:
@@ -103,8 +105,13 @@ class Runs:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state."""
         self.rate.load_state_dict(state["rate"])
-        *self._taken, self._turn, self.handed_out = (count(state["counters"], place) for place in range(4))
+        *self._taken, self._turn, self.handed_out = (whole_number(state["counters"], place) for place in range(4))
         cold, hot = state["kinds"]
+        last = max((int(kind.max()) for kind in self._kinds if len(kind)), default=-1)
+        for kind in (cold, hot):
+            fits = kind.dtype == torch.int64 and kind.dim() == 1
+            if not fits or (len(kind) and not 0 <= int(kind.min()) <= int(kind.max()) <= last):
+                raise ConfigError("the state's runs are of other inputs")
         if self._turn > 1 or any(taken > len(kind) for taken, kind in zip(self._taken, (cold, hot), strict=True)):
             raise ConfigError("the state's runs have handed out more inputs than there are")
         self._kinds = (cold, hot)

@@ -23,7 +23,7 @@ from slipstream.policies.base import Gated, Policy, PolicyBaseConfig, Progress, 
 from slipstream.policies.guard_evidence import Evidence
 from slipstream.policies.importance import Importance
 from slipstream.policies.random import Random
-from slipstream.restored import count, number
+from slipstream.restored import finite_number, whole_number
 from slipstream.staleness.own_past import Losses
 
 if TYPE_CHECKING:
@@ -240,8 +240,10 @@ class Guard(Policy):
         """Takes over a state."""
         if self._evidence is not None and state["evidence"]:
             self._evidence.load_state_dict(state["evidence"])
-        self._budget = number(state, "budget")
-        self._epoch, self._passed, self._told = (count(state["counters"], place) for place in range(3))
+        self._budget = finite_number(state, "budget")
+        if self._budget not in LADDER:
+            raise ConfigError(f"the state's budget is {self._budget}, none of {LADDER}")
+        self._epoch, self._passed, self._told = (whole_number(state["counters"], place) for place in range(3))
         self._moves = [dict(move) for move in state["moves"]]
         self._inner.set_budget(self._budget)
         self._inner.load_state_dict(state["inner"])

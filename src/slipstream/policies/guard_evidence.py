@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from slipstream.errors import ConfigError
-from slipstream.restored import count
+from slipstream.restored import whole_number
 from slipstream.staleness.own_past import EarlierSelf, Gain, Losses, Window, scores_of, weighted_auc
 
 if TYPE_CHECKING:
@@ -185,11 +185,13 @@ class Evidence:
         for window, saved in zip(self._windows, state["windows"], strict=True):
             window.load(saved)
         self._gains = [(Gain(*loss), Gain(*auc)) for loss, auc in state["gains"]]
-        counters = [count(state["counters"], place) for place in range(6)]
+        counters = [whole_number(state["counters"], place) for place in range(6)]
         self._steps, self.trained, self.measured, self._copied_at, self._next, self._quarters = counters
         if self._past.taken and not 0 < self._copied_at <= self.trained:
             raise ConfigError(f"the state's copy was taken after {self._copied_at} of {self.trained} inputs")
         self.open, self.rare, self._fresh = (bool(flag) for flag in state["flags"])
+        if self._past.taken and not self._fresh and not self._gains:
+            raise ConfigError("the state has concluded nothing of its window, and says that it has")
 
 
 def _grew(before: Gain, after: Gain) -> bool:

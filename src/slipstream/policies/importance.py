@@ -17,7 +17,7 @@ from torch import Tensor
 
 from slipstream.errors import ConfigError
 from slipstream.policies.base import Policy, PolicyBaseConfig, share_in_range, validated
-from slipstream.restored import count, number
+from slipstream.restored import finite_number, whole_number
 from slipstream.staleness.surprise import BaseRate, Scout, Skill, in_proportion
 
 if TYPE_CHECKING:
@@ -287,8 +287,9 @@ class Importance(Policy):
             self._scout.load_state_dict(state["scout"])
         self._base.load_state_dict(state["base"])
         self._skill.load_state_dict(state["skill"])
-        self._inputs, self._batches, self._rested = (count(state, name) for name in ("inputs", "batches", "rested"))
-        self._debt, self._expected = number(state, "debt"), number(state, "expected")
+        self._inputs, self._batches = whole_number(state, "inputs"), whole_number(state, "batches")
+        self._rested = whole_number(state, "rested")
+        self._debt, self._expected = finite_number(state, "debt"), finite_number(state, "expected")
 
     def report(self) -> dict[str, Any]:
         """Settings, the share kept in expectation, the scout's log-loss, what it explains and how much it rested."""

@@ -15,6 +15,7 @@ from slipstream.errors import ConfigError
 from slipstream.policies.base import Gated, Policy, PolicyBaseConfig, TrainingData, share_in_range, validated
 from slipstream.policies.fae_schedule import Rate, Runs, without
 from slipstream.policies.hot_split import interleave, split_inputs
+from slipstream.restored import copy_into
 from slipstream.staleness.hot_rows import HOT_BYTES, SAMPLE_SHARE, check_hot_bytes
 from slipstream.staleness.own_past import Losses
 
@@ -165,7 +166,7 @@ class Order(Policy):
         """Takes over a state taken between two runs, after :meth:`plan`."""
         if "runs" in state and self._runs is not None:
             self._runs.load_state_dict(state["runs"])
-            self._tested = state["tested"]
+            copy_into(self._tested, state["tested"], "tested inputs")
 
     def report(self) -> dict[str, Any]:
         """Order, shares of rows and inputs that are hot, and of ``adaptive`` the runs and how long they are now."""

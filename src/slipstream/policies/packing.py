@@ -12,6 +12,7 @@ from torch import Tensor
 from slipstream.data.batch import Bag, Batch, Inputs
 from slipstream.errors import ConfigError
 from slipstream.kernels.inputs import Columns, append_bags
+from slipstream.restored import check_inputs, copy_into
 
 
 class _Filling:
@@ -157,9 +158,16 @@ class Packer:
 
 
 def _check_kinds(state: Mapping[str, Any]) -> None:
-    """Whether tensors have the types that compiled code takes."""
-    bags = [bag[part] for bag in state["bags"] for part in ("values", "offsets")]
-    whole = [state["ids"], state["index"], *bags, *([state["time"]] if "time" in state else [])]
-    floats = [state["dense"], state["labels"], state["weights"]]
-    if any(tensor.is_floating_point() for tensor in whole) or any(tensor.dtype != torch.float32 for tensor in floats):
-        raise ConfigError("the state's waiting inputs have columns of other types")
+    """Whether the columns of a state are as many as its inputs, and of the types that compiled code takes."""
+    size = len(state["index"])
+    check_inputs(state["ids"], [(bag["values"], bag["offsets"]) for bag in state["bags"]], size)
+    columns = {name: state[name] for name in ("labels", "weights", "logit_offset") if name in state}
+    for name, column in columns.items():
+        copy_into(torch.empty(size), column, f"waiting {name}")
+    for name in ("index", "time"):
+        if name in state:
+            copy_into(torch.empty(size, dtype=torch.int64), state[name], f"waiting {name}")
+    dense: Tensor = state["dense"]
+    others = [dense, *state.get("carried", {}).values()]
+    if dense.dtype != torch.float32 or dense.dim() != 2 or any(len(column) != size for column in others):
+        raise ConfigError("the state's waiting inputs have columns of another length or type")

@@ -27,7 +27,7 @@ from slipstream.policies.base import (
     validated,
 )
 from slipstream.policies.cadence import Cadence
-from slipstream.restored import count, fill
+from slipstream.restored import copy_into, whole_number
 from slipstream.staleness import CountedRows, CutName, PopularRows, Reduce, Rule, SketchedRows, TailCounts
 from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.sketch import MAX_DEPTH, WAYS
@@ -320,11 +320,11 @@ class PSSE(Policy):
         self._popular.load_state_dict(state["counts"])
         for name, tail in self._tail.items():
             if name in state["tail"]:
-                fill(tail.seen, state["tail"][name], f"tail of {name}")
+                copy_into(tail.seen, state["tail"][name], f"tail of {name}")
         for name, gate in state["gates"].items():
-            fill(self._tables[name].open_gate(), gate, f"gates of {name}")
-        self._clock = count(state, "clock") if "clock" in state else None
-        self._decisions, self._last = count(state, "decisions"), dict(state["last"])
+            copy_into(self._tables[name].open_gate(), gate, f"gates of {name}")
+        self._clock = whole_number(state, "clock", least=-(2**63), most=2**63 - 1) if "clock" in state else None
+        self._decisions, self._last = whole_number(state, "decisions"), dict(state["last"])
 
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
         """New rows were never looked up, and are open until the next decision."""

@@ -22,7 +22,7 @@ from slipstream.kernels import registry
 from slipstream.kernels.reference_sampling import Sampling
 from slipstream.kernels.types import DrawnLookups, Lookups
 from slipstream.policies.base import Gated, Policy, PolicyBaseConfig, Progress, share_in_range, validated
-from slipstream.restored import count
+from slipstream.restored import copy_into, whole_number
 from slipstream.staleness import DecayedCounts
 from slipstream.staleness.growth import grow_rows
 
@@ -104,7 +104,7 @@ class _Control:
         """Takes over a state, of the CPU's or of a GPU's."""
         if isinstance(self._sums, Tensor):
             for name, own in (("factor", self.factor), ("sums", self._sums)):
-                cast(Tensor, own).copy_(torch.as_tensor(state[name], dtype=torch.float64))
+                copy_into(cast(Tensor, own), torch.as_tensor(state[name], dtype=torch.float64), name)
         else:
             self.factor, self._sums = float(state["factor"]), [float(total) for total in state["sums"]]
             if not (self.factor > 0.0 and len(self._sums) == 3):
@@ -251,7 +251,7 @@ class RowImportance(Policy):
         for name, counts in self._counts.items():  # refuses other numbers of rows
             counts.load_state_dict(state["counts"][name])
         self._control.load_state_dict(state["control"])
-        self._draws, self._step = count(state, "draws"), count(state, "step")
+        self._draws, self._step = whole_number(state, "draws"), whole_number(state, "step")
 
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
         """New rows were never looked up."""

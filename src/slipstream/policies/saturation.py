@@ -20,7 +20,7 @@ from slipstream.policies.base import (
     validated,
 )
 from slipstream.policies.cadence import Cadence
-from slipstream.restored import count, fill
+from slipstream.restored import copy_into, whole_number
 from slipstream.staleness import DecayedCounts
 from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.saturation import ripe_count, saturation_cut, set_gates
@@ -260,13 +260,13 @@ class Saturation(Policy):
         for name, counts in self._counts.items():  # refuses other numbers of rows
             counts.load_state_dict(state["counts"][name])
         for name, signal in state["signals"].items():
-            fill(self._tables[name].measure(), signal, f"signal of {name}")
+            copy_into(self._tables[name].measure(), signal, f"signal of {name}")
         for name, trail in state["trails"].items():
-            fill(self._tables[name].open_trail(), trail, f"trail of {name}")
+            copy_into(self._tables[name].open_trail(), trail, f"trail of {name}")
         for name, gate in state["gates"].items():
-            fill(self._tables[name].open_gate(), gate, f"gates of {name}")
-        self._step, self._decisions = count(state, "step"), count(state, "decisions")
-        self._thawed, self._shut = count(state, "thawed"), count(state, "shut")
+            copy_into(self._tables[name].open_gate(), gate, f"gates of {name}")
+        self._step, self._decisions = whole_number(state, "step"), whole_number(state, "decisions")
+        self._thawed, self._shut = whole_number(state, "thawed"), whole_number(state, "shut")
         self._refreshing = bool(state["refreshing"])
         self._cut = None if state["cut"] is None else (float(state["cut"][0]), float(state["cut"][1]))
 

@@ -23,7 +23,7 @@ from slipstream.policies.listening import listener_of, stop_listening
 from slipstream.policies.packing import Packer
 from slipstream.policies.report import SkipReport
 from slipstream.policies.row_updates import RowUpdates
-from slipstream.restored import count
+from slipstream.restored import whole_number
 from slipstream.staleness.own_past import Losses
 
 _INPUT_STREAM = 0x51D5
@@ -331,9 +331,9 @@ class Skipper:
         """
         if state["policy"] != self.policy.name:
             raise ConfigError(f"the Skipper's state is of policy {state['policy']!r}, not {self.policy.name!r}")
-        steps, samples = state.get("earlier", (0, 0))
-        self._earlier = (int(steps) + count(state, "steps"), int(samples) + count(state, "samples"))
-        self.epoch = self._first_epoch = count(state, "epoch")
+        steps, samples = _earlier(state)
+        self._earlier = (steps + whole_number(state, "steps"), samples + whole_number(state, "samples"))
+        self.epoch = self._first_epoch = whole_number(state, "epoch")
         self.policy.continue_from(state["policy_state"], rows)
         self.row_updates.set(0, 0)
 
@@ -349,13 +349,12 @@ class Skipper:
         if self.batch_size is not None and state["batch_size"] not in (None, self.batch_size):
             raise ConfigError(f"the Skipper's state is of batch_size {state['batch_size']}, not {self.batch_size}")
         self.policy.load_state_dict(state["policy_state"])
-        self.batch_size = state["batch_size"]
-        self.inputs_seen, self.inputs_kept = count(state, "inputs_seen"), count(state, "inputs_kept")
-        self.steps, self.epoch = count(state, "steps"), count(state, "epoch")
-        self._samples, self._dropped = count(state, "samples"), count(state, "dropped")
-        steps, samples = state.get("earlier", (0, 0))
-        self._earlier = (int(steps), int(samples))
-        self._first_epoch = int(state.get("first_epoch", 0))
+        self.batch_size = None if state["batch_size"] is None else whole_number(state, "batch_size", least=1)
+        self.inputs_seen, self.inputs_kept = whole_number(state, "inputs_seen"), whole_number(state, "inputs_kept")
+        self.steps, self.epoch = whole_number(state, "steps"), whole_number(state, "epoch")
+        self._samples, self._dropped = whole_number(state, "samples"), whole_number(state, "dropped")
+        self._earlier = _earlier(state)
+        self._first_epoch = whole_number({"first_epoch": 0, **state}, "first_epoch")
         waiting = dict(state["waiting"])
         if waiting and self.corrects_by_offset:  # a state of before there were any: those inputs have weights
             waiting.setdefault("logit_offset", torch.zeros_like(waiting["labels"]))
@@ -366,4 +365,10 @@ class Skipper:
             )
         self._packer.load_state_dict(waiting, self.batch_size)
         # The tables' own counters may or may not have been restored.
-        self.row_updates.set(count(state, "lookups"), count(state, "skipped"))
+        self.row_updates.set(whole_number(state, "lookups"), whole_number(state, "skipped"))
+
+
+def _earlier(state: Mapping[str, Any]) -> tuple[int, int]:
+    """Steps and samples of the trainings before that of the state; older states know of none."""
+    earlier = state.get("earlier", (0, 0))
+    return whole_number(earlier, 0, of="earlier "), whole_number(earlier, 1, of="earlier ")

@@ -13,7 +13,7 @@ from slipstream.data.batch import Bag, Inputs
 from slipstream.errors import ConfigError
 from slipstream.policies.base import Gated, TrainingData
 from slipstream.policies.hot_split import HotSplit, split_inputs, weights_of
-from slipstream.restored import count
+from slipstream.restored import check_inputs, whole_number
 from slipstream.staleness.stale_inputs import HotSnapshot, Rule, checked_marks, stale_inputs
 
 if TYPE_CHECKING:
@@ -151,8 +151,9 @@ class Once:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state."""
         check_mode(state, "once")
-        self._samples, self._passed, self._dropped = (count(state, key) for key in ("samples", "passed", "dropped"))
-        self._snapshot_at, self._decide_at = count(state, "snapshot_at"), count(state, "decide_at")
+        self._samples, self._passed = whole_number(state, "samples"), whole_number(state, "passed")
+        self._dropped = whole_number(state, "dropped")
+        self._snapshot_at, self._decide_at = whole_number(state, "snapshot_at"), whole_number(state, "decide_at")
         self._used, self._report = [self._tables[name] for name in state["tables"]], dict(state["report"])
         self._hot = checked_marks(state["hot"], self._weights())
         self._sample = inputs_from(state["sample"]) if "sample" in state else None
@@ -209,8 +210,6 @@ def inputs_state(inputs: Inputs) -> dict[str, Any]:
 def inputs_from(state: Mapping[str, Any]) -> Inputs:
     """What :func:`inputs_state` saved; no dense columns."""
     ids: Tensor = state["ids"]
-    parts = [ids, *(bag[part] for bag in state["bags"] for part in ("values", "offsets"))]
-    if ids.dim() != 2 or any(part.is_floating_point() for part in parts):
-        raise ConfigError("the state's sample has ids of another type")
+    check_inputs(ids, [(bag["values"], bag["offsets"]) for bag in state["bags"]], len(ids))
     bags = tuple(Bag(bag["values"], bag["offsets"]) for bag in state["bags"])
     return Inputs(torch.empty(ids.shape[0], 0), ids, bags)

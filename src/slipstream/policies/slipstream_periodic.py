@@ -14,7 +14,7 @@ from slipstream.policies.base import Gated, TrainingData
 from slipstream.policies.hot_split import weights_of
 from slipstream.policies.slipstream_once import check_mode, found, inputs_from, inputs_state, names_of
 from slipstream.policies.table_map import tables_of_inputs
-from slipstream.restored import count
+from slipstream.restored import whole_number
 from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.hot_rows import add_accesses, hot_inputs, lookups_of, rows_within, top_rows
 from slipstream.staleness.popularity import PopularityCounts, make_counts
@@ -143,8 +143,8 @@ class Periodic:
         self._count_for([self._by_name[name] for name in state["tables"]])
         for counts, saved in zip(self._counts, state["counts"], strict=True):
             counts.load_state_dict(saved)
-        self._batches, self._decisions = count(state, "batches"), count(state, "decisions")
-        self._dropped, self._last = count(state, "dropped"), dict(state["last"])
+        self._batches, self._decisions = whole_number(state, "batches"), whole_number(state, "decisions")
+        self._dropped, self._last = whole_number(state, "dropped"), dict(state["last"])
         self._hot = checked_marks(state["hot"], weights_of(self._tables))
         self._sample = [inputs_from(state["sample"])] if "sample" in state else []
         self._snapshot = (

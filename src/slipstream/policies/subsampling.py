@@ -20,7 +20,7 @@ from slipstream.policies.base import (
     validated,
 )
 from slipstream.policies.cadence import Cadence
-from slipstream.restored import count, fill, number
+from slipstream.restored import copy_into, finite_number, whole_number
 from slipstream.staleness import DecayedCounts
 from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.subsampling import set_gates, subsampling_cut
@@ -185,10 +185,11 @@ class Subsampling(Policy):
         for name, counts in self._counts.items():  # refuses other numbers of rows
             counts.load_state_dict(state["counts"][name])
         for name, gate in state["gates"].items():
-            fill(self._tables[name].open_gate(), gate, f"gates of {name}")
-        self._step, self._decisions = count(state, "step"), count(state, "decisions")
-        self._thinned_rows = count(state, "thinned_rows")
-        self._shares = None if state["shares"] is None else (number(state["shares"], 0), number(state["shares"], 1))
+            copy_into(self._tables[name].open_gate(), gate, f"gates of {name}")
+        self._step, self._decisions = whole_number(state, "step"), whole_number(state, "decisions")
+        self._thinned_rows = whole_number(state, "thinned_rows")
+        shares = state["shares"]
+        self._shares = None if shares is None else (finite_number(shares, 0), finite_number(shares, 1))
 
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
         """New rows were never looked up: all of their lookups take part until the next decision."""

@@ -228,6 +228,7 @@ def summary(points: Sequence[Point]) -> list[dict[str, Any]]:
     """One row for each policy and budget, means over its seeds."""
     rows: list[dict[str, Any]] = []
     by = measure(points)
+    lists = [name for name in ("coverage", "gini") if all(point.get(name) is not None for point in points)]
     for (policy, budget), group in grouped(points).items():
         members = list(group.values())
         quality = Spread.of([point[by.key] for point in members])
@@ -247,11 +248,7 @@ def summary(points: Sequence[Point]) -> list[dict[str, Any]]:
             "inputs": _mean(members, "share_of_inputs_trained"),
             "skipped": _mean(members, "share_of_row_updates_skipped"),
             **{bucket: "–" if value is None else value for bucket, value in by_bucket(members).items()},
-            **{
-                name: _mean(members, name)
-                for name in ("coverage", "gini")
-                if all(point.get(name) is not None for point in members)
-            },
+            **{name: _mean(members, name) for name in lists},
         }
         equal_share = against_random(points, policy, budget) if policy != "random" else None
         equal_time = against_random_at_equal_time(points, policy, budget) if not _is_control(policy) else None

@@ -67,7 +67,7 @@ def section(record: Record, name: str, anchor: str) -> list[str]:
     """
     points = record.points
     rows = summary(points)
-    titles = list(rows[0])
+    titles = list(dict.fromkeys(title for row in rows for title in row))
     short = {key: value for key, value in record.conditions.items() if isinstance(value, int | float | str)}
     conditions = ", ".join(f"{key}: {value}" for key, value in short.items() if value is not False)
     return [
@@ -78,7 +78,7 @@ def section(record: Record, name: str, anchor: str) -> list[str]:
         f'<div class="plots">{"".join(_figures(points, name))}</div>',
         table(
             titles,
-            [[_cell(row[title]) for title in titles] for row in rows],
+            [[_cell(row.get(title, "–")) for title in titles] for row in rows],
             [title != "policy" for title in titles],
         ),
     ]

@@ -16,7 +16,7 @@ from numba import njit
 from torch import Tensor
 
 from slipstream.errors import ConfigError
-from slipstream.restored import count, fill
+from slipstream.restored import copy_into, whole_number
 
 
 @njit(cache=True, nogil=True)
@@ -98,20 +98,20 @@ class Displacement:
             ConfigError: It is of another table.
         """
         self = cls.__new__(cls)
-        self.num_rows = count(state, "num_rows")
+        self.num_rows = whole_number(state, "num_rows")
         if self.num_rows != len(weight):
             raise ConfigError(f"the snapshot is of a table of {self.num_rows} rows, not {len(weight)}")
         hot = len(state["rows"])
         self.rows = torch.empty(hot, dtype=torch.int64)
-        fill(self.rows, state["rows"], "hot rows")
+        copy_into(self.rows, state["rows"], "hot rows")
         ends = [int(row) for row in self.rows[:1]] + [int(row) for row in self.rows[-1:]]
         if bool((self.rows.diff() <= 0).any()) or any(not 0 <= row < len(weight) for row in ends):
             raise ConfigError(f"the state's hot rows are not rows of a table of {len(weight)}, rising")
         self.largest, self.before = torch.empty(hot), None
-        fill(self.largest, state["largest"], "displacement of hot rows")
+        copy_into(self.largest, state["largest"], "displacement of hot rows")
         if "before" in state:
             self.before = torch.empty(hot, weight.shape[1])
-            fill(self.before, state["before"], "copies of hot rows")
+            copy_into(self.before, state["before"], "copies of hot rows")
         return self
 
 

@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from slipstream.restored import count, fill, number
+from slipstream.errors import ConfigError
+from slipstream.restored import whole_number
 
 if TYPE_CHECKING:
     from slipstream.data.batch import Batch
@@ -74,7 +75,9 @@ class EarlierSelf:
             self._copy = copy.deepcopy(self._model)
             with torch.no_grad():
                 for mine, saved in zip(_tensors(self._copy), state["tensors"], strict=True):
-                    fill(mine, saved, "copy of the model")
+                    if mine.shape != saved.shape:  # dtypes may differ: a model may be cast after its state was loaded
+                        raise ConfigError("the state's copy is of another model")
+                    mine.copy_(saved)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -121,8 +124,10 @@ class Window:
 
     def load(self, state: list[float]) -> None:
         """Takes over what :meth:`state` gave."""
-        self.count = count(state, 0)
-        self._xx, self._xy, self._yy = (number(state, place) for place in (1, 2, 3))
+        self.count = whole_number(state, 0)
+        self._xx, self._xy, self._yy = (float(part) for part in state[1:])
+        if self._xx < 0.0 or self._yy < 0.0:
+            raise ConfigError("the state's window has a negative sum of squares")
 
 
 def scores_of(losses: Tensor, labels: Tensor) -> npt.NDArray[np.float64]:

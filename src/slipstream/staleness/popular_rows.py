@@ -220,6 +220,9 @@ class SketchedRows:
         if list(state.get("num_rows", {}).items()) != list(self._num_rows.items()):
             raise ConfigError(f"the sketch's state is not of tables {self._num_rows} (rows by name)")
         self.sketch.load_state_dict(state["sketch"])
+        heavy, sizes = self.sketch.heavy(), torch.tensor(list(self._num_rows.values()))
+        if bool((heavy.tables >= len(sizes)).any()) or bool((heavy.rows >= sizes[heavy.tables]).any()):
+            raise ConfigError("the sketch's state has heavy rows that no table has")
 
 
 def _mass(scores: Sequence[Tensor]) -> float:

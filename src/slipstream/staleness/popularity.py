@@ -14,7 +14,7 @@ from torch import Tensor
 
 from slipstream.errors import ConfigError, IndexOutOfRange
 from slipstream.kernels import registry
-from slipstream.restored import fill, number
+from slipstream.restored import copy_into, finite_number
 from slipstream.staleness.compiled import count_exactly
 
 _RESCALE_AT = 2.0**40
@@ -88,7 +88,7 @@ class ExactCounts:
         Raises:
             ConfigError: The state is of a table with other rows.
         """
-        fill(self.scores, state["scores"], "popularity", remedy=_SAME_COUNTS)
+        copy_into(self.scores, state["scores"], "popularity", remedy=_SAME_COUNTS)
 
 
 class DecayedCounts:
@@ -142,8 +142,8 @@ class DecayedCounts:
         Raises:
             ConfigError: The state is of a table with other rows.
         """
-        fill(self.scores, state["scores"], "popularity", remedy=_SAME_COUNTS)
-        self.increment = number(state, "increment", above=0.0)
+        copy_into(self.scores, state["scores"], "popularity", remedy=_SAME_COUNTS)
+        self.increment = finite_number(state, "increment", above=0.0)
 
 
 def make_counts(num_rows: int, half_life: float | None, device: torch.device | None = None) -> PopularityCounts:

@@ -17,7 +17,7 @@ from numba import njit
 from torch import Tensor
 
 from slipstream.errors import ConfigError, IndexOutOfRange
-from slipstream.restored import fill, number
+from slipstream.restored import copy_into, finite_number
 
 WAYS = 8
 """Heavy rows that share a bucket."""
@@ -274,8 +274,11 @@ class PopularitySketch:
             ConfigError: The state is of a sketch of another size.
         """
         for name in ("counters", "keys", "estimates", "totals"):
-            fill(getattr(self, name), state[name], f"sketch ({name})", remedy=_SAME_SKETCH)
+            copy_into(getattr(self, name), state.get(name), f"sketch ({name})", remedy=_SAME_SKETCH)
+        rows = self.keys[self.keys != _EMPTY]
+        if bool((rows < 0).any()):
+            raise ConfigError("the state's sketch has keys of no row", remedy=_SAME_SKETCH)
         seeds = torch.empty(len(self._seeds), dtype=torch.int64)
-        fill(seeds, state["seeds"], "sketch (seeds)", remedy=_SAME_SKETCH)
+        copy_into(seeds, state["seeds"], "sketch (seeds)", remedy=_SAME_SKETCH)
         self._seeds = seeds.numpy().view(np.uint64)
-        self.increment = number(state, "increment", above=0.0)
+        self.increment = finite_number(state, "increment", above=0.0)

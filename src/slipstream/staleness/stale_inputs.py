@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
-from slipstream.restored import fill
+from slipstream.restored import copy_into
 from slipstream.staleness.displacement import Displacement, Threshold, bisect_threshold
 from slipstream.staleness.hot_rows import lookups_of
 
@@ -84,8 +84,10 @@ def checked_marks(marks: Sequence[Any], weights: Sequence[Tensor]) -> list[Tenso
     Raises:
         ConfigError: They are of other tables.
     """
-    for mark, weight in zip(marks, weights, strict=bool(marks)):
-        fill(torch.empty(len(weight), dtype=torch.uint8), mark, "hot rows")
+    if marks and len(marks) != len(weights):
+        raise ConfigError(f"the state has hot rows of {len(marks)} tables, not {len(weights)}")
+    for mark, weight in zip(marks, weights, strict=False):
+        copy_into(torch.empty(len(weight), dtype=torch.uint8), mark, "hot rows")
     return list(marks)
 
 
@@ -155,6 +157,8 @@ class HotSnapshot:
             ConfigError: The state is of other tables.
         """
         self = cls.__new__(cls)
+        if len(state["tables"]) != len(weights):
+            raise ConfigError(f"the snapshot is of {len(state['tables'])} tables, not {len(weights)}")
         pairs = zip(state["tables"], weights, strict=True)
         self.tables = [Displacement.from_state(table, weight) for table, weight in pairs]
         self.found = Threshold(state.get("threshold"), state["share"], state["steps"]) if "steps" in state else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
 from slipstream.kernels import scout as scout_kernel
-from slipstream.restored import count, number
+from slipstream.restored import finite_number, whole_number
 from slipstream.staleness.compiled import factor_for_sum
 
 
@@ -66,7 +66,7 @@ class Skill:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state."""
-        self._scout, self._base = number(state, "scout"), number(state, "base")
+        self._scout, self._base = finite_number(state, "scout"), finite_number(state, "base")
 
 
 class BaseRate:
@@ -102,7 +102,7 @@ class BaseRate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state."""
-        self._positive, self._total = number(state, "positive"), number(state, "total")
+        self._positive, self._total = finite_number(state, "positive"), finite_number(state, "total")
 
 
 def check_labels(labels: Tensor) -> None:
@@ -203,10 +203,12 @@ class Scout:
             ConfigError: The state is of a scout with another number of slots.
         """
         table: Tensor | None = state["table"]
+        if table is not None and (table.dtype != torch.float32 or table.dim() != 2 or table.shape[1] != 4):
+            raise ConfigError("the state's scout is no float32 table of 4 columns")
         if table is not None and not 0 < table.shape[0] - (1 << self.bits) <= 1 << self.bits:
             raise ConfigError(
                 f"the state's scout has {table.shape[0]} rows, which are not those of 2^{self.bits} slots",
                 remedy="set bits as it was when the state was saved",
             )
         self.table = None if table is None else table.clone()
-        self.inputs, self.loss = count(state, "inputs"), number(state, "loss")
+        self.inputs, self.loss = whole_number(state, "inputs"), finite_number(state, "loss")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slipstream.errors import ConfigError
-from slipstream.restored import fill
+from slipstream.restored import copy_into
 from slipstream.staleness.compiled import count_up_to, mark_below, on_host
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class TailInputs:
         self._seen = []
         for seen in state["seen"]:
             counts = _grown(TailCounts(0, self.limit), len(seen))
-            fill(counts.seen[: len(seen)], seen, "tail")
+            copy_into(counts.seen[: len(seen)], seen, "tail")
             self._seen.append(counts)
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from slipstream.embedding import tables
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.kernels import reference
-from slipstream.restored import count
 from slipstream.staleness.growth import grow_rows
 from slipstream.training.checkpoint.folder import CheckpointFolder
 from slipstream.training.config import TrainConfig
@@ -88,7 +87,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
     state: dict[int, dict[str, Any]] = {}
     for position, values in saved["state"].items():
         rows = len(parameters[position]) if parameters[position].dim() else 0
-        now = count({"step": int(values["step"])}, "step") if "step" in values else 0
+        now = int(values["step"]) if "step" in values else 0
         state[position] = {
             name: grow_rows(value, rows, reference.wrap_step(now) if name == "last_step" else 0)
             if isinstance(value, Tensor) and value.dim() and len(value) < rows

@@ -19,7 +19,7 @@ from slipstream.embedding import CachedEmbeddingCollection
 from slipstream.evaluation import RankingScores, score
 from slipstream.models import Recommender, RowCacheOptions, build_model
 from slipstream.policies import Skipper, build_policy
-from slipstream.restored import number
+from slipstream.restored import copy_into, finite_number
 from slipstream.training.config import TrainConfig
 from slipstream.training.events import ChunkScored, EpochDone, Listener, tell
 from slipstream.training.noting import Notes
@@ -343,14 +343,21 @@ class Trainer:
             **({} if self.ranks is None else {"ledger": self.ranks.ledger.state()}),
         }
 
+    def plan(self) -> None:
+        """Has the policy plan the order of an epoch (holdout), once.
+
+        A state is of its outcome, which costs no memory in it.
+        """
+        if self.config.mode == "holdout":
+            self._planned()
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where ``state`` was taken, in a trainer of the same configuration and data, before :meth:`run`.
 
         Raises:
             ConfigError: The state does not fit.
         """
-        if self.config.mode == "holdout":
-            self._planned()  # its outcome is what the state is of, and costs no memory in it
+        self.plan()
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             # The groups' settings are the configuration's, and rates are set before each step.
@@ -363,14 +370,17 @@ class Trainer:
         position.check(self.config.epochs, self.total_samples)
         self.epoch, self.samples, self.steps = position.epoch, position.samples, position.steps
         self._predicted, self._scoring = position.predicted, position.scoring
-        self.training.set(number(state, "training_seconds"), state.get("phase_seconds", {}))
-        self.predicting.set(number(state, "prediction_seconds"), {})
-        self.schedule.dense_lr, self.schedule.embedding_lr = (float(rate) for rate in state["rates"])
+        self.training.set(finite_number(state, "training_seconds"), state.get("phase_seconds", {}))
+        self.predicting.set(finite_number(state, "prediction_seconds"), {})
+        rates = state["rates"]
+        self.schedule.dense_lr, self.schedule.embedding_lr = (finite_number(rates, i, of="rates ") for i in (0, 1))
         self._reports.load(state["losses"])
-        if self.config.mode == "prequential":
-            self._logits[: self._predicted] = state["logits"].numpy()
-        else:
-            self._logits = state["logits"].numpy()
+        logits = torch.from_numpy(self._logits[: self._predicted])
+        if self.config.mode == "holdout":
+            scored = self.score_range[1] - self.score_range[0]
+            logits = torch.empty(scored if self.epoch or len(state["logits"]) else 0)
+            self._logits = logits.numpy()
+        copy_into(logits, state["logits"], "logits")
         self.step.load_state_dict(state)
         if self.ranks is not None:
             self.ranks.ledger.load(state.get("ledger"))

@@ -176,6 +176,7 @@ def restore(trainer: Trainer, loaded: Loaded) -> None:
         raise ConfigError("cannot resume: the data is not that of the training", remedy="name the same data set")
     if data.get("files") != store.stamps:
         type(store).open(store.path, verify=True)  # copied, perhaps, or written to: its checksums tell
+    trainer.plan()
     with loaded.taken_over():
         trainer.load_state_dict(loaded.state["trainer"])
         load_listeners(trainer.listeners, loaded.state["listeners"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slipstream.embedding import tables
 from slipstream.embedding.table import Table
 from slipstream.errors import ConfigError
-from slipstream.restored import MOST, count, fill
+from slipstream.restored import MOST, copy_into, whole_number
 
 
 def tables_state(model: nn.Module) -> dict[str, Any]:
@@ -32,15 +32,16 @@ def load_tables(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Takes over what :func:`tables_state` gave, into tensors of the tables' own."""
     for name, table in tables(model).items():
         saved = state[name]
-        table.lookups, table.skipped = count(saved, "lookups"), count(saved, "skipped")
+        table.lookups, table.skipped = whole_number(saved, "lookups"), whole_number(saved, "skipped")
         for kept, own in (("gate", table.open_gate), ("signal", table.measure), ("trail", table.open_trail)):
             if saved[kept] is not None:
-                fill(own(), saved[kept], f"{kept} of {name}")
+                copy_into(own(), saved[kept], f"{kept} of {name}")
 
 
 _NEEDED: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),  # a kind of Adam in newer versions alone
+    torch.optim.SparseAdam: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.Adagrad: ("step", "sum"),
 }
 """What torch's optimizers take for given where a parameter has a state at all."""

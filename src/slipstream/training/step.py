@@ -15,7 +15,7 @@ from slipstream.embedding import CachedEmbeddingCollection
 from slipstream.models import Recommender
 from slipstream.optim import clip_grad_norm_
 from slipstream.policies import Skipper
-from slipstream.restored import count
+from slipstream.restored import whole_number
 from slipstream.training.config import TrainConfig
 from slipstream.training.hotline import hotline_step
 from slipstream.training.nonfinite import MOST_IN_A_ROW, gradients_are_finite, nonfinite_error
@@ -165,4 +165,5 @@ class Step:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what :meth:`state_dict` gave."""
-        self.left_out, self.left_out_in_a_row = count(state, "nonfinite_batches"), count(state, "nonfinite_in_a_row")
+        self.left_out = whole_number(state, "nonfinite_batches")
+        self.left_out_in_a_row = whole_number(state, "nonfinite_in_a_row")

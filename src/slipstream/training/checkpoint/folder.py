@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from slipstream.data.atomic import fsync_path, partial_name, replace_folder, write_bytes
-from slipstream.errors import CheckpointError, OutputError, SlipstreamError
+from slipstream.errors import CheckpointError, ConfigError, OutputError, SlipstreamError
 from slipstream.report.machine import versions
 from slipstream.training.checkpoint.manifest import (
     MANIFEST,
@@ -81,8 +81,10 @@ class Loaded:
         """
         try:
             yield
-        except SlipstreamError as error:
+        except (ConfigError, CheckpointError) as error:
             raise self._not_of_this(error.message, error.remedy) from error
+        except SlipstreamError:  # of the data, or asked to end
+            raise
         except _MISFITS as error:
             if "allocate memory" in str(error):  # torch's way to say it
                 raise MemoryError from error

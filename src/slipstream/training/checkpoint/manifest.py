@@ -19,7 +19,7 @@ from slipstream.errors import CheckpointError, DataError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-MAX_BYTES = 256 << 20
+MAX_BYTES = 1 << 30
 """Of a manifest: a larger one is damaged, and not read."""
 NAME = r"^(step-\d{12}|final)$"
 FileName = Annotated[str, Field(pattern=r"^tensors-\d{5}\.safetensors$")]
