@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from slipstream.data.atomic import atomic_file
+from slipstream.data.atomic import atomic_file, by_umask
 from slipstream.embedding.collection import EmbeddingCollection, PlainEmbeddingCollection
 from slipstream.embedding.convert import original_class
 from slipstream.errors import NotInstalled
@@ -81,7 +81,7 @@ def save_safetensors(model: nn.Module, path: str | Path) -> Path:
         path: The file; its folder is made.
     """
     path = Path(path)
-    with atomic_file(path) as partial:
+    with atomic_file(path) as partial, by_umask(partial):
         save_model(model, str(partial))
     return path
 

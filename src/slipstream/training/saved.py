@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,19 @@ def save_model(model: Recommender, config: ModelConfig, store: Store, path: Path
     weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
     with atomic_file(path) as partial, by_umask(partial):
         save_file(weights, partial, metadata=metadata)
+        _order_metadata(partial)
+
+
+def _order_metadata(path: Path) -> None:
+    """Sorts a file's metadata: safetensors writes them in an order of the moment, and equal models as unequal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # spaces at its end are part of the format
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def read_wanted(path: Path) -> Wanted:
