@@ -79,3 +79,13 @@ def test_a_table_of_one_row_can_be_inspected(tmp_path: Path) -> None:
     said = call(prepare, tmp_path / "one.csv", tmp_path / "one", "--schema", tmp_path / "schema.yaml")
     assert "1 (100.0%)" in said  # positives
     assert "mean over 1 slices" in call(inspect, tmp_path / "one")
+
+
+@pytest.mark.parametrize("odd", [None, "many", -1.5, [1], {"a": 1}, True, "[red]"])
+def test_whatever_a_stores_provenance_says_it_can_be_inspected(odd: object, raw: list[str | Path]) -> None:
+    call(prepare, *raw)
+    path = Path(raw[1]) / "store.json"
+    names = ("format", "bad_rows", "negatives", "item", "user", "split", "options")
+    changed = {**json.loads(path.read_text()), "provenance": dict.fromkeys(names, odd)}
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    assert "fingerprint" in call(inspect, raw[1])

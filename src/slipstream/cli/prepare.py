@@ -96,6 +96,8 @@ def describe(store: Store) -> None:
     provenance, positives = store.manifest.provenance, store.manifest.num_positives
     bad, drawn = provenance.get("bad_rows"), provenance.get("negatives")
     each = drawn.get("per_positive") if isinstance(drawn, dict) else None
+    # The provenance is free: whoever writes stores may say what they like.
+    quarantined = f"{bad:,}, see {store.path / 'quarantine.tsv'}" if bad and isinstance(bad, int) else None
     output.facts(
         {
             "format": provenance.get("format"),
@@ -104,7 +106,7 @@ def describe(store: Store) -> None:
             "sparse features": ", ".join(f"{feature.name} ({feature.num_rows:,} rows)" for feature in store.features),
             "dense features": store.num_dense or None,
             "non-clicks": f"{each} drawn for each click" if each else None,
-            "quarantined rows": f"{bad:,}, see {store.path / 'quarantine.tsv'}" if bad else None,
+            "quarantined rows": quarantined,
             "fingerprint": store.fingerprint[:12],
             "folder": store.path,
         }
