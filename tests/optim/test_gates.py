@@ -175,7 +175,11 @@ def test_a_gate_or_state_of_another_size_is_refused() -> None:
             other.state[weight] = {"step": 1, "exp_avg": torch.zeros(3, 4), "exp_avg_sq": torch.zeros(3, 4)}
             optimizer.load_state_dict(other.state_dict())
         table(torch.arange(10)).sum().backward()
-        with pytest.raises(UnsupportedOption, match=r"of a table with weight \(10, 4\)|not of shape \(10, 4\)"):
+        said = {
+            "gate": r"gate of a table with weight \(10, 4\)",
+            "state": r"exp_avg of table .* not of shape \(10, 4\)",
+        }
+        with pytest.raises(UnsupportedOption, match=said[spoil]):
             optimizer.step()
 
 

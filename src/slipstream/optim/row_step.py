@@ -311,10 +311,8 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
     def _check_state(self, table: Table, state: Mapping[str, Any]) -> None:
         """The kernel takes what its rule needs for given; a state may have been loaded, or put there by hand."""
         whole, rows = tuple(table.weight.shape), tuple(table.weight.shape[:1])
-        for name, shape in {
-            **dict.fromkeys(self.row_state, rows if self.rowwise else whole),
-            "last_step": rows,
-        }.items():
+        shapes = dict.fromkeys(self.row_state, rows if self.rowwise else whole) | {"last_step": rows}
+        for name, shape in shapes.items():
             value = state.get(name)
             if value is None:  # it needs none
                 continue

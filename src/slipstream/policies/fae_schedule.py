@@ -105,7 +105,9 @@ class Runs:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state."""
         self.rate.load_state_dict(state["rate"])
-        *self._taken, self._turn, self.handed_out = (whole_number(state["counters"], place) for place in range(4))
+        *self._taken, self._turn, self.handed_out = (
+            whole_number(state["counters"], place, of="counters ") for place in range(4)
+        )
         cold, hot = state["kinds"]
         last = max((int(kind.max()) for kind in self._kinds if len(kind)), default=-1)
         for kind in (cold, hot):

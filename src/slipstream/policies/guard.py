@@ -243,7 +243,9 @@ class Guard(Policy):
         self._budget = finite_number(state, "budget")
         if self._budget not in LADDER:
             raise ConfigError(f"the state's budget is {self._budget}, none of {LADDER}")
-        self._epoch, self._passed, self._told = (whole_number(state["counters"], place) for place in range(3))
+        self._epoch, self._passed, self._told = (
+            whole_number(state["counters"], place, of="counters ") for place in range(3)
+        )
         self._moves = [dict(move) for move in state["moves"]]
         self._inner.set_budget(self._budget)
         self._inner.load_state_dict(state["inner"])

@@ -185,7 +185,7 @@ class Evidence:
         for window, saved in zip(self._windows, state["windows"], strict=True):
             window.load(saved)
         self._gains = [(Gain(*loss), Gain(*auc)) for loss, auc in state["gains"]]
-        counters = [whole_number(state["counters"], place) for place in range(6)]
+        counters = [whole_number(state["counters"], place, of="counters ") for place in range(6)]
         self._steps, self.trained, self.measured, self._copied_at, self._next, self._quarters = counters
         if self._past.taken and not 0 < self._copied_at <= self.trained:
             raise ConfigError(f"the state's copy was taken after {self._copied_at} of {self.trained} inputs")

@@ -124,7 +124,7 @@ class Window:
 
     def load(self, state: list[float]) -> None:
         """Takes over what :meth:`state` gave."""
-        self.count = whole_number(state, 0)
+        self.count = whole_number(state, 0, of="window ")
         self._xx, self._xy, self._yy = (float(part) for part in state[1:])
         if self._xx < 0.0 or self._yy < 0.0:
             raise ConfigError("the state's window has a negative sum of squares")
