@@ -60,9 +60,31 @@ def finite_number(
     return float(value)
 
 
-def copy_into(
-    target: Tensor, saved: Any, what: str, *, remedy: str = "load the state of a run with the same tables and settings"
-) -> None:
+_REMEDY = "load the state of a run with the same tables and settings"
+
+
+def checked_tensor(
+    saved: Any, what: str, shape: Sequence[int], dtype: torch.dtype = torch.float32, *, remedy: str = _REMEDY
+) -> Tensor:
+    """A tensor of a state, if it has this shape and dtype.
+
+    Args:
+        saved: What the state holds.
+        what: For the error.
+        shape: Of the tensor.
+        dtype: Of the tensor.
+        remedy: For the error.
+
+    Raises:
+        ConfigError: It has another shape or dtype, or is no tensor.
+    """
+    if isinstance(saved, Tensor) and saved.shape == torch.Size(shape) and saved.dtype == dtype:
+        return saved
+    found = f"{_name(saved.dtype)} {list(saved.shape)}" if isinstance(saved, Tensor) else "no tensor"
+    raise ConfigError(f"the state's {what} is {found}, not {_name(dtype)} {list(shape)}", remedy=remedy)
+
+
+def copy_into(target: Tensor, saved: Any, what: str, *, remedy: str = _REMEDY) -> None:
     """Copies a saved tensor into one of the same shape and dtype; torch would repeat a smaller one over it.
 
     Args:
@@ -72,15 +94,13 @@ def copy_into(
         remedy: For the error.
 
     Raises:
-        ConfigError: It has another shape or dtype.
+        ConfigError: It has another shape or dtype, or is no tensor.
     """
-    wanted = f"{str(target.dtype).removeprefix('torch.')} {list(target.shape)}"
-    if not isinstance(saved, Tensor):
-        raise ConfigError(f"the state's {what} is no tensor, not {wanted}", remedy=remedy)
-    if saved.shape != target.shape or saved.dtype != target.dtype:
-        found = f"{str(saved.dtype).removeprefix('torch.')} {list(saved.shape)}"
-        raise ConfigError(f"the state's {what} is {found}, not {wanted}", remedy=remedy)
-    target.copy_(saved)
+    target.copy_(checked_tensor(saved, what, target.shape, target.dtype, remedy=remedy))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def check_inputs(ids: Any, bags: Iterable[tuple[Any, Any]], samples: int) -> None:

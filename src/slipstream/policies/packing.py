@@ -12,7 +12,7 @@ from torch import Tensor
 from slipstream.data.batch import Bag, Batch, Inputs
 from slipstream.errors import ConfigError
 from slipstream.kernels.inputs import Columns, append_bags
-from slipstream.restored import check_inputs, copy_into
+from slipstream.restored import check_inputs, checked_tensor
 
 
 class _Filling:
@@ -161,12 +161,9 @@ def _check_kinds(state: Mapping[str, Any]) -> None:
     """Whether the columns of a state are as many as its inputs, and of the types that compiled code takes."""
     size = len(state["index"])
     check_inputs(state["ids"], [(bag["values"], bag["offsets"]) for bag in state["bags"]], size)
-    columns = {name: state[name] for name in ("labels", "weights", "logit_offset") if name in state}
-    for name, column in columns.items():
-        copy_into(torch.empty(size), column, f"waiting {name}")
-    for name in ("index", "time"):
-        if name in state:
-            copy_into(torch.empty(size, dtype=torch.int64), state[name], f"waiting {name}")
+    floats, whole = ("labels", "weights", "logit_offset"), ("index", "time")
+    for name in (name for name in (*floats, *whole) if name in state):
+        checked_tensor(state[name], f"waiting {name}", (size,), torch.float32 if name in floats else torch.int64)
     dense: Tensor = state["dense"]
     others = [dense, *state.get("carried", {}).values()]
     if dense.dtype != torch.float32 or dense.dim() != 2 or any(len(column) != size for column in others):

@@ -16,7 +16,7 @@ from numba import njit
 from torch import Tensor
 
 from slipstream.errors import ConfigError
-from slipstream.restored import copy_into, whole_number
+from slipstream.restored import checked_tensor, whole_number
 
 
 @njit(cache=True, nogil=True)
@@ -102,16 +102,14 @@ class Displacement:
         if self.num_rows != len(weight):
             raise ConfigError(f"the snapshot is of a table of {self.num_rows} rows, not {len(weight)}")
         hot = len(state["rows"])
-        self.rows = torch.empty(hot, dtype=torch.int64)
-        copy_into(self.rows, state["rows"], "hot rows")
+        self.rows = checked_tensor(state["rows"], "hot rows", (hot,), torch.int64)
         ends = [int(row) for row in self.rows[:1]] + [int(row) for row in self.rows[-1:]]
         if bool((self.rows.diff() <= 0).any()) or any(not 0 <= row < len(weight) for row in ends):
             raise ConfigError(f"the state's hot rows are not rows of a table of {len(weight)}, rising")
-        self.largest, self.before = torch.empty(hot), None
-        copy_into(self.largest, state["largest"], "displacement of hot rows")
+        self.largest = checked_tensor(state["largest"], "displacement of hot rows", (hot,)).clone()
+        self.before = None
         if "before" in state:
-            self.before = torch.empty(hot, weight.shape[1])
-            copy_into(self.before, state["before"], "copies of hot rows")
+            self.before = checked_tensor(state["before"], "copies of hot rows", (hot, weight.shape[1]))
         return self
 
 

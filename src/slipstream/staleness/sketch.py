@@ -17,7 +17,7 @@ from numba import njit
 from torch import Tensor
 
 from slipstream.errors import ConfigError, IndexOutOfRange
-from slipstream.restored import copy_into, finite_number
+from slipstream.restored import checked_tensor, copy_into, finite_number
 
 WAYS = 8
 """Heavy rows that share a bucket."""
@@ -278,7 +278,7 @@ class PopularitySketch:
         rows = self.keys[self.keys != _EMPTY]
         if bool((rows < 0).any()):
             raise ConfigError("the state's sketch has keys of no row", remedy=_SAME_SKETCH)
-        seeds = torch.empty(len(self._seeds), dtype=torch.int64)
-        copy_into(seeds, state["seeds"], "sketch (seeds)", remedy=_SAME_SKETCH)
-        self._seeds = seeds.numpy().view(np.uint64)
+        shape = self._seeds.shape
+        seeds = checked_tensor(state["seeds"], "sketch (seeds)", shape, torch.int64, remedy=_SAME_SKETCH)
+        self._seeds = seeds.numpy().view(np.uint64).copy()
         self.increment = finite_number(state, "increment", above=0.0)

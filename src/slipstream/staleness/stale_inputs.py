@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
-from slipstream.restored import copy_into
+from slipstream.restored import checked_tensor
 from slipstream.staleness.displacement import Displacement, Threshold, bisect_threshold
 from slipstream.staleness.hot_rows import lookups_of
 
@@ -86,9 +86,8 @@ def checked_marks(marks: Sequence[Any], weights: Sequence[Tensor]) -> list[Tenso
     """
     if marks and len(marks) != len(weights):
         raise ConfigError(f"the state has hot rows of {len(marks)} tables, not {len(weights)}")
-    for mark, weight in zip(marks, weights, strict=False):
-        copy_into(torch.empty(len(weight), dtype=torch.uint8), mark, "hot rows")
-    return list(marks)
+    pairs = zip(marks, weights, strict=False)
+    return [checked_tensor(mark, "hot rows", (len(weight),), torch.uint8) for mark, weight in pairs]
 
 
 class HotSnapshot:
