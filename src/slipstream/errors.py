@@ -7,6 +7,10 @@ line and exits with code 2.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class SlipstreamError(Exception):
@@ -109,3 +113,16 @@ class Interrupted(SlipstreamError):
 
 class NonFiniteError(ConfigError):
     """A loss or a gradient is not a finite number."""
+
+
+def first_problem(error: ValidationError, *, tag: bool = False) -> str:
+    """Where and what, of the first thing that pydantic found wrong.
+
+    Args:
+        error: Of pydantic.
+        tag: Whether places begin with the tag of a union, which the error's text names elsewhere.
+    """
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"][int(tag) :])
+    said = problem["msg"].removeprefix("Value error, ")
+    return said if not where or said.startswith(where) else f"{where}: {said}"

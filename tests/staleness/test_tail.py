@@ -67,3 +67,10 @@ def test_slipstream_never_drops_an_input_of_the_tail(monkeypatch):
     assert policy.keep_probability(batch_of([[1], [3]])).tolist() == [1, 1]
     assert policy.keep_probability(batch_of([[1], [2], [3]])).tolist() == [0, 1, 1]
     assert policy.state_dict()["tail"]["seen"][0][:4].tolist() == [0, 2, 2, 2]
+
+
+def test_a_state_of_more_features_is_refused_before_anything_is_counted():
+    tail = TailInputs(2)
+    tail.load_state_dict({"seen": [torch.zeros(4, dtype=torch.uint8)] * 4})
+    with pytest.raises(ConfigError, match="4 sparse features, the inputs 3"):
+        tail.pass_by(inputs_of(np.zeros((1, 2)), [[0]]))

@@ -8,9 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from slipstream.bench.frontier_options import CONTROLS, LABEL_ALONE
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, first_problem
 from slipstream.policies import build_policy
-from slipstream.policies.base import first_problem
 from slipstream.policies.configs import POLICIES
 from slipstream.training import TrainConfig
 

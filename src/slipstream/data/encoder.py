@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from slipstream import documents
 from slipstream.data.atomic import file_sha256, write_text
 from slipstream.data.chunk import Decoded, Rules
-from slipstream.data.manifest import MANIFEST, first_problem, inside, read_manifest, safe_name
+from slipstream.data.manifest import MANIFEST, inside, read_manifest, safe_name
 from slipstream.data.names import DenseTransform, FormatName
 from slipstream.data.parquet import DAMAGE
 from slipstream.data.schema import MAX_ROWS, FeatureInfo, Schema
 from slipstream.data.text import Text, hash_text
 from slipstream.data.vocabulary import Hashes, Lookup
-from slipstream.errors import DataError, NotPrepared
+from slipstream.errors import DataError, NotPrepared, first_problem
 
 ENCODER_VERSION = 2
 """2: vocabularies may extend earlier ones (``lineage``). Version 1 is read as it is."""

@@ -11,11 +11,10 @@ from pydantic import ValidationError
 
 from slipstream.data.blocks import drop_unreadable, read_blocks
 from slipstream.data.column_checks import missing_columns
-from slipstream.data.manifest import first_problem
 from slipstream.data.parquet import open_parquet
 from slipstream.data.schema import MultiHot, Schema
 from slipstream.data.sources import read_header
-from slipstream.errors import ConfigError, DataError
+from slipstream.errors import ConfigError, DataError, first_problem
 
 _LABELS = ("label", "click", "clicked", "is_click", "target", "y")
 _TIMES = ("time", "timestamp", "unix_time", "datetime", "date")

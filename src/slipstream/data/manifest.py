@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from slipstream import documents
 from slipstream.data.schema import FeatureInfo
-from slipstream.errors import DataError, NotPrepared
+from slipstream.errors import DataError, NotPrepared, first_problem
 
 FORMAT_VERSION = 1
 MANIFEST = "store.json"
@@ -125,14 +125,6 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         remedy = "prepare the data again"
         raise DataError(f"is damaged ({first_problem(error)})", file=path, remedy=remedy) from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """Where and what, of the first thing that is wrong."""
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    said = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {said}" if where else said
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, first_problem
 
 if TYPE_CHECKING:
     from slipstream.data.batch import Batch
@@ -115,15 +115,6 @@ def validated(config: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     except ValidationError as error:
         name = str(config.model_fields["name"].default)
         raise ConfigError(f"policy {name!r}: {first_problem(error)}") from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first complaint of a pydantic error as one line, field first."""
-    problem = error.errors(include_url=False)[0]
-    text = problem["msg"].removeprefix("Value error, ")
-    # The location begins with the tag of the union where the value came through one.
-    where = str(problem["loc"][-1]) if problem["loc"] else ""
-    return text if not where or text.startswith(where) else f"{where}: {text}"
 
 
 def share_in_range(name: str) -> Callable[[float], float]:

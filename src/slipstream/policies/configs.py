@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from slipstream.errors import ConfigError
-from slipstream.policies.base import Policy, PolicyBaseConfig, first_problem, share_in_range
+from slipstream.errors import ConfigError, first_problem
+from slipstream.policies.base import Policy, PolicyBaseConfig, share_in_range
 from slipstream.policies.combine import Combine
 from slipstream.policies.guard import Guard, GuardConfig
 from slipstream.policies.importance import Importance, ImportanceConfig
@@ -106,7 +106,7 @@ def build_policy(config: PolicyBaseConfig | Mapping[str, Any] | str) -> Policy:
         try:
             config = _ADAPTER.validate_python(dict(config))
         except ValidationError as error:
-            raise ConfigError(f"policy {config['name']!r}: {first_problem(error)}") from error
+            raise ConfigError(f"policy {config['name']!r}: {first_problem(error, tag=True)}") from error
     # Not model_dump: a nested configuration is passed on as it is.
     settings = {name: getattr(config, name) for name in type(config).model_fields if name != "name"}
     return _BUILD[type(config)](**settings)

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from slipstream.data.manifest import first_problem
-from slipstream.errors import DataError
+from slipstream.errors import DataError, first_problem
 from slipstream.report.record import Record
 
 Point = Mapping[str, Any]

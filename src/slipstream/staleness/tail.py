@@ -70,11 +70,19 @@ class TailInputs:
 
         Args:
             inputs: ids [B, F] and bags; every call has as many of both.
+
+        Raises:
+            ConfigError: A state was taken over that counts other features.
         """
         size, columns = inputs.ids.shape
         one_each = np.arange(size + 1, dtype=np.int64)
         lookups = [(inputs.ids[:, place].contiguous(), one_each) for place in range(columns)]
         lookups += [(bag.values, bag.offsets.numpy()) for bag in inputs.bags]
+        if len(self._seen) > len(lookups):
+            raise ConfigError(
+                f"the state's tail has {len(self._seen)} sparse features, the inputs {len(lookups)}",
+                remedy="load the state of a run with the same features",
+            )
         while len(self._seen) < len(lookups):
             self._seen.append(TailCounts(0, self.limit))
         marked = torch.zeros(size, dtype=torch.bool)

@@ -6,9 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, first_problem
 from slipstream.models import DLRMConfig
-from slipstream.policies.base import first_problem
 from slipstream.training import TrainConfig
 
 HOT_BYTES = 256 << 20

@@ -12,10 +12,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from slipstream import documents
 from slipstream.data.atomic import write_text
-from slipstream.data.manifest import first_problem
 from slipstream.data.names import FormatName
 from slipstream.data.options import PrepareOptions
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, first_problem
 from slipstream.models import DLRMConfig, ModelConfig
 from slipstream.models.base import Engine
 from slipstream.optim import OnSkip, Untouched

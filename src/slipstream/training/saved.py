@@ -13,10 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from slipstream.data.atomic import atomic_file, by_umask
-from slipstream.data.manifest import first_problem
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store
-from slipstream.errors import ConfigError, DataError
+from slipstream.errors import ConfigError, DataError, first_problem
 from slipstream.models import ModelConfig, Recommender, build_model
 
 _CONFIG: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
