@@ -422,6 +422,17 @@ def _weights(change: Callable[[bytes], bytes]) -> Damage:
     return damage
 
 
+def _great(weights: bytes) -> bytes:
+    return struct.pack("<f", 3e38) * (len(weights) // 4)
+
+
+def _great_on_raw(folder: Path) -> list[str]:
+    shutil.copytree(FIXTURES / "run_v1", folder / "run")
+    _weights(_great)(folder / "run" / "model.safetensors")
+    store, raw = str(FIXTURES / "store_v1"), str(FIXTURES / "clicks.csv")
+    return ["predict", str(folder / "run"), raw, str(folder / "out.csv"), "--encoder", store]
+
+
 def _models() -> Iterator[Case]:
     def raw(change: Callable[[bytes], bytes]) -> Damage:
         return lambda path: path.write_bytes(change(path.read_bytes()))
@@ -436,6 +447,7 @@ def _models() -> Iterator[Case]:
         yield _model("a pickle", raw(lambda d: b"\x80\x04cos\nsystem\n(S'true'\ntR."), command=command)
         yield _model("a zip archive", raw(lambda d: b"PK\x03\x04" + d), command=command)
         yield _model("weights that are NaN", _weights(lambda w: b"\xff" * len(w)), command=command)
+        yield _model("weights whose products overflow", _weights(_great), "a logit", command=command)
     for name, value in TEXTS.items():
         text = value.decode("utf-8", "replace")
         yield _model(f"configuration {name}", _header(_set("__metadata__/model", text)))
@@ -472,6 +484,7 @@ def _models() -> Iterator[Case]:
         yield _model(f"{path} {str(value)[:12]!r}", _metadata("model", _set(path, value)))
     yield _model("a tensor missing", _header(lambda header: header.pop(next(k for k in header if k != "__metadata__"))))
     yield _model("a tensor of integers", _header(_retyped))
+    yield Case("model/weights whose products overflow, raw data", _great_on_raw, ("model.safetensors", "a logit"))
     yield _model("missing", Path.unlink)
     yield _model("a folder", lambda path: _replaced(path, Path.mkdir))
     yield _model("a pipe", lambda path: _replaced(path, os.mkfifo))

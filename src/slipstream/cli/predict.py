@@ -67,7 +67,7 @@ def predict_raw(run: Path, source: Path, prepared: Path | None) -> npt.NDArray[n
         float32, one for each row of the files.
 
     Raises:
-        DataError: A row is malformed, or the run was not trained on that data set.
+        DataError: A row is malformed, the run was not trained on that data set, or its logits are not finite.
     """
     import numpy as np
     import torch
@@ -75,7 +75,8 @@ def predict_raw(run: Path, source: Path, prepared: Path | None) -> npt.NDArray[n
     from slipstream.data.encoder import Encoder
     from slipstream.data.prepare import encode_raw
     from slipstream.data.store import Store
-    from slipstream.training.inference import load_run
+    from slipstream.evaluation.metrics import probabilities
+    from slipstream.training.inference import check_logits, load_run
     from slipstream.training.predicting import autocast, known_inputs
     from slipstream.training.run import open_data
 
@@ -87,5 +88,7 @@ def predict_raw(run: Path, source: Path, prepared: Path | None) -> npt.NDArray[n
     rows = [feature.num_rows for feature in wanted.features]
     with torch.inference_mode(), autocast(config.bf16):
         for batch in encode_raw(source, Encoder.load(store.path), BATCH, labels=False):
-            parts.append(torch.sigmoid(model(known_inputs(batch.inputs, rows)).float()).numpy())
-    return np.concatenate(parts)
+            parts.append(model(known_inputs(batch.inputs, rows)).float().numpy())
+    logits = np.concatenate(parts)
+    check_logits(logits, 0, run)
+    return probabilities(logits).astype(np.float32)

@@ -37,14 +37,18 @@ def checked(labels: Floats, logits: Floats) -> tuple[npt.NDArray[np.float64], np
     """Both in float64.
 
     Raises:
-        DataError: The lengths differ, or a logit is NaN.
+        DataError: The lengths differ, or a logit is not finite.
     """
     labels, logits = np.asarray(labels, dtype=np.float64), np.asarray(logits, dtype=np.float64)
     if labels.shape != logits.shape or labels.ndim != 1:
         raise DataError(f"labels {labels.shape} and logits {logits.shape} must be vectors of one length")
-    if np.isnan(logits).any():
-        raise DataError("a logit is NaN", remedy="lower the learning rate")
+    _check_finite(logits)
     return labels, logits
+
+
+def _check_finite(logits: npt.NDArray[np.float64]) -> None:
+    if not np.isfinite(logits).all():
+        raise DataError("a logit is NaN or infinite", remedy="lower the learning rate")
 
 
 def auc(labels: Floats, logits: Floats) -> float | None:
@@ -103,8 +107,13 @@ def probabilities(logits: Floats) -> npt.NDArray[np.float64]:
 
     Args:
         logits: Of any shape.
+
+    Raises:
+        DataError: A logit is not finite.
     """
-    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, dtype=np.float64)))
+    logits = np.asarray(logits, dtype=np.float64)
+    _check_finite(logits)
+    return np.exp(-np.logaddexp(0.0, -logits))
 
 
 def score(labels: Floats, logits: Floats) -> Scores:

@@ -29,6 +29,7 @@ from slipstream.training.config import TrainConfig, load_config
 from slipstream.training.predicting import labels_of, predict_range, set_table_dtype
 from slipstream.training.ranges import ranges
 from slipstream.training.ranked import Ranker
+from slipstream.training.run_folder import MODEL
 from slipstream.training.saved import Wanted, load_model
 
 
@@ -69,10 +70,15 @@ def predict(
         float32 ``[stop - start]``, in the order of the data.
 
     Raises:
-        DataError: The run has no model, or the data does not fit it.
+        DataError: The run has no model, its logits are not finite, or the data does not fit it.
         ConfigError: The range is not within the data.
     """
-    return probabilities(_logits(Path(run), _opened(data), start, stop)).astype(np.float32)
+    store = _opened(data)
+    stop = store.num_samples if stop is None else stop
+    model, config, known = _model_for(Path(run), store, start, stop)
+    logits = predict_range(model, store, start, stop, bf16=config.bf16, known=known)
+    check_logits(logits, start, Path(run))
+    return probabilities(logits).astype(np.float32)
 
 
 def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop: int | None = None) -> Evaluation:
@@ -87,7 +93,7 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
         stop: First sample that is no longer scored; None: the end.
 
     Raises:
-        DataError: The run has no model, or the data does not fit it.
+        DataError: The run has no model, its logits are not finite, or the data does not fit it.
         ConfigError: The range is not within the data.
     """
     store = _opened(data)
@@ -96,6 +102,7 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
         raise ConfigError(f"there is no sample from {start} to {stop}", remedy="choose a range with samples")
     model, config, known = _model_for(Path(run), store, start, stop)
     logits = predict_range(model, store, start, stop, bf16=config.bf16, known=known)
+    check_logits(logits, start, Path(run))
     labels = labels_of(store, start, stop)
     feature = bucket_feature(store, config.popularity_feature)
     buckets: dict[str, Scores] = {}
@@ -147,6 +154,23 @@ def check_finite(dense: Tensor, first: int, file: Path) -> None:
         raise DataError(what, file=file, remedy="prepare the data again")
 
 
+def check_logits(logits: npt.NDArray[np.float32], first: int, run: Path) -> None:
+    """Refuses NaN and infinite logits: of a model with such weights, or with so large ones that products overflow.
+
+    Args:
+        logits: ``[n]``.
+        first: Position of the first of these samples.
+        run: Whose model gave them.
+
+    Raises:
+        DataError: Names the first such sample.
+    """
+    wrong = ~np.isfinite(logits)
+    if wrong.any():
+        what = f"gives sample {first + int(wrong.argmax())} a logit that is NaN or infinite"
+        raise DataError(what, file=run / MODEL, remedy="train anew, with lower learning rates")
+
+
 def load_run(run: str | Path) -> tuple[Recommender, Wanted, TrainConfig]:
     """A run's model, what it needs of data, and its configuration.
 
@@ -156,7 +180,7 @@ def load_run(run: str | Path) -> tuple[Recommender, Wanted, TrainConfig]:
         DataError: The run has no model.
         ConfigError: Its configuration cannot be read.
     """
-    model, wanted = load_model(Path(run) / "model.safetensors")
+    model, wanted = load_model(Path(run) / MODEL)
     config = load_config(Path(run) / "config.yaml")
     set_table_dtype(model, bf16=config.bf16 and config.engine == "slipstream")
     return model, wanted, config
@@ -164,12 +188,6 @@ def load_run(run: str | Path) -> tuple[Recommender, Wanted, TrainConfig]:
 
 def _opened(data: str | Path | Store) -> Store:
     return data if isinstance(data, Store) else Store.open(data)
-
-
-def _logits(run: Path, store: Store, start: int, stop: int | None) -> npt.NDArray[np.float32]:
-    stop = store.num_samples if stop is None else stop
-    model, config, known = _model_for(run, store, start, stop)
-    return predict_range(model, store, start, stop, bf16=config.bf16, known=known)
 
 
 def _model_for(run: Path, store: Store, start: int, stop: int) -> tuple[Recommender, TrainConfig, list[int] | None]:
