@@ -177,6 +177,9 @@ def check(name: str, data: bytes, folder: Path) -> None:
     assert status in (0, 2) and len(lines) == (status == 2), (status, lines)
     assert not any("the memory does not suffice" in line for line in lines), lines
     assert not list(folder.rglob(".*")), "something half-written is left"
+    if arguments[0] == "predict" and status == 0:
+        for row in (folder / "out.csv").read_text().splitlines()[1:]:
+            assert 0.0 <= float(row.split(",")[1]) <= 1.0, row
 
 
 def _load_encoder(folder: Path) -> int:
