@@ -6,7 +6,6 @@ A state may be of other tables, of another version, or changed on purpose.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,8 @@ from slipstream.errors import ConfigError
 
 MOST = 2**53
 """Of what is counted: floats count no further."""
+LARGEST = float(torch.finfo(torch.float32).max)
+"""Of what is measured: products of two cannot overflow."""
 
 
 def whole_number(
@@ -43,7 +44,7 @@ def whole_number(
 def finite_number(
     state: Mapping[str, Any] | Sequence[Any], key: Any, *, above: float = -math.inf, of: str = ""
 ) -> float:
-    """A finite number of a state.
+    """A finite number of a state, at most that of float32.
 
     Args:
         state: Holds it.
@@ -55,7 +56,7 @@ def finite_number(
         ConfigError: It is something else.
     """
     value: Any = state[key]
-    if type(value) not in (int, float) or not (abs(value) <= sys.float_info.max and value > above):
+    if type(value) not in (int, float) or not (abs(value) <= LARGEST and value > above):
         raise ConfigError(f"the state's {of}{key} is {str(value)[:40]!r}, not a finite number above {above:g}")
     return float(value)
 

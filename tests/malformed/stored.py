@@ -239,6 +239,8 @@ def _encoders() -> Iterator[Case]:
         ("dense/0/transform", "cube"),
     ):
         yield _encoder(f"{path} {str(value)[:12]!r}", _edit("encoder.json", _set(path, value)))
+    great = _edit("encoder.json", _set("dense/0/mean", 1e308))
+    yield _encoder("a mean beyond float32", great, "clicks.csv:", "price", "too large to be standardised")
     yield _encoder("missing", lambda s: (s / "encoder.json").unlink(), sealed=False)
     yield _encoder("changed, not sealed", _edit("encoder.json", _set("dense/0/mean", 1.0)), sealed=False)
     yield _encoder("vocabulary missing", lambda s: (s / "vocabulary/user.parquet").unlink(), "user", sealed=False)
@@ -570,6 +572,9 @@ def _checkpoints() -> Iterator[Case]:
         (f"{state}/rates", ["a", "b"]),
         (f"{state}/rates", [0.1]),
         (f"{state}/losses", ["a"]),
+        (f"{state}/losses", [1e308, 1e308]),
+        (f"{state}/phase_seconds/update", 1e300),
+        (f"{state}/phase_seconds/update", "long"),
         (f"{state}/logits", None),
         (f"{state}/random", 3),
     ):

@@ -155,6 +155,16 @@ def test_moves_are_told_once() -> None:
     assert told == training.guard.report()["moves"] and training.guard.take_moves() == []
 
 
+@pytest.mark.parametrize("change", [{"budget": math.inf}, {"reason": None}, {"policy": "x"}, {"loss_error": math.nan}])
+def test_a_state_of_other_moves_is_refused(change: dict[str, Any]) -> None:
+    training = Training(flat, tolerance=0.01)
+    training.run(2000)
+    state = training.guard.state_dict()
+    training.guard.load_state_dict(state)
+    with pytest.raises(ConfigError, match="the state's move"):
+        training.guard.load_state_dict(state | {"moves": [*state["moves"], state["moves"][-1] | change]})
+
+
 @pytest.mark.parametrize("cut", [3, 20, 77, 500])
 @pytest.mark.parametrize("settings", [{"tolerance": 0.01}, {"tolerance": None, "auc_tolerance": 0.01}])
 def test_state_goes_on(cut: int, settings: dict[str, Any]) -> None:

@@ -17,6 +17,14 @@ from slipstream.policies.skipper import cross_entropies
 from slipstream.staleness.own_past import EarlierSelf, Window, scores_of, weighted_auc
 
 
+@pytest.mark.parametrize(
+    "state", [[2, 1.0, 9.0, 1.0], [2, -1.0, 0.0, 1.0], [2, 1.0, math.nan, 1.0], [2, 1e300, 0.0, 1.0]]
+)
+def test_sums_that_no_measurements_have_are_refused(state: list[float]) -> None:
+    with pytest.raises(ConfigError, match="window"):
+        Window().load(state)
+
+
 def test_the_slope_and_its_error_by_hand() -> None:
     window = Window()
     assert window.gain == (0.0, math.inf)

@@ -28,7 +28,8 @@ from slipstream.errors import DataError
 Floats = npt.NDArray[np.float64]
 MAX_BAD_ROWS = 100_000
 """Rows of one chunk that may be bad."""
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)
+"""What a label, or a dense value, is at most."""
 _LATEST = 1e11
 """Seconds, the year 5138; a larger number counts milliseconds, or finer ones."""
 
@@ -87,6 +88,20 @@ def check_number_of_bad_rows(count: int, first: BadRow) -> None:
         )
 
 
+class Places(NamedTuple):
+    """Where the rows of a chunk stand."""
+
+    file: Path
+    lines: npt.NDArray[np.int64]
+    """int64 ``[n]``, 1-based line (text) or row (Parquet) of each row."""
+    file_of: Callable[[int], Path] | None
+    """The file of each row, where rows of several files are mixed; None: all are of ``file``."""
+
+    def of(self, row: int) -> tuple[Path, int]:
+        """File and line of a row of the chunk."""
+        return self.file if self.file_of is None else self.file_of(row), int(self.lines[row])
+
+
 @dataclass
 class RawChunk:
     """Some rows as they were read."""
@@ -102,6 +117,11 @@ class RawChunk:
     """Rows that could not even be split into columns; they are not among ``rows``."""
     file_of: Callable[[int], Path] | None = None
     """The file of each row, where rows of several files are mixed; None: all are of ``file``."""
+
+    @property
+    def places(self) -> Places:
+        """Where its rows stand."""
+        return Places(self.file, self.lines, self.file_of)
 
 
 @dataclass
@@ -124,6 +144,8 @@ class Decoded:
     """For each multi-hot column: values ``[m]``, hashes uint64 ``[m]``, offsets int64 ``[n + 1]``."""
     bad: list[BadRow]
     """Rows that were left out, in order of their lines."""
+    places: Places
+    """Of all rows of the chunk."""
 
     def __len__(self) -> int:
         return self.rows.size
@@ -148,7 +170,7 @@ def decode(chunk: RawChunk, rules: Rules) -> Decoded:
         values, status = _numbers(chunk.columns[schema.label])
         hint = "" if schema.label_threshold is not None else " (labels are 0 and 1, or ratings with a label_threshold)"
         marks.numbers(schema.label, chunk.columns[schema.label], status, missing="has no label", hint=hint)
-        marks.add(np.abs(values) > _LARGEST, schema.label, lambda row: f"label {values[row]:g} is too large")
+        marks.add(np.abs(values) > LARGEST, schema.label, lambda row: f"label {values[row]:g} is too large")
         labels = values if schema.label_threshold is None else np.where(values >= schema.label_threshold, 1.0, 0.0)
         if rules.binary:
             wrong = (status == OK) & (labels != 0) & (labels != 1)
@@ -164,7 +186,7 @@ def decode(chunk: RawChunk, rules: Rules) -> Decoded:
             missing = (status == NOT_FINITE) | _says_missing(chunk.columns[name], status)
             status = np.where(missing, MISSING, status)
         marks.numbers(name, chunk.columns[name], status, dense=True)
-        marks.add(np.abs(dense[:, i]) > _LARGEST, name, lambda row, i=i: f"value {dense[row, i]:g} is too large")
+        marks.add(np.abs(dense[:, i]) > LARGEST, name, lambda row, i=i: f"value {dense[row, i]:g} is too large")
     texts = [_text(chunk.columns[name], name, chunk.file) for name in schema.categorical]
     for role, name in (("user", schema.user), ("item", schema.item)):
         if name is not None:
@@ -194,6 +216,7 @@ def decode(chunk: RawChunk, rules: Rules) -> Decoded:
         hashes=hashes,
         bags=bags,
         bad=sorted([*chunk.malformed, *marks.rows], key=lambda bad: bad.line),
+        places=chunk.places,
     )
 
 
@@ -214,8 +237,7 @@ class _Marks:
             return
         for row in np.flatnonzero(wrong & ~self.bad).tolist():
             self.bad[row] = True
-            line = int(self._chunk.lines[row])
-            file = self._chunk.file if self._chunk.file_of is None else self._chunk.file_of(row)
+            file, line = self._chunk.places.of(row)
             self.rows.append(BadRow(file, line, column, reason(row), self._chunk.show(row)))
             check_number_of_bad_rows(len(self.rows), self.rows[0])
 

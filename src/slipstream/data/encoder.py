@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from slipstream import documents
 from slipstream.data.atomic import file_sha256, write_text
-from slipstream.data.chunk import Decoded, Rules
+from slipstream.data.chunk import LARGEST, Decoded, Rules
 from slipstream.data.manifest import MANIFEST, inside, read_manifest, safe_name
 from slipstream.data.names import DenseTransform, FormatName
 from slipstream.data.parquet import DAMAGE
@@ -135,7 +135,11 @@ class Encoder:
         return Rules(self.spec.columns, self.spec.binary, self.spec.nan_is_missing)
 
     def encode(self, rows: Decoded) -> Encoded:
-        """Encodes some rows."""
+        """Encodes some rows.
+
+        Raises:
+            DataError: A dense value is too large once standardised.
+        """
         one_hot = [sparse for sparse in self.spec.sparse if not sparse.multi_hot]
         ids = np.empty((len(rows), len(one_hot)), dtype=np.int32)
         for i, sparse in enumerate(one_hot):
@@ -151,7 +155,10 @@ class Encoder:
             bags.append((values, offsets))
         dense = np.empty(rows.dense.shape, dtype=np.float32)
         for i, column in enumerate(self.spec.dense):
-            dense[:, i] = transform(rows.dense[:, i], column)
+            changed = transform(rows.dense[:, i], column)
+            if column.transform == "standardise":
+                _check_size(changed, i, column, rows)
+            dense[:, i] = changed
         labels = np.ones(len(rows), dtype=np.float32) if rows.labels is None else rows.labels
         return Encoded(ids, dense, labels, rows.time, bags)
 
@@ -228,9 +235,9 @@ def lineage(folder: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     try:
-        return EncoderSpec.model_validate_json(path.read_text(encoding="utf-8")).lineage
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise DataError("is damaged", file=path, remedy="prepare the data again") from error
+        return EncoderSpec.model_validate_json(documents.read_text(path, documents.MAX_JSON_BYTES)).lineage
+    except ValidationError as error:
+        raise DataError(f"is damaged ({first_problem(error)})", file=path, remedy=_AGAIN) from error
 
 
 class _Version(BaseModel):
@@ -272,10 +279,27 @@ def transform(values: npt.NDArray[np.float64], column: DenseSpec) -> npt.NDArray
     if column.transform == "log1p":
         changed = np.log1p(np.maximum(values, 0))
     elif column.transform == "standardise":
-        changed = (values - column.mean) / column.std
+        with np.errstate(over="ignore"):
+            changed = (values - column.mean) / column.std
     else:
         changed = values
     return np.nan_to_num(changed, nan=0.0)
+
+
+def _check_size(changed: npt.NDArray[np.float64], place: int, column: DenseSpec, rows: Decoded) -> None:
+    """Whether what was standardised can be float32."""
+    wrong = np.abs(changed) > LARGEST
+    if wrong.any():
+        row = int(wrong.argmax())
+        file, line = rows.places.of(int(rows.rows[row]))
+        fitted = f"mean {column.mean:g} and standard deviation {column.std:g} of the rows fitted on"
+        raise DataError(
+            f"value {rows.dense[row, place]:g} is too large to be standardised by {fitted}",
+            file=file,
+            line=line,
+            column=column.name,
+            remedy="correct the value, or transform the column by log1p",
+        )
 
 
 def _calendar(name: str, time: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:

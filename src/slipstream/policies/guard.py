@@ -246,7 +246,7 @@ class Guard(Policy):
         self._epoch, self._passed, self._told = (
             whole_number(state["counters"], place, of="counters ") for place in range(3)
         )
-        self._moves = [dict(move) for move in state["moves"]]
+        self._moves = [_decision(move) for move in state["moves"]]
         self._inner.set_budget(self._budget)
         self._inner.load_state_dict(state["inner"])
 
@@ -269,3 +269,16 @@ class Guard(Policy):
             if self._of_auc:
                 report["auc_per_doubling"] = evidence.auc.value
         return report
+
+
+_EVIDENCE = ("loss_per_doubling", "loss_error", "auc_per_doubling", "auc_error")
+
+
+def _decision(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A decision of a state, if it is one."""
+    numbers = ("samples", "trained", "budget", *(name for name in _EVIDENCE if name in saved))
+    for name in numbers:
+        finite_number(saved, name, of="move's ")
+    if set(saved) != {*numbers, "reason"} or not isinstance(saved["reason"], str):
+        raise ConfigError(f"the state's move holds {', '.join(saved)[:80]}")
+    return dict(saved)

@@ -20,7 +20,7 @@ from slipstream.policies.base import (
     validated,
 )
 from slipstream.policies.cadence import Cadence
-from slipstream.restored import copy_into, whole_number
+from slipstream.restored import copy_into, finite_number, whole_number
 from slipstream.staleness import DecayedCounts
 from slipstream.staleness.growth import grow_rows
 from slipstream.staleness.saturation import ripe_count, saturation_cut, set_gates
@@ -268,7 +268,8 @@ class Saturation(Policy):
         self._step, self._decisions = whole_number(state, "step"), whole_number(state, "decisions")
         self._thawed, self._shut = whole_number(state, "thawed"), whole_number(state, "shut")
         self._refreshing = bool(state["refreshing"])
-        self._cut = None if state["cut"] is None else (float(state["cut"][0]), float(state["cut"][1]))
+        cut = state["cut"]
+        self._cut = None if cut is None else (finite_number(cut, 0, of="cut "), finite_number(cut, 1, of="cut "))
 
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
         """New rows have no updates behind them: they are open until they are ripe."""

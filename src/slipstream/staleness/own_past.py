@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.errors import ConfigError
-from slipstream.restored import whole_number
+from slipstream.restored import finite_number, whole_number
 
 if TYPE_CHECKING:
     from slipstream.data.batch import Batch
@@ -125,9 +126,9 @@ class Window:
     def load(self, state: list[float]) -> None:
         """Takes over what :meth:`state` gave."""
         self.count = whole_number(state, 0, of="window ")
-        self._xx, self._xy, self._yy = (float(part) for part in state[1:])
-        if self._xx < 0.0 or self._yy < 0.0:
-            raise ConfigError("the state's window has a negative sum of squares")
+        self._xx, self._xy, self._yy = (finite_number(state, place, of="window ") for place in (1, 2, 3))
+        if self._xx < 0.0 or self._yy < 0.0 or self._xy**2 > 1.001 * self._xx * self._yy + sys.float_info.min:
+            raise ConfigError("the state's window has sums of squares that no measurements have")
 
 
 def scores_of(losses: Tensor, labels: Tensor) -> npt.NDArray[np.float64]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from slipstream.errors import ConfigError
+from slipstream.restored import finite_number
 
 _MOST = 10**12
 """Steps: names of checkpoints have so many digits."""
@@ -42,9 +43,13 @@ class Stopwatch:
         self._before, self._started = self.seconds, None
 
     def set(self, seconds: float, laps: Mapping[str, float]) -> None:
-        """Pauses at times measured before."""
+        """Pauses at times measured before.
+
+        Raises:
+            ConfigError: A time is not a finite number.
+        """
         self._before, self._started = seconds, None
-        self.laps = {phase: float(lap) for phase, lap in laps.items()}
+        self.laps = {phase: finite_number(laps, phase, of="phase ") for phase in laps}
 
 
 @dataclass(frozen=True, slots=True)

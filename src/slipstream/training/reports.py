@@ -10,6 +10,7 @@ from torch import Tensor
 
 from slipstream.errors import NonFiniteError
 from slipstream.kernels import registry
+from slipstream.restored import finite_number
 from slipstream.training.events import PolicyMoved, StepDone, tell
 
 if TYPE_CHECKING:
@@ -81,5 +82,9 @@ class Reports:
         return [float(loss) for loss in self._losses]
 
     def load(self, losses: Sequence[float]) -> None:
-        """Takes over what :meth:`losses` gave."""
-        self._losses = [float(loss) for loss in losses]
+        """Takes over what :meth:`losses` gave.
+
+        Raises:
+            ConfigError: A loss is not a finite number.
+        """
+        self._losses = [finite_number(losses, i, of="losses ") for i in range(len(losses))]
