@@ -57,7 +57,8 @@ def finite_number(
     """
     value: Any = state[key]
     if type(value) not in (int, float) or not (abs(value) <= LARGEST and value > above):
-        raise ConfigError(f"the state's {of}{key} is {str(value)[:40]!r}, not a finite number above {above:g}")
+        least = "" if above == -math.inf else f" above {above:g}"
+        raise ConfigError(f"the state's {of}{key} is {str(value)[:40]!r}, not a finite float32 number{least}")
     return float(value)
 
 

@@ -53,7 +53,7 @@ class Rate:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state."""
         self.share, self._calm = finite_number(state, "share", above=0.0), whole_number(state, "calm")
-        self._last = None if state["last"] is None else finite_number(state, "last")
+        self._last = None if state["last"] is None else float(state["last"])
         if self.share > 1.0:
             raise ConfigError(f"the state's share is {self.share}, above 1")
 
