@@ -123,6 +123,8 @@ def first_problem(error: ValidationError, *, tag: bool = False) -> str:
         tag: Whether places begin with the tag of a union, which the error's text names elsewhere.
     """
     problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"][int(tag) :])
+    places = [str(part) for part in problem["loc"][int(tag) :]]
     said = problem["msg"].removeprefix("Value error, ")
-    return said if not where or said.startswith(where) else f"{where}: {said}"
+    if places and said.startswith(f"{places[-1]} "):
+        places.pop()
+    return ": ".join([".".join(places), said] if places else [said])

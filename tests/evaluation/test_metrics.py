@@ -21,7 +21,7 @@ samples = st.integers(2, 60).flatmap(
 
 @pytest.mark.filterwarnings("error")
 def test_probabilities_of_logits_of_any_size():
-    logits = np.array([-3e38, -1e30, -800.0, -3.0, 0.0, 3.0, 800.0, 3e38], dtype=np.float32)
+    logits = np.array([-np.inf, -1e30, -800.0, -3.0, 0.0, 3.0, 800.0, np.inf], dtype=np.float32)
     assert probabilities(logits) == pytest.approx(expit(logits.astype(np.float64)), rel=1e-14, abs=0.0)
 
 
@@ -59,11 +59,19 @@ def test_nothing_scored_has_no_figures():
     assert score(empty, empty).model_dump() == {"samples": 0, "auc": None, "log_loss": None, "calibration": None}
 
 
+@pytest.mark.filterwarnings("error")
+def test_infinite_logits_have_finite_figures():
+    labels, logits = np.array([0.0, 1.0]), np.array([-np.inf, np.inf], dtype=np.float32)
+    assert score(labels, logits).model_dump() == {"samples": 2, "auc": 1.0, "log_loss": 0.0, "calibration": 1.0}
+    wrong = log_loss(labels, -logits)
+    assert wrong is not None and 1e38 < wrong < np.inf
+
+
 def test_bad_logits_are_named():
     with pytest.raises(DataError, match="NaN"):
         auc(np.array([0.0, 1.0]), np.array([np.nan, 0.0]))
-    with pytest.raises(DataError, match="infinite"):
-        probabilities(np.array([0.0, -np.inf]))
+    with pytest.raises(DataError, match="NaN"):
+        probabilities(np.array([0.0, np.nan]))
     with pytest.raises(DataError, match="one length"):
         auc(np.array([0.0, 1.0]), np.array([0.0]))
 

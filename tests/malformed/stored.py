@@ -425,7 +425,8 @@ def _weights(change: Callable[[bytes], bytes]) -> Damage:
 
 
 def _great(weights: bytes) -> bytes:
-    return struct.pack("<f", 3e38) * (len(weights) // 4)
+    """Hidden units overflow, and the last layer, which comes last, takes half of them from the others."""
+    return struct.pack("<f", 3e38) * (len(weights) // 4 - 4) + struct.pack("<4f", *[-3e38] * 4)
 
 
 def _great_on_raw(folder: Path) -> list[str]:
@@ -449,7 +450,7 @@ def _models() -> Iterator[Case]:
         yield _model("a pickle", raw(lambda d: b"\x80\x04cos\nsystem\n(S'true'\ntR."), command=command)
         yield _model("a zip archive", raw(lambda d: b"PK\x03\x04" + d), command=command)
         yield _model("weights that are NaN", _weights(lambda w: b"\xff" * len(w)), command=command)
-        yield _model("weights whose products overflow", _weights(_great), "a logit", command=command)
+        yield _model("weights whose products overflow", _weights(_great), "NaN", command=command)
     for name, value in TEXTS.items():
         text = value.decode("utf-8", "replace")
         yield _model(f"configuration {name}", _header(_set("__metadata__/model", text)))
@@ -486,7 +487,7 @@ def _models() -> Iterator[Case]:
         yield _model(f"{path} {str(value)[:12]!r}", _metadata("model", _set(path, value)))
     yield _model("a tensor missing", _header(lambda header: header.pop(next(k for k in header if k != "__metadata__"))))
     yield _model("a tensor of integers", _header(_retyped))
-    yield Case("model/weights whose products overflow, raw data", _great_on_raw, ("model.safetensors", "a logit"))
+    yield Case("model/weights whose products overflow, raw data", _great_on_raw, ("model.safetensors", "NaN"))
     yield _model("missing", Path.unlink)
     yield _model("a folder", lambda path: _replaced(path, Path.mkdir))
     yield _model("a pipe", lambda path: _replaced(path, os.mkfifo))

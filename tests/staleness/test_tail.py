@@ -72,5 +72,5 @@ def test_slipstream_never_drops_an_input_of_the_tail(monkeypatch):
 def test_a_state_of_more_features_is_refused_before_anything_is_counted():
     tail = TailInputs(2)
     tail.load_state_dict({"seen": [torch.zeros(4, dtype=torch.uint8)] * 4})
-    with pytest.raises(ConfigError, match="4 sparse features, the inputs 3"):
+    with pytest.raises(ConfigError, match="3 sparse features, those of before had 4"):
         tail.pass_by(inputs_of(np.zeros((1, 2)), [[0]]))

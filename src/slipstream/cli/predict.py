@@ -67,7 +67,7 @@ def predict_raw(run: Path, source: Path, prepared: Path | None) -> npt.NDArray[n
         float32, one for each row of the files.
 
     Raises:
-        DataError: A row is malformed, the run was not trained on that data set, or its logits are not finite.
+        DataError: A row is malformed, the run was not trained on that data set, or its scores are not numbers.
     """
     import numpy as np
     import torch
@@ -88,7 +88,7 @@ def predict_raw(run: Path, source: Path, prepared: Path | None) -> npt.NDArray[n
     rows = [feature.num_rows for feature in wanted.features]
     with torch.inference_mode(), autocast(config.bf16):
         for batch in encode_raw(source, Encoder.load(store.path), BATCH, labels=False):
-            parts.append(model(known_inputs(batch.inputs, rows)).float().numpy())
-    logits = np.concatenate(parts)
-    check_logits(logits, 0, run)
-    return probabilities(logits).astype(np.float32)
+            logits = model(known_inputs(batch.inputs, rows)).float().numpy()
+            check_logits(logits, int(batch.index[0]), run)
+            parts.append(probabilities(logits).astype(np.float32))
+    return np.concatenate(parts)

@@ -28,8 +28,7 @@ from slipstream.errors import DataError
 Floats = npt.NDArray[np.float64]
 MAX_BAD_ROWS = 100_000
 """Rows of one chunk that may be bad."""
-LARGEST = float(np.finfo(np.float32).max)
-"""What a label, or a dense value, is at most."""
+_LARGEST = float(np.finfo(np.float32).max)
 _LATEST = 1e11
 """Seconds, the year 5138; a larger number counts milliseconds, or finer ones."""
 
@@ -170,7 +169,7 @@ def decode(chunk: RawChunk, rules: Rules) -> Decoded:
         values, status = _numbers(chunk.columns[schema.label])
         hint = "" if schema.label_threshold is not None else " (labels are 0 and 1, or ratings with a label_threshold)"
         marks.numbers(schema.label, chunk.columns[schema.label], status, missing="has no label", hint=hint)
-        marks.add(np.abs(values) > LARGEST, schema.label, lambda row: f"label {values[row]:g} is too large")
+        marks.add(np.abs(values) > _LARGEST, schema.label, lambda row: f"label {values[row]:g} is too large")
         labels = values if schema.label_threshold is None else np.where(values >= schema.label_threshold, 1.0, 0.0)
         if rules.binary:
             wrong = (status == OK) & (labels != 0) & (labels != 1)
@@ -186,7 +185,7 @@ def decode(chunk: RawChunk, rules: Rules) -> Decoded:
             missing = (status == NOT_FINITE) | _says_missing(chunk.columns[name], status)
             status = np.where(missing, MISSING, status)
         marks.numbers(name, chunk.columns[name], status, dense=True)
-        marks.add(np.abs(dense[:, i]) > LARGEST, name, lambda row, i=i: f"value {dense[row, i]:g} is too large")
+        marks.add(np.abs(dense[:, i]) > _LARGEST, name, lambda row, i=i: f"value {dense[row, i]:g} is too large")
     texts = [_text(chunk.columns[name], name, chunk.file) for name in schema.categorical]
     for role, name in (("user", schema.user), ("item", schema.item)):
         if name is not None:

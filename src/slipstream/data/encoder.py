@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from slipstream import documents
 from slipstream.data.atomic import file_sha256, write_text
-from slipstream.data.chunk import LARGEST, Decoded, Rules
+from slipstream.data.chunk import Decoded, Rules
 from slipstream.data.manifest import MANIFEST, inside, read_manifest, safe_name
 from slipstream.data.names import DenseTransform, FormatName
 from slipstream.data.parquet import DAMAGE
@@ -138,7 +138,7 @@ class Encoder:
         """Encodes some rows.
 
         Raises:
-            DataError: A dense value is too large once standardised.
+            DataError: A dense value is beyond float32 once standardised.
         """
         one_hot = [sparse for sparse in self.spec.sparse if not sparse.multi_hot]
         ids = np.empty((len(rows), len(one_hot)), dtype=np.int32)
@@ -155,10 +155,10 @@ class Encoder:
             bags.append((values, offsets))
         dense = np.empty(rows.dense.shape, dtype=np.float32)
         for i, column in enumerate(self.spec.dense):
-            changed = transform(rows.dense[:, i], column)
+            with np.errstate(over="ignore"):
+                dense[:, i] = transform(rows.dense[:, i], column)
             if column.transform == "standardise":
-                _check_size(changed, i, column, rows)
-            dense[:, i] = changed
+                _check_finite(dense[:, i], rows, i, column)
         labels = np.ones(len(rows), dtype=np.float32) if rows.labels is None else rows.labels
         return Encoded(ids, dense, labels, rows.time, bags)
 
@@ -235,7 +235,9 @@ def lineage(folder: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     try:
-        return EncoderSpec.model_validate_json(documents.read_text(path, documents.MAX_JSON_BYTES)).lineage
+        return EncoderSpec.model_validate_json(
+            documents.read_text(inside(folder, ENCODER), documents.MAX_JSON_BYTES)
+        ).lineage
     except ValidationError as error:
         raise DataError(f"is damaged ({first_problem(error)})", file=path, remedy=_AGAIN) from error
 
@@ -279,16 +281,15 @@ def transform(values: npt.NDArray[np.float64], column: DenseSpec) -> npt.NDArray
     if column.transform == "log1p":
         changed = np.log1p(np.maximum(values, 0))
     elif column.transform == "standardise":
-        with np.errstate(over="ignore"):
-            changed = (values - column.mean) / column.std
+        changed = (values - column.mean) / column.std
     else:
         changed = values
     return np.nan_to_num(changed, nan=0.0)
 
 
-def _check_size(changed: npt.NDArray[np.float64], place: int, column: DenseSpec, rows: Decoded) -> None:
-    """Whether what was standardised can be float32."""
-    wrong = np.abs(changed) > LARGEST
+def _check_finite(dense: npt.NDArray[np.float32], rows: Decoded, place: int, column: DenseSpec) -> None:
+    """Whether what was standardised is within float32."""
+    wrong = ~np.isfinite(dense)
     if wrong.any():
         row = int(wrong.argmax())
         file, line = rows.places.of(int(rows.rows[row]))

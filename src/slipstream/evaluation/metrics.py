@@ -17,6 +17,8 @@ from slipstream.errors import DataError
 
 Floats = npt.NDArray[np.floating[Any]]
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 class Scores(BaseModel):
     """Figures of some scored samples; None where they are not defined (labels of one class only, or no sample)."""
@@ -37,18 +39,18 @@ def checked(labels: Floats, logits: Floats) -> tuple[npt.NDArray[np.float64], np
     """Both in float64.
 
     Raises:
-        DataError: The lengths differ, or a logit is not finite.
+        DataError: The lengths differ, or a logit is NaN.
     """
     labels, logits = np.asarray(labels, dtype=np.float64), np.asarray(logits, dtype=np.float64)
     if labels.shape != logits.shape or labels.ndim != 1:
         raise DataError(f"labels {labels.shape} and logits {logits.shape} must be vectors of one length")
-    _check_finite(logits)
+    _refuse_nan(logits)
     return labels, logits
 
 
-def _check_finite(logits: npt.NDArray[np.float64]) -> None:
-    if not np.isfinite(logits).all():
-        raise DataError("a logit is NaN or infinite", remedy="lower the learning rate")
+def _refuse_nan(logits: npt.NDArray[np.float64]) -> None:
+    if np.isnan(logits).any():
+        raise DataError("a logit is NaN", remedy="lower the learning rate")
 
 
 def auc(labels: Floats, logits: Floats) -> float | None:
@@ -82,9 +84,10 @@ def log_loss(labels: Floats, logits: Floats) -> float | None:
 
     Args:
         labels: ``[N]`` in [0, 1].
-        logits: ``[N]``.
+        logits: ``[N]``; infinite ones count as the largest of float32.
     """
     labels, logits = checked(labels, logits)
+    logits = np.clip(logits, -_LARGEST, _LARGEST)
     if not labels.size:
         return None
     return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
@@ -109,10 +112,10 @@ def probabilities(logits: Floats) -> npt.NDArray[np.float64]:
         logits: Of any shape.
 
     Raises:
-        DataError: A logit is not finite.
+        DataError: A logit is NaN.
     """
     logits = np.asarray(logits, dtype=np.float64)
-    _check_finite(logits)
+    _refuse_nan(logits)
     return np.exp(-np.logaddexp(0.0, -logits))
 
 

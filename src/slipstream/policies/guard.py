@@ -219,7 +219,7 @@ class Guard(Policy):
             move |= {"loss_per_doubling": evidence.loss.value, "loss_error": evidence.loss.error}
             if self._of_auc:
                 move |= {"auc_per_doubling": evidence.auc.value, "auc_error": evidence.auc.error}
-        self._moves.append(move | {"reason": reason})
+        self._moves.append(_checked_move(move | {"reason": reason}))
 
     def take_moves(self) -> list[dict[str, Any]]:
         """What was decided since the last call."""
@@ -246,7 +246,7 @@ class Guard(Policy):
         self._epoch, self._passed, self._told = (
             whole_number(state["counters"], place, of="counters ") for place in range(3)
         )
-        self._moves = [_decision(move) for move in state["moves"]]
+        self._moves = [_checked_move(move) for move in state["moves"]]
         self._inner.set_budget(self._budget)
         self._inner.load_state_dict(state["inner"])
 
@@ -274,11 +274,18 @@ class Guard(Policy):
 _EVIDENCE = ("loss_per_doubling", "loss_error", "auc_per_doubling", "auc_error")
 
 
-def _decision(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A decision of a state, if it is one."""
-    numbers = ("samples", "trained", "budget", *(name for name in _EVIDENCE if name in saved))
-    for name in numbers:
-        finite_number(saved, name, of="move's ")
-    if set(saved) != {*numbers, "reason"} or not isinstance(saved["reason"], str):
-        raise ConfigError(f"the state's move holds {', '.join(saved)[:80]}")
-    return dict(saved)
+def _checked_move(move: Mapping[str, Any]) -> dict[str, Any]:
+    """A decision as it is told and saved: without evidence that is no number.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    for name in ("samples", "trained"):
+        whole_number(move, name, of="move's ")
+    finite_number(move, "budget", of="move's ")
+    evidence = {name: float(move[name]) for name in _EVIDENCE if name in move}
+    if move.keys() - evidence.keys() != {"samples", "trained", "budget", "reason"}:
+        raise ConfigError(f"the state's move holds {', '.join(move)[:80]}")
+    if not isinstance(move["reason"], str):
+        raise ConfigError(f"the state's move's reason is {str(move['reason'])[:40]!r}, not a text")
+    return {name: value for name, value in move.items() if math.isfinite(evidence.get(name, 0.0))}

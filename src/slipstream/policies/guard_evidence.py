@@ -184,7 +184,7 @@ class Evidence:
         self._past.load_state_dict(state["past"])
         for window, saved in zip(self._windows, state["windows"], strict=True):
             window.load(saved)
-        self._gains = [(Gain(*loss), Gain(*auc)) for loss, auc in state["gains"]]
+        self._gains = [(Gain(*map(float, loss)), Gain(*map(float, auc))) for loss, auc in state["gains"]]
         counters = [whole_number(state["counters"], place, of="counters ") for place in range(6)]
         self._steps, self.trained, self.measured, self._copied_at, self._next, self._quarters = counters
         if self._past.taken and not 0 < self._copied_at <= self.trained:

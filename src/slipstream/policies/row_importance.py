@@ -22,7 +22,7 @@ from slipstream.kernels import registry
 from slipstream.kernels.reference_sampling import Sampling
 from slipstream.kernels.types import DrawnLookups, Lookups
 from slipstream.policies.base import Gated, Policy, PolicyBaseConfig, Progress, share_in_range, validated
-from slipstream.restored import copy_into, finite_number, whole_number
+from slipstream.restored import copy_into, whole_number
 from slipstream.staleness import DecayedCounts
 from slipstream.staleness.growth import grow_rows
 
@@ -106,10 +106,9 @@ class _Control:
             for name, own in (("factor", self.factor), ("sums", self._sums)):
                 copy_into(cast(Tensor, own), torch.as_tensor(state[name], dtype=torch.float64), name)
         else:
-            self.factor, sums = float(state["factor"]), [float(total) for total in state["sums"]]
-            if not self.factor > 0.0:
-                raise ConfigError(f"the state's factor is {self.factor}, not above 0")
-            self._sums = [finite_number(sums, place, of="sums ") for place in range(3)]
+            self.factor, self._sums = float(state["factor"]), [float(total) for total in state["sums"]]
+            if not (self.factor > 0.0 and len(self._sums) == 3):
+                raise ConfigError(f"the state's factor is {self.factor}, of {len(self._sums)} sums")
 
 
 class RowImportance(Policy):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.errors import ConfigError
-from slipstream.restored import finite_number, whole_number
+from slipstream.restored import LARGEST, whole_number
 
 if TYPE_CHECKING:
     from slipstream.data.batch import Batch
@@ -94,6 +94,9 @@ class Gain(NamedTuple):
     """Its standard error; inf with fewer than two measurements."""
 
 
+_MOST = 1e9
+
+
 class Window:
     """Paired measurements against one copy: a regression of the differences on log2(r), through the origin."""
 
@@ -102,7 +105,13 @@ class Window:
         self._xx = self._xy = self._yy = 0.0
 
     def add(self, doublings: float, difference: float) -> None:
-        """A batch on which the copy was worse by ``difference``, log2(r) = ``doublings``."""
+        """A batch on which the copy was worse by ``difference``, log2(r) = ``doublings``; one that is NaN says nothing.
+
+        Differences count up to a billion: squares of what a loss near 0 makes of them have no end.
+        """
+        if math.isnan(difference):
+            return
+        difference = min(max(difference, -_MOST), _MOST)
         self.count += 1
         self._xx += doublings * doublings
         self._xy += doublings * difference
@@ -124,9 +133,15 @@ class Window:
         return [self.count, self._xx, self._xy, self._yy]
 
     def load(self, state: list[float]) -> None:
-        """Takes over what :meth:`state` gave."""
+        """Takes over what :meth:`state` gave; sums without bounds, which earlier versions could have, say nothing.
+
+        Raises:
+            ConfigError: No measurements have these sums.
+        """
         self.count = whole_number(state, 0, of="window ")
-        self._xx, self._xy, self._yy = (finite_number(state, place, of="window ") for place in (1, 2, 3))
+        self._xx, self._xy, self._yy = (float(part) for part in state[1:])
+        if not all(abs(part) <= LARGEST for part in (self._xx, self._xy, self._yy)):
+            self.count, self._xx, self._xy, self._yy = 0, 0.0, 0.0, 0.0
         if self._xx < 0.0 or self._yy < 0.0 or self._xy**2 > 1.001 * self._xx * self._yy + sys.float_info.min:
             raise ConfigError("the state's window has sums of squares that no measurements have")
 

@@ -72,7 +72,7 @@ class TailInputs:
             inputs: ids [B, F] and bags; every call has as many of both.
 
         Raises:
-            ConfigError: A state was taken over that counts other features.
+            ConfigError: The inputs before, or those of the state that was taken over, had more features.
         """
         size, columns = inputs.ids.shape
         one_each = np.arange(size + 1, dtype=np.int64)
@@ -80,8 +80,8 @@ class TailInputs:
         lookups += [(bag.values, bag.offsets.numpy()) for bag in inputs.bags]
         if len(self._seen) > len(lookups):
             raise ConfigError(
-                f"the state's tail has {len(self._seen)} sparse features, the inputs {len(lookups)}",
-                remedy="load the state of a run with the same features",
+                f"the inputs have {len(lookups)} sparse features, those of before had {len(self._seen)}",
+                remedy="give all batches the same features, and load the state of a run with them",
             )
         while len(self._seen) < len(lookups):
             self._seen.append(TailCounts(0, self.limit))

@@ -70,7 +70,7 @@ def predict(
         float32 ``[stop - start]``, in the order of the data.
 
     Raises:
-        DataError: The run has no model, its logits are not finite, or the data does not fit it.
+        DataError: The run has no model, its scores are not numbers, or the data does not fit it.
         ConfigError: The range is not within the data.
     """
     store = _opened(data)
@@ -93,7 +93,7 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
         stop: First sample that is no longer scored; None: the end.
 
     Raises:
-        DataError: The run has no model, its logits are not finite, or the data does not fit it.
+        DataError: The run has no model, its scores are not numbers, or the data does not fit it.
         ConfigError: The range is not within the data.
     """
     store = _opened(data)
@@ -155,7 +155,7 @@ def check_finite(dense: Tensor, first: int, file: Path) -> None:
 
 
 def check_logits(logits: npt.NDArray[np.float32], first: int, run: Path) -> None:
-    """Refuses NaN and infinite logits: of a model with such weights, or with so large ones that products overflow.
+    """Refuses logits that are NaN: weights or dense values are so large that sums of products overflow.
 
     Args:
         logits: ``[n]``.
@@ -165,10 +165,10 @@ def check_logits(logits: npt.NDArray[np.float32], first: int, run: Path) -> None
     Raises:
         DataError: Names the first such sample.
     """
-    wrong = ~np.isfinite(logits)
+    wrong = np.isnan(logits)
     if wrong.any():
-        what = f"gives sample {first + int(wrong.argmax())} a logit that is NaN or infinite"
-        raise DataError(what, file=run / MODEL, remedy="train anew, with lower learning rates")
+        what = f"gives sample {first + int(wrong.argmax())} no score but NaN"
+        raise DataError(what, file=run / MODEL, remedy="look for huge dense values in it, or lower the learning rates")
 
 
 def load_run(run: str | Path) -> tuple[Recommender, Wanted, TrainConfig]:
