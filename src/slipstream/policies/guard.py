@@ -219,7 +219,7 @@ class Guard(Policy):
             move |= {"loss_per_doubling": evidence.loss.value, "loss_error": evidence.loss.error}
             if self._of_auc:
                 move |= {"auc_per_doubling": evidence.auc.value, "auc_error": evidence.auc.error}
-        self._moves.append(_checked_move(move | {"reason": reason}))
+        self._moves.append(_told(move | {"reason": reason}))
 
     def take_moves(self) -> list[dict[str, Any]]:
         """What was decided since the last call."""
@@ -274,8 +274,13 @@ class Guard(Policy):
 _EVIDENCE = ("loss_per_doubling", "loss_error", "auc_per_doubling", "auc_error")
 
 
+def _told(move: Mapping[str, Any]) -> dict[str, Any]:
+    """A decision as it is told and saved: without evidence that is no number."""
+    return {name: value for name, value in move.items() if name not in _EVIDENCE or math.isfinite(value)}
+
+
 def _checked_move(move: Mapping[str, Any]) -> dict[str, Any]:
-    """A decision as it is told and saved: without evidence that is no number.
+    """A decision of a state.
 
     Raises:
         ConfigError: It is none.
@@ -288,4 +293,4 @@ def _checked_move(move: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"the state's move holds {', '.join(move)[:80]}")
     if not isinstance(move["reason"], str):
         raise ConfigError(f"the state's move's reason is {str(move['reason'])[:40]!r}, not a text")
-    return {name: value for name, value in move.items() if math.isfinite(evidence.get(name, 0.0))}
+    return _told({**move, **evidence})
