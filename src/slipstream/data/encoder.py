@@ -235,9 +235,8 @@ def lineage(folder: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     try:
-        return EncoderSpec.model_validate_json(
-            documents.read_text(inside(folder, ENCODER), documents.MAX_JSON_BYTES)
-        ).lineage
+        text = documents.read_text(inside(folder, ENCODER), documents.MAX_JSON_BYTES)
+        return EncoderSpec.model_validate_json(text).lineage
     except ValidationError as error:
         raise DataError(f"is damaged ({first_problem(error)})", file=path, remedy=_AGAIN) from error
 

@@ -161,9 +161,10 @@ def _check_kinds(state: Mapping[str, Any]) -> None:
     """Whether the columns of a state are as many as its inputs, and of the types that compiled code takes."""
     size = len(state["index"])
     check_inputs(state["ids"], [(bag["values"], bag["offsets"]) for bag in state["bags"]], size)
-    floats, whole = ("labels", "weights", "logit_offset"), ("index", "time")
-    for name in (name for name in (*floats, *whole) if name in state):
-        checked_tensor(state[name], f"waiting {name}", (size,), torch.float32 if name in floats else torch.int64)
+    kinds = dict.fromkeys(("labels", "weights", "logit_offset"), torch.float32)
+    for name, dtype in {**kinds, "index": torch.int64, "time": torch.int64}.items():
+        if name in state:
+            checked_tensor(state[name], f"waiting {name}", (size,), dtype)
     dense: Tensor = state["dense"]
     others = [dense, *state.get("carried", {}).values()]
     if dense.dtype != torch.float32 or dense.dim() != 2 or any(len(column) != size for column in others):

@@ -46,7 +46,7 @@ class Stopwatch:
         """Pauses at times measured before.
 
         Raises:
-            ConfigError: A time is not a finite number.
+            ConfigError: The time of a phase is not a finite number.
         """
         self._before, self._started = seconds, None
         self.laps = {phase: finite_number(laps, phase, of="phase ") for phase in laps}
