@@ -1,21 +1,22 @@
-"""Good input, damaged: bytes of any file, or the parts of a JSON or YAML tree."""
+"""Good input, damaged: bytes of any file, or the parts of the tree that it is."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import lru_cache
 from typing import Any
 
-import yaml
 from hypothesis import strategies as st
+from tests.fuzz.forms import form
 
 TOKENS = (
     *(b"\0", b"\n", b"\r\n", b"\r", b"\t", b",", b"::", b"|", b'"', b'""', b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80"),
     *(b"nan", b"inf", b"-1", b"1e999", b"1e308", b"9" * 30, b"0x1", b"2020-13-45", b"\x1f\x8b", b"PAR1", b"-"),
     *(b": ", b"- ", b"[", b"]", b"{", b"}", b"&a ", b"*a", b"!!float ", b"<<: ", b"? ", b"---\n", b"...", b"\\ud800"),
     *(b"null", b"true", b"~", b"../", b"0b_", b"1_0", b"1:60", b"2001-01-01T", b"-" * 40, b"[" * 70, b"'"),
+    # Numbers as they lie in a file: NaN and infinity in four bytes and eight, -1, the smallest of 32 bits, 2**62.
+    *(b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\0\0\0\0\0\0\xf8\x7f", b"\0\0\0\0\0\0\xf0\xff", b"\xff" * 4, b"\xff" * 8),
+    *(b"\0\0\0\x80", b"\0\0\0\0\0\0\0\x40"),
 )
 """Pieces that have a meaning to some reader."""
 ODD: tuple[Any, ...] = (
@@ -33,9 +34,10 @@ LARGEST = 1 << 20
 def damaged(draw: st.DrawFn, good: Sequence[bytes]) -> bytes:
     """A good input with a few of its bytes or, every other time, of the parts of its tree damaged."""
     data = draw(st.sampled_from(good))
-    tree = _tree(data)
-    if tree is not None and draw(st.booleans()):
-        return _damaged_tree(draw, tree)
+    found = form(data)
+    if found is not None and draw(st.booleans()):
+        tree, back = found
+        return back(_damaged_tree(draw, tree))[:LARGEST]
     return _damaged_bytes(draw, data)
 
 
@@ -61,21 +63,8 @@ def _damaged_bytes(draw: st.DrawFn, data: bytes) -> bytes:
     return data[:LARGEST]
 
 
-@lru_cache
-def _tree(data: bytes) -> dict[str, Any] | None:
-    """The dict that an input is, if it is one in JSON or YAML."""
-    try:
-        tree = json.loads(data)
-    except ValueError:
-        try:
-            tree = yaml.safe_load(data)
-        except (yaml.YAMLError, ValueError):
-            return None
-    return tree if isinstance(tree, dict) else None
-
-
-def _damaged_tree(draw: st.DrawFn, good: dict[str, Any]) -> bytes:
-    """Parts taken out, exchanged for others of the tree or for something odd, or under another name; JSON."""
+def _damaged_tree(draw: st.DrawFn, good: Any) -> Any:
+    """Parts taken out, exchanged for others of the tree or for something odd, or under another name."""
     tree = deepcopy(good)
     for _ in range(draw(st.integers(1, 3))):
         parent, key = _place(draw, tree)
@@ -95,10 +84,10 @@ def _damaged_tree(draw: st.DrawFn, good: dict[str, Any]) -> bytes:
                 parent.insert(key, deepcopy(parent[key]))
             case _:
                 parent[key] = deepcopy(draw(st.sampled_from(ODD)))
-    return json.dumps(tree, default=str).encode()[:LARGEST]
+    return tree
 
 
-def _place(draw: st.DrawFn, tree: dict[str, Any]) -> tuple[Any, Any]:
+def _place(draw: st.DrawFn, tree: Any) -> tuple[Any, Any]:
     """A part of the tree, as what holds it and its key or index, those near the root more often; (None, None): none."""
     parent: Any = None
     key: Any = None
