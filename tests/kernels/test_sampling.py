@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -169,3 +170,17 @@ def test_a_gpu_updates_from_what_was_drawn(lookups: Lookups) -> None:
     for kernels, table in zip((load("cuda"), reference), tables, strict=True):
         kernels.row_update([table], [RowGradients(drawn.lookups, grad, (0, 0))], rule)
     torch.testing.assert_close(tables[0].weight, tables[1].weight, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("kernels", [registry, reference], ids=["cpu", "reference"])
+def test_nothing_is_drawn_from_bags_that_are_all_empty(kernels: ModuleType, batch: int) -> None:
+    lookups = Lookups(torch.zeros(0, dtype=torch.long), torch.zeros(2 * batch + 1, dtype=torch.long), 2)
+    grad = torch.ones(batch, 2, 4)
+    nothing = RowGradients(registry.sample_lookups(lookups, grad, sampling(2)).lookups, grad, (0, 0))
+    something = RowGradients(one_hot(3, 1), torch.ones(3, 1, 4), (1,))
+    one, other = (TableState(torch.ones(ROWS, 4), torch.zeros(ROWS, 4)) for _ in range(2))
+    for blocks in ([nothing], [nothing, something]):
+        counts = kernels.row_update([one, other], blocks, UpdateSettings(Rule.ADAGRAD, 1, 0.1))
+        assert counts.lookups[0] == counts.rows[0] == 0 and torch.equal(one.weight, torch.ones(ROWS, 4))
+    assert not torch.equal(other.weight, torch.ones(ROWS, 4))

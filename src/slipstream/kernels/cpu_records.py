@@ -181,6 +181,8 @@ def block_records(gradients: Sequence[RowGradients], dim: int) -> tuple[np.ndarr
         if grad.dtype != torch.float32 or grad.stride(2) != 1:
             grad = grad.to(torch.float32).contiguous()
         if isinstance(lookups, DrawnLookups):
+            if not lookups.ids.numel():  # an empty tensor has no address, by which the worker knows drawn lookups
+                continue
             out = _drawn_records(lookups, grad, block.tables)
             parts.append(out if min(block.tables) >= 0 else out[out[:, -1] >= 0])
             alive += [lookups.ids, lookups.samples, lookups.factors, grad]
