@@ -23,7 +23,7 @@ from types import FrameType
 from tests.fuzz.campaign import QUIET, Outcome, campaign
 from tests.fuzz.fuzzing import GROWTH, PER_INPUT, fuzz
 from tests.fuzz.rows import DONE, MINUTES, added, kept, most, present_source, summed_up
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import NAMES
 
 from slipstream.errors import SlipstreamError
 from slipstream.report.record import Record
@@ -45,13 +45,13 @@ def main() -> None:
     """Fuzzes the targets named on the command line, or all, and keeps the record."""
     parser = ArgumentParser(prog="python -m tests.fuzz", description="Damaged input for every reader.")
     parser.add_argument("minutes", type=float, help="processor minutes of each, those of earlier runs included")
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of: {', '.join(TARGETS)} (all)")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of: {', '.join(NAMES)} (all)")
     parser.add_argument("--jobs", type=int, default=1, help="targets at a time (1)")
     parser.add_argument("--record", type=Path, default=KEPT.with_suffix(".json"), help="goes on there (runs/fuzz.json)")
     options = parser.parse_args()
-    names = options.targets or list(TARGETS)
-    if unknown := [name for name in names if name not in TARGETS]:
-        parser.error(f"no target {unknown[0]!r}; there are {', '.join(TARGETS)}")
+    names = options.targets or list(NAMES)
+    if unknown := [name for name in names if name not in NAMES]:
+        parser.error(f"no target {unknown[0]!r}; there are {', '.join(NAMES)}")
     if options.jobs < 1:
         parser.error("--jobs must be at least 1")
 

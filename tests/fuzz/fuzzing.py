@@ -17,8 +17,7 @@ from types import FrameType
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.fuzz.campaign import Tally
-from tests.fuzz.damage import damaged
-from tests.fuzz.targets import check, good
+from tests.fuzz.targets import check, inputs
 
 PER_INPUT = 60
 """Seconds of processor time that one input may take."""
@@ -78,7 +77,7 @@ def fuzz(name: str, seconds: float, tally: Tally, kept: Path) -> None:
     @given(st.data())
     def examples(data: st.DataObject) -> None:
         nonlocal found
-        content = data.draw(damaged(good(name)))
+        content = data.draw(inputs(name))
         # Hypothesis shrinks what failed by trying it again: what is found is no longer a matter of time.
         if is_over() and not found:
             return

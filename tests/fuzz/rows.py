@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.campaign import Outcome
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import NAMES
 
 import slipstream
 from slipstream.report.machine import git
@@ -67,7 +67,7 @@ def summed_up(record: Record, present: Mapping[str, Row], older: Mapping[str, Ro
         return bool(new["findings"]) or new[MINUTES] >= DONE * row[MINUTES]
 
     older = {name: row for name, row in older.items() if not replaced(row)}
-    record.rows = [rows[name] for name in TARGETS for rows in (older, present) if name in rows]
+    record.rows = [rows[name] for name in NAMES for rows in (older, present) if name in rows]
     record.quality = {key: round(sum(row[key] for row in record.rows), 3) for key in ("inputs", MINUTES, "findings")}
     names = {row["target"] for row in record.rows}
     record.conditions |= {

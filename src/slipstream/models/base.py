@@ -148,8 +148,9 @@ class Recommender(nn.Module):
         self.embeddings = make_embeddings(features, config) if embeddings is None else embeddings
 
     def look_up(self, inputs: Inputs) -> Tensor:
-        """The rows of all features, ``[B, N, D]``."""
-        return self.embeddings(inputs.ids, inputs.bags)
+        """The rows of all features, ``[B, N, D]``; float32, or whatever the tables hand out under autocast."""
+        rows = self.embeddings(inputs.ids, inputs.bags)
+        return rows if torch.is_autocast_enabled(rows.device.type) else rows.float()
 
     def loss(self, batch: Batch) -> Tensor:
         """Weighted binary cross-entropy, a scalar.

@@ -50,6 +50,19 @@ class MatrixFactorizationConfig(ModelConfigBase):
     """Seed of BPR's items."""
 
 
+def user_and_item(config: MatrixFactorizationConfig, features: Sequence[FeatureInfo]) -> tuple[int, int]:
+    """Positions of the two features that the model reads.
+
+    Raises:
+        ConfigError: There are no such two.
+    """
+    names = [feature.name for feature in features]
+    user, item = position_of(names, config.user, 0), position_of(names, config.item, 1)
+    if user == item or features[user].multi_hot or features[item].multi_hot:
+        raise ConfigError("matrix factorization needs two different one-hot features, a user and an item")
+    return user, item
+
+
 class MatrixFactorization(Recommender):
     """Logit = global bias + item bias + user bias + user · item; other features of the data are not used.
 
@@ -70,11 +83,8 @@ class MatrixFactorization(Recommender):
         *,
         engine: Engine = "slipstream",
     ) -> None:
-        names = [feature.name for feature in features]
-        user, item = position_of(names, config.user, 0), position_of(names, config.item, 1)
+        user, item = user_and_item(config, features)
         chosen = [features[user], features[item]]
-        if user == item or any(feature.multi_hot for feature in chosen):
-            raise ConfigError("matrix factorization needs two different one-hot features, a user and an item")
         super().__init__(features, 0, config, embeddings or make_embeddings(chosen, config, engine))
         self.user, self.item = user, item
         self.num_users, self.num_items = features[user].num_rows, features[item].num_rows

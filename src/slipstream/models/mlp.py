@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 
 class MLP(nn.Sequential):
-    """Linear layers with ReLU between them, and after the last one if it is there; ``nn.Sequential`` otherwise.
+    """Linear layers, or none, with ReLU between them, and after the last one if it is there.
 
     In float32 on the CPU, outside of ``torch.compile`` and autocast, forward and backward go through :class:`_Layers`;
     everywhere else the modules run one by one. Values differ by rounding alone.
@@ -19,7 +19,7 @@ class MLP(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         """``[B, in]`` to ``[B, out]``."""
         linear = [module for module in self if isinstance(module, nn.Linear)]
-        if not _fits(input, linear) or _watched(self):
+        if not linear or not _fits(input, linear) or _watched(self):
             return super().forward(input)
         parameters = [tensor for layer in linear for tensor in (layer.weight, layer.bias)]
         return _Layers.apply(input, isinstance(self[-1], nn.ReLU), *parameters)

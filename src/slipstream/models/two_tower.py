@@ -75,8 +75,11 @@ class TwoTower(Recommender):
         self.bias = nn.Parameter(torch.zeros(()))
         self.objective = config.objective
         softmax = config.objective == "softmax"
-        if softmax and len(items) != 1:
-            raise ConfigError("two_tower: objective=softmax needs one item feature", remedy="use objective=logistic")
+        if softmax and (len(items) != 1 or features[items[0]].multi_hot):
+            raise ConfigError(
+                "two_tower: objective=softmax needs one item feature, with one id a sample",
+                remedy="use objective=logistic",
+            )
         # Part of the state, so that a resumed training goes on with the same shares.
         counts = torch.ones(features[items[0]].num_rows if softmax else 0)
         self.register_buffer("seen", counts, persistent=softmax)
@@ -106,7 +109,7 @@ class TwoTower(Recommender):
         user, item = self.towers(positive.inputs)
         ids = positive.inputs.ids[:, int(self.item_rows)].long()
         if self.training:
-            self.seen.index_add_(0, ids, torch.ones(ids.numel()))
+            self.seen.index_add_(0, ids, torch.ones(ids.numel(), device=ids.device))
         log_share = torch.log(self.seen.index_select(0, ids) / self.seen.sum())
         # Every pass over the logits, which are as many as the positives squared, costs as much as the product.
         # Under autocast the product is bfloat16, in which the shares would be rounded.

@@ -59,7 +59,7 @@ class ImportanceConfig(PolicyBaseConfig):
     """A scout that explains less than this share of the labels' entropy rests, and the labels stand in; 0: never."""
     bits: int = Field(default=21, ge=8, le=28)
     """The scout has ``2^bits`` slots of 16 bytes."""
-    lr: float = Field(default=0.1, gt=0.0, allow_inf_nan=False)
+    lr: float = Field(default=0.1, gt=0.0, le=1e9)
     """The scout's learning rate."""
 
     @model_validator(mode="after")

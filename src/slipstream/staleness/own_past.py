@@ -59,11 +59,11 @@ class EarlierSelf:
                 mine.copy_(theirs)
 
     def losses(self, batch: Batch) -> Tensor:
-        """The copy's losses, float32 [B]; nothing is learned, and no draw of the training is used up."""
+        """The copy's losses, float32 [B] on the CPU; nothing is learned, and no draw of the training is used up."""
         assert self._copy is not None
         self._copy.train(self._model.training)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return self._losses(self._copy, batch).float()
+            return self._losses(self._copy, batch).float().cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """The copy's tensors."""

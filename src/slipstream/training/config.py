@@ -23,6 +23,8 @@ from slipstream.policies import NoneConfig, PolicyConfig, build_policy
 OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "adamw"]
 Decay = Literal["constant", "linear", "cosine"]
 Mode = Literal["holdout", "prequential"]
+LARGEST_RATE = 1e9
+"""Of learning rates and decay, whose product must be a float32, too."""
 HOLDOUT = 0.1
 """Share of the samples that is scored unless the settings or the data say otherwise."""
 
@@ -53,11 +55,11 @@ class OptimizerConfig(_Section):
     """Optimizer of the tables, and of the dense part unless ``dense_name`` says otherwise."""
     dense_name: OptimizerName | None = None
     """Optimizer of the dense part; None: the same."""
-    lr: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    lr: float = Field(default=0.01, gt=0, le=LARGEST_RATE)
     """Learning rate of the dense part."""
-    embedding_lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    embedding_lr: float | None = Field(default=None, gt=0, le=LARGEST_RATE)
     """Learning rate of the tables; None: the same."""
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, le=LARGEST_RATE)
     """L2 factor (adamw: decoupled decay) of all parameters."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Of adam and adamw."""

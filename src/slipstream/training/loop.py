@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
 from slipstream.data.batch import Batch
 from slipstream.data.batches import Batches
@@ -118,7 +119,7 @@ class Trainer:
             batch_size=config.batch_size,
             seed=config.seed,
             total_samples=self.total_samples,
-            losses=lambda model, batch: cast(Recommender, model).losses(batch),
+            losses=self._losses,
             adds_logit_offset=self.model.adds_logit_offset and store.labels.dtype == torch.uint8,
         )
         self.skipper.policy.check_length(-(-self.total_samples // config.batch_size))
@@ -268,6 +269,11 @@ class Trainer:
     def _mean_loss(self, batch: Batch) -> float:
         with torch.inference_mode(), autocast(self.config.bf16, self.config.device):
             return float(self.model.losses(self.sender.send(batch)).mean())
+
+    def _losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Losses of a copy of the model, computed as those of the training are."""
+        with autocast(self.config.bf16, self.config.device):
+            return cast(Recommender, model).losses(self.sender.send(batch))
 
     def _train(self, batches: Iterable[Batch], end: int = 0) -> None:
         """Trains on batches; while fewer than ``end`` samples have passed in all, it may be saved after each."""

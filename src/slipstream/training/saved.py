@@ -16,7 +16,8 @@ from slipstream.data.atomic import atomic_file, by_umask
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError, DataError, first_problem
-from slipstream.models import ModelConfig, Recommender, build_model
+from slipstream.models import MatrixFactorizationConfig, ModelConfig, Recommender, build_model
+from slipstream.models.matrix_factorization import user_and_item
 
 _CONFIG: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 FORMAT_VERSION = 1
@@ -163,9 +164,11 @@ def _check_shapes(file: Any, config: ModelConfig, wanted: Wanted, path: Path) ->
     """
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     held = sum(math.prod(shape) for shape in found.values())
-    named = sum(feature.num_rows for feature in wanted.features) * config.embedding_dim
-    remedy = _REMEDY
-    if named > held or len(found) > _MAX_TENSORS or wanted.num_dense > held:
+    features, num_dense, remedy = wanted.features, wanted.num_dense, _REMEDY
+    if isinstance(config, MatrixFactorizationConfig):  # reads two features, and nothing else
+        features, num_dense = [features[position] for position in user_and_item(config, features)], 0
+    named = sum(feature.num_rows for feature in features) * config.embedding_dim
+    if named > held or len(found) > _MAX_TENSORS or num_dense > held:
         raise DataError("holds fewer weights than the model that it names", file=path, remedy=remedy)
     with torch.device("meta"):
         model = build_model(config, wanted.features, wanted.num_dense)

@@ -1,0 +1,183 @@
+"""Whole trainings of settings that are allowed one by one: what follows from each, and from any two together.
+
+Settings are drawn from the JSON schema of the configuration, so that a new one is drawn without a word here. A finding
+is what ``targets`` calls one, and a finished training that cannot be reported, scored or resumed to the same bits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from tests.fuzz.commands import called, probabilities
+from tests.training.conftest import write_store
+from tests.training.test_resume import Died, Dies
+
+from slipstream.data.schema import FeatureInfo
+from slipstream.data.store import StoreWriter
+from slipstream.training import TrainConfig, train
+from slipstream.training.checkpoint.folder import FOLDER
+
+_SCHEMA = TrainConfig.model_json_schema()
+_LEFT_OUT = {"data", "format", "columns", "prepare", "cache", "out", "continue_from", "compile", "device", "max_memory"}
+"""Settings of files and of the machine, and one that takes a minute of a compiler."""
+_WHOLE = (0, 1, 2, 3, 5, 8, 17, 64, 300, 5000, 2**31 - 1, 2**40)
+_REAL = (0.0, 1e-300, 1e-30, 1e-6, 1e-3, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0, 1.5, 3.0, 20.0, 1e9, 1e38, 1e300)
+_SHARE = (0.0, 0.01, 0.1, 0.3, 0.5, 0.8, 0.9, 1.0)
+_MOST = {
+    "batch_size": 300, "epochs": 3, "threads": 3, "bits": 17, "sketch_width": 5000, "sketch_heavy": 5000,
+    "embedding_dim": 64, "top": 64, "bottom": 64, "deep": 64, "layers": 64, "rank": 64, "cross_layers": 3,
+    "candidates": 64, "chunk_size": 5000, "row_cache_bytes": 5000, "report_points": 64,
+}  # fmt: skip
+"""Where a larger one would only take longer."""
+_NAMES = ("user", "item", "tags", "price")
+
+
+def _value(draw: st.DrawFn, schema: Mapping[str, Any], name: str) -> Any:
+    if "$ref" in schema:
+        schema = _SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return draw(st.sampled_from(schema["enum"]))
+    for several in ("oneOf", "anyOf"):
+        if several in schema:
+            return _value(draw, draw(st.sampled_from(schema[several])), name)
+    match schema["type"]:
+        case "null":
+            return None
+        case "boolean":
+            return draw(st.booleans())
+        case "integer":
+            return draw(st.sampled_from([v for v in _WHOLE if _within(schema, v) and v <= _MOST.get(name, v)]))
+        case "number":
+            share = name.rpartition("_")[2] in ("budget", "share", "rate")
+            return draw(st.sampled_from([v for v in (_SHARE if share else _REAL) if _within(schema, v)]))
+        case "string":
+            return draw(st.sampled_from(_NAMES))
+        case "array" if "prefixItems" in schema:
+            return [_value(draw, item, name) for item in schema["prefixItems"]]
+        case "array":
+            return [_value(draw, schema["items"], name) for _ in range(draw(st.integers(0, 2)))]
+        case _:
+            return _section(draw, schema["properties"])
+
+
+def _within(schema: Mapping[str, Any], value: float) -> bool:
+    above = value > schema.get("exclusiveMinimum", -np.inf) and value >= schema.get("minimum", -np.inf)
+    return above and value < schema.get("exclusiveMaximum", np.inf) and value <= schema.get("maximum", np.inf)
+
+
+def _section(draw: st.DrawFn, properties: Mapping[str, Any], always: Sequence[str] = ()) -> dict[str, Any]:
+    """Some of the settings, at least those whose choice decides which others there are."""
+    always = (*always, "name", "inputs", "rows")
+    chosen = {name: schema for name, schema in properties.items() if name in always or draw(st.integers(0, 3)) == 0}
+    return {name: _value(draw, schema, name) for name, schema in chosen.items()}
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> bytes:
+    """The settings of a training in JSON, with the name of the data among them; most go together, not all."""
+    properties = {name: schema for name, schema in _SCHEMA["properties"].items() if name not in _LEFT_OUT}
+    config = _section(draw, properties, ("model", "policy", "optimizer", "batch_size"))
+    config.setdefault("threads", 1)
+    if draw(st.integers(0, 9)):
+        _mend(draw, config)
+    return json.dumps({**config, "data": draw(st.sampled_from(sorted(_stores())))}).encode()
+
+
+def _mend(draw: st.DrawFn, config: dict[str, Any]) -> None:
+    """Leaves out what the others forbid, where a draw would seldom do so."""
+    optimizer, policy = config["optimizer"], config["policy"]["name"]
+    names = {optimizer["name"], optimizer.get("dense_name")}
+    left_out = ["hotline"] if "row_cache_bytes" not in config else []
+    if policy in ("slipstream", "order"):
+        left_out += ["mode", "shuffle"]
+    if policy not in ("none", "random", "importance", "guard"):
+        optimizer.pop("untouched", None)
+    if config.get("mode") == "prequential" and "mode" not in left_out:
+        left_out += ["epochs", "shuffle", "holdout"]
+        if config.get("score_to") is not None:
+            left_out.append("score_from")
+    else:
+        left_out += ["score_from", "score_to"]
+    for name in left_out:
+        config.pop(name, None)
+    if not names & {"adam", "adamw"}:
+        optimizer.pop("betas", None)
+    if "sgd" not in names:
+        optimizer.pop("momentum", None)
+    if draw(st.booleans()):
+        config.pop("engine", None)
+
+
+@cache
+def _stores() -> dict[str, Path]:
+    """Data of several kinds, made once in a process and removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="slipstream-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_store(folder / "mixed", 400)
+    write_store(folder / "few", 12, seed=3)
+    write_store(folder / "positives", 60, all_positive=True)
+    columns = (FeatureInfo(name="user", num_rows=20), FeatureInfo(name="item", num_rows=15))
+    bags = (
+        FeatureInfo(name="none", num_rows=1, multi_hot=True),
+        FeatureInfo(name="tags", num_rows=9, multi_hot=True),
+    )
+    rng, count = np.random.default_rng(1), 200
+    labels = rng.integers(0, 2, count).astype(np.float32)
+    ids = np.stack([rng.integers(0, feature.num_rows, count) for feature in columns], 1).astype(np.int32)
+    times = np.arange(count, dtype=np.int64)
+    with StoreWriter(folder / "columns", columns, dense=(), has_time=False) as writer:
+        writer.append(ids, np.zeros((count, 0), np.float32), labels, None, [])
+        writer.commit({})
+    with StoreWriter(folder / "dense", columns, dense=("price", "age", "width"), has_time=True) as writer:
+        writer.append(ids, rng.normal(size=(count, 3)).astype(np.float32), labels, times, [])
+        writer.commit({})
+    lengths = np.where(np.arange(count) % 37 == 0, 3, 0)
+    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
+    values = rng.integers(0, 9, offsets[-1]).astype(np.int32)
+    empty = np.zeros(0, np.int32), np.zeros(count + 1, np.int64)
+    with StoreWriter(folder / "bags", bags, dense=(), has_time=False) as writer:
+        none = np.zeros((count, 0), np.int32), np.zeros((count, 0), np.float32)
+        writer.append(*none, labels, None, [empty, (values, offsets)])
+        writer.commit({})
+    return {path.name: path for path in folder.iterdir()}
+
+
+def check(data: bytes, folder: Path) -> None:
+    """Trains, and uses what was trained; raises AssertionError, or what was not ours, on a finding."""
+    config, run = json.loads(data), folder / "run"
+    store = _stores()[config.pop("data")]
+    (folder / "config.yaml").write_text(json.dumps(config))
+    more = ["--quiet", "--max-memory", "2GB", "--out", str(run)]
+    if called(["train", str(store), "--config", str(folder / "config.yaml"), *more]) != 0:
+        return
+    assert called(["report", str(run)]) == 0
+    if called(["predict", str(run), str(store), str(folder / "out.csv")]) == 0:
+        probabilities(folder / "out.csv")
+    called(["evaluate", str(run), str(store)])
+    called(["train", str(store), "--continue", str(run), "--out", str(folder / "more"), "--quiet"])
+    _resume({**config, "data": store, "out": folder / "cut"}, (run / "model.safetensors").read_bytes())
+
+
+def _resume(config: Mapping[str, Any], whole: bytes) -> None:
+    """Trains again, is cut off after a checkpoint, and goes on to the same bits."""
+    config = {**config, "checkpoint": {**config.get("checkpoint", {}), "steps": 7, "minutes": None}}
+    with warnings.catch_warnings(record=True), suppress(Died):
+        train(TrainConfig.model_validate(config), listeners=[Dies(1, 0)])
+    if not (config["out"] / FOLDER).is_dir():  # with a row cache nothing is saved
+        return
+    assert called(["train", "--resume", str(config["out"]), "--quiet"]) == 0
+    by_clock = config["policy"].get("half_life_unit") == "seconds"
+    assert by_clock or (config["out"] / "model.safetensors").read_bytes() == whole, "resumed to other bits"
