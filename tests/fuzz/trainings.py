@@ -18,24 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from tests.fuzz.commands import called, probabilities
+from tests.malformed.corpus import FIXTURES
+from tests.malformed.text import READERS
 from tests.training.conftest import write_store
 from tests.training.test_resume import Died, Dies
 
 from slipstream.data.schema import FeatureInfo
-from slipstream.data.store import StoreWriter
-from slipstream.training import TrainConfig, train
+from slipstream.data.store import Store, StoreWriter
+from slipstream.training import TrainConfig, evaluate, train
 from slipstream.training.checkpoint.folder import FOLDER
 
 _SCHEMA = TrainConfig.model_json_schema()
-_LEFT_OUT = {"data", "format", "columns", "prepare", "cache", "out", "continue_from", "compile", "device", "max_memory"}
+_LEFT_OUT = {"data", "format", "columns", "cache", "out", "continue_from", "compile", "device", "max_memory"}
 """Settings of files and of the machine, and one that takes a minute of a compiler."""
 _WHOLE = (0, 1, 2, 3, 5, 8, 17, 64, 300, 5000, 2**31 - 1, 2**40)
 _REAL = (0.0, 1e-300, 1e-30, 1e-6, 1e-3, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0, 1.5, 3.0, 20.0, 1e9, 1e38, 1e300)
 _SHARE = (0.0, 0.01, 0.1, 0.3, 0.5, 0.8, 0.9, 1.0)
 _MOST = {
-    "batch_size": 300, "epochs": 3, "threads": 3, "bits": 17, "sketch_width": 5000, "sketch_heavy": 5000,
+    "batch_size": 300, "epochs": 2, "threads": 3, "bits": 17, "sketch_width": 5000, "sketch_heavy": 5000,
     "embedding_dim": 64, "top": 64, "bottom": 64, "deep": 64, "layers": 64, "rank": 64, "cross_layers": 3,
     "candidates": 64, "chunk_size": 5000, "row_cache_bytes": 5000, "report_points": 64,
 }  # fmt: skip
@@ -61,7 +64,7 @@ def _value(draw: st.DrawFn, schema: Mapping[str, Any], name: str) -> Any:
         case "integer":
             return draw(st.sampled_from([v for v in _WHOLE if _within(schema, v) and v <= _MOST.get(name, v)]))
         case "number":
-            share = name.rpartition("_")[2] in ("budget", "share", "rate")
+            share = name.rpartition("_")[2] in ("budget", "share", "rate", "holdout")
             return draw(st.sampled_from([v for v in (_SHARE if share else _REAL) if _within(schema, v)]))
         case "string":
             return draw(st.sampled_from(_NAMES))
@@ -91,12 +94,13 @@ def configs(draw: st.DrawFn) -> bytes:
     properties = {name: schema for name, schema in _SCHEMA["properties"].items() if name not in _LEFT_OUT}
     config = _section(draw, properties, ("model", "policy", "optimizer", "batch_size"))
     config.setdefault("threads", 1)
-    if draw(st.integers(0, 9)):
-        _mend(draw, config)
-    return json.dumps({**config, "data": draw(st.sampled_from(sorted(_stores())))}).encode()
+    data = draw(st.sampled_from(sorted([*_stores(), *_raw()])))
+    if draw(st.integers(0, 9)) != 7:
+        _mend(draw, config, data)
+    return json.dumps({**config, "data": data}).encode()
 
 
-def _mend(draw: st.DrawFn, config: dict[str, Any]) -> None:
+def _mend(draw: st.DrawFn, config: dict[str, Any], data: str) -> None:
     """Leaves out what the others forbid, where a draw would seldom do so."""
     optimizer, policy = config["optimizer"], config["policy"]["name"]
     names = {optimizer["name"], optimizer.get("dense_name")}
@@ -105,19 +109,22 @@ def _mend(draw: st.DrawFn, config: dict[str, Any]) -> None:
         left_out += ["mode", "shuffle"]
     if policy not in ("none", "random", "importance", "guard"):
         optimizer.pop("untouched", None)
+        config.pop("engine", None)
     if config.get("mode") == "prequential" and "mode" not in left_out:
         left_out += ["epochs", "shuffle", "holdout"]
         if config.get("score_to") is not None:
             left_out.append("score_from")
     else:
         left_out += ["score_from", "score_to"]
+    if data in _stores():
+        left_out.append("prepare")
     for name in left_out:
         config.pop(name, None)
     if not names & {"adam", "adamw"}:
         optimizer.pop("betas", None)
     if "sgd" not in names:
         optimizer.pop("momentum", None)
-    if draw(st.booleans()):
+    if draw(st.integers(0, 2)):
         config.pop("engine", None)
 
 
@@ -126,7 +133,7 @@ def _stores() -> dict[str, Path]:
     """Data of several kinds, made once in a process and removed at its end."""
     folder = Path(tempfile.mkdtemp(prefix="slipstream-fuzz-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    write_store(folder / "mixed", 400)
+    write_store(folder / "mixed", 240)
     write_store(folder / "few", 12, seed=3)
     write_store(folder / "positives", 60, all_positive=True)
     columns = (FeatureInfo(name="user", num_rows=20), FeatureInfo(name="item", num_rows=15))
@@ -134,10 +141,13 @@ def _stores() -> dict[str, Path]:
         FeatureInfo(name="none", num_rows=1, multi_hot=True),
         FeatureInfo(name="tags", num_rows=9, multi_hot=True),
     )
-    rng, count = np.random.default_rng(1), 200
+    rng, count = np.random.default_rng(1), 120
     labels = rng.integers(0, 2, count).astype(np.float32)
     ids = np.stack([rng.integers(0, feature.num_rows, count) for feature in columns], 1).astype(np.int32)
     times = np.arange(count, dtype=np.int64)
+    with StoreWriter(folder / "soft", columns, dense=("price",), has_time=True, label_dtype="float32") as writer:
+        writer.append(ids, np.ones((count, 1), np.float32), rng.random(count).astype(np.float32), times, [])
+        writer.commit({})
     with StoreWriter(folder / "columns", columns, dense=(), has_time=False) as writer:
         writer.append(ids, np.zeros((count, 0), np.float32), labels, None, [])
         writer.commit({})
@@ -155,20 +165,50 @@ def _stores() -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
+@cache
+def _raw() -> dict[str, dict[str, Any]]:
+    """Raw files of every format, as the settings that name them; as long as the stores."""
+    folder = Path(tempfile.mkdtemp(prefix="slipstream-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    found: dict[str, dict[str, Any]] = {
+        "clicks": {"data": FIXTURES / "clicks.csv", "columns": FIXTURES / "schema.yaml"}
+    }
+    for reader in READERS:
+        (folder / reader.name).mkdir()
+        first, lines = reader.lines[: reader.header], reader.lines[reader.header :]
+        command = reader.write(folder / reader.name, "".join(f"{line}\n" for line in [*first, *lines * 12]).encode())
+        found[f"raw {reader.name}"] = {"data": Path(command[1]), "format": reader.name}
+    return found
+
+
 def check(data: bytes, folder: Path) -> None:
     """Trains, and uses what was trained; raises AssertionError, or what was not ours, on a finding."""
     config, run = json.loads(data), folder / "run"
-    store = _stores()[config.pop("data")]
-    (folder / "config.yaml").write_text(json.dumps(config))
+    name = config.pop("data")
+    config |= {"data": _stores()[name]} if name in _stores() else {**_raw()[name], "cache": folder / "cache"}
+    (folder / "config.yaml").write_text(json.dumps(config, default=str))
     more = ["--quiet", "--max-memory", "2GB", "--out", str(run)]
-    if called(["train", str(store), "--config", str(folder / "config.yaml"), *more]) != 0:
+    if called(["train", "--config", str(folder / "config.yaml"), *more]) != 0:
         return
     assert called(["report", str(run)]) == 0
+    # Of a raw file that which was made of it.
+    store = config["data"] if name in _stores() else next(path.parent for path in folder.rglob("store.json"))
     if called(["predict", str(run), str(store), str(folder / "out.csv")]) == 0:
         probabilities(folder / "out.csv")
     called(["evaluate", str(run), str(store)])
+    _score(run, store, config)
     called(["train", str(store), "--continue", str(run), "--out", str(folder / "more"), "--quiet"])
-    _resume({**config, "data": store, "out": folder / "cut"}, (run / "model.safetensors").read_bytes())
+    _resume({**config, "out": folder / "cut"}, (run / "model.safetensors").read_bytes())
+
+
+def _score(run: Path, store: Path, config: Mapping[str, Any]) -> None:
+    """The model that was written has the scores that the training ended with."""
+    result = json.loads((run / "result.json").read_text())
+    if config.get("mode") == "prequential" or result["log_loss"] is None:
+        return
+    stop = min(Store.open(store).num_samples, config.get("max_samples") or 2**63)
+    scores = evaluate(run, store, start=stop - result["samples_scored"], stop=stop).scores
+    assert scores.log_loss == pytest.approx(result["log_loss"], rel=1e-5)
 
 
 def _resume(config: Mapping[str, Any], whole: bytes) -> None:

@@ -54,6 +54,7 @@ def test_the_dense_rate_decays_where_the_training_has_an_end():
         ({"mode": "prequential", "score_from": 5, "score_to": 5}, "must be above"),
         ({"engine": "torch", "optimizer": {"name": "rowwise_adagrad"}}, "no rowwise_adagrad"),
         ({"engine": "torch", "optimizer": {"clip": 1.0}}, "cannot clip"),
+        ({"engine": "torch", "optimizer": {"name": "sgd", "momentum": 0.9}}, "no momentum"),
         ({"engine": "torch", "compile": True}, "cannot compile"),
         ({"model": {"name": "mf", "objective": "bpr"}, "compile": True}, "nothing to compile"),
         ({"engine": "torch", "optimizer": {"name": "adam", "weight_decay": 0.1}}, "no weight_decay"),
