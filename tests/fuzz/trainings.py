@@ -197,6 +197,8 @@ def check(data: bytes, folder: Path) -> None:
         probabilities(folder / "out.csv")
     called(["evaluate", str(run), str(store)])
     _score(run, store, config)
+    if config.get("row_cache_bytes"):
+        _without_a_cache({**config, "out": folder / "uncached"}, run)
     called(["train", str(store), "--continue", str(run), "--out", str(folder / "more"), "--quiet"])
     _resume({**config, "out": folder / "cut"}, (run / "model.safetensors").read_bytes())
 
@@ -209,6 +211,15 @@ def _score(run: Path, store: Path, config: Mapping[str, Any]) -> None:
     stop = min(Store.open(store).num_samples, config.get("max_samples") or 2**63)
     scores = evaluate(run, store, start=stop - result["samples_scored"], stop=stop).scores
     assert scores.log_loss == pytest.approx(result["log_loss"], rel=1e-5)
+
+
+def _without_a_cache(config: Mapping[str, Any], run: Path) -> None:
+    """Where the tables lie changes nothing that is computed."""
+    with warnings.catch_warnings(record=True):
+        train(TrainConfig.model_validate({**config, "row_cache_bytes": None, "hotline": False}))
+    for figure in ("log_loss", "samples", "steps"):
+        cached, plain = (json.loads((folder / "result.json").read_text())[figure] for folder in (run, config["out"]))
+        assert cached == pytest.approx(plain, rel=1e-4), f"{figure} with a row cache is {cached}, without it {plain}"
 
 
 def _resume(config: Mapping[str, Any], whole: bytes) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store, StoreWriter
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, NonFiniteError
 from slipstream.training import TrainConfig, evaluate, predict, train
 
 COLUMNS = (FeatureInfo(name="user", num_rows=20), FeatureInfo(name="item", num_rows=15))
@@ -77,3 +77,28 @@ def test_a_softmax_over_bags_is_refused(tmp_path: Path) -> None:
     model = {"name": "two_tower", "objective": "softmax", "layers": [8]}
     with pytest.raises(ConfigError, match="one id a sample"):
         train(config(tmp_path / "run", model=model), store=without_dense(tmp_path / "store", BAGS))
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_guard_measures_the_same_with_tables_in_host_memory(
+    make_store: Callable[..., Store], tmp_path: Path, bf16: bool
+) -> None:
+    settings = {
+        "model": {"name": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8]},
+        "policy": {"name": "guard", "first_copy": 64, "measure_every": 1},
+        "bf16": bf16,
+    }
+    store = make_store(2000)
+    plain, cached = (
+        train(config(tmp_path / name, **settings, row_cache_bytes=size), store=store)
+        for name, size in (("plain", None), ("cached", 4000))
+    )
+    gains = [result.policy_report["loss_per_doubling"] for result in (plain, cached)]
+    assert gains[0] and gains[1] == pytest.approx(gains[0], rel=1e-3)
+
+
+def test_a_batch_that_is_not_finite_is_told_so_in_bf16_without_a_dense_column(tmp_path: Path) -> None:
+    model = {"name": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8]}
+    made = config(tmp_path / "run", model=model, bf16=True, optimizer={"name": "sgd", "lr": 1e9})
+    with pytest.raises(NonFiniteError, match="from samples"):
+        train(made, store=without_dense(tmp_path / "store", COLUMNS))

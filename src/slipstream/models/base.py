@@ -148,9 +148,10 @@ class Recommender(nn.Module):
         self.embeddings = make_embeddings(features, config) if embeddings is None else embeddings
 
     def look_up(self, inputs: Inputs) -> Tensor:
-        """The rows of all features, ``[B, N, D]``; float32, or whatever the tables hand out under autocast."""
+        """The rows of all features, ``[B, N, D]``; in the tables' own type where there is no autocast."""
         rows = self.embeddings(inputs.ids, inputs.bags)
-        return rows if torch.is_autocast_enabled(rows.device.type) else rows.float()
+        handed_out = getattr(self.embeddings, "out_dtype", None)
+        return rows.float() if handed_out and not torch.is_autocast_enabled(rows.device.type) else rows
 
     def loss(self, batch: Batch) -> Tensor:
         """Weighted binary cross-entropy, a scalar.

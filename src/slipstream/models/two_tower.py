@@ -107,16 +107,17 @@ class TwoTower(Recommender):
             return super().loss(batch)
         positive = batch.select(batch.labels > 0)
         user, item = self.towers(positive.inputs)
-        ids = positive.inputs.ids[:, int(self.item_rows)].long()
+        # With a row cache ids are on the host, whatever the device.
+        ids = positive.inputs.ids[:, int(self.item_rows)].long().to(self.seen.device)
         if self.training:
-            self.seen.index_add_(0, ids, torch.ones(ids.numel(), device=ids.device))
+            self.seen.index_add_(0, ids, torch.ones_like(ids, dtype=self.seen.dtype))
         log_share = torch.log(self.seen.index_select(0, ids) / self.seen.sum())
         # Every pass over the logits, which are as many as the positives squared, costs as much as the product.
         # Under autocast the product is bfloat16, in which the shares would be rounded.
         logits = torch.mm(user * self.scale, item.T).float().sub_(log_share)
         again = (ids[:, None] == ids).fill_diagonal_(False)
         logits = logits.masked_fill_(again, -torch.inf)
-        losses = functional.cross_entropy(logits, torch.arange(ids.numel()), reduction="none")
+        losses = functional.cross_entropy(logits, torch.arange(ids.numel(), device=ids.device), reduction="none")
         return (losses * positive.weights).sum() / max(ids.numel(), 1)
 
     @property

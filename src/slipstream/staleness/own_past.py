@@ -51,12 +51,9 @@ class EarlierSelf:
 
     def take(self) -> None:
         """Copies the model as it is now."""
-        if self._copy is None:
-            self._copy = copy.deepcopy(self._model)
-            return
-        with torch.no_grad():
-            for mine, theirs in zip(_tensors(self._copy), _tensors(self._model), strict=True):
-                mine.copy_(theirs)
+        self._copy = None  # before there is another
+        # All of it: tables in host memory are neither parameters nor buffers.
+        self._copy = copy.deepcopy(self._model)
 
     def losses(self, batch: Batch) -> Tensor:
         """The copy's losses, float32 [B] on the CPU; nothing is learned, and no draw of the training is used up."""

@@ -227,7 +227,9 @@ class TrainConfig(_Section):
         if self.engine != "slipstream" and self.optimizer.weight_decay:
             raise ValueError(f"engine {self.engine} has no weight_decay for sparse gradients")
         if self.engine != "slipstream" and self.optimizer.name == "sgd" and self.optimizer.momentum:
-            raise ValueError(f"engine {self.engine} has no momentum for sparse gradients: torch's grows with every step")
+            raise ValueError(
+                f"engine {self.engine} has no momentum for sparse gradients: torch's grows with every step"
+            )
         if build_policy(self.policy).plans_order and (self.mode == "prequential" or self.shuffle):
             raise ValueError(f"policy {self.policy.name} orders the samples: use mode=holdout and shuffle=false")
         if self.optimizer.untouched == "dense" and build_policy(self.policy).skips_rows:

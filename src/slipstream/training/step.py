@@ -154,7 +154,8 @@ class Step:
         self.left_out_in_a_row += 1
         self.left_out += 1
         if self._config.on_nonfinite == "stop" or self.left_out_in_a_row >= MOST_IN_A_ROW:
-            raise nonfinite_error(self._model, batch, what, done)
+            with autocast(self._config.bf16, self._config.device):
+                raise nonfinite_error(self._model, self._sender.send(batch), what, done)
         self._forget()
         if isinstance(self._model.embeddings, CachedEmbeddingCollection):
             self._model.embeddings.skip_step()
