@@ -455,6 +455,22 @@ def test_catch_up_switched_on_in_the_middle_keeps_the_state(kind: type[torch.opt
     assert optimizer.state[table.weight]["last_step"].tolist() == [2, 4, 2, 2, 4, 2]
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_catch_up_switched_off_is_off(kind: type[torch.optim.Optimizer]) -> None:
+    results = []
+    for switch in (False, True):
+        table, ids = one_table()
+        optimizer = kind(table.parameters(), lr=0.1, on_skip="catch_up" if switch else "freeze")
+        for turn in range(6):
+            if switch and turn == 1:
+                optimizer.param_groups[0]["on_skip"] = "freeze"
+            optimizer.zero_grad()
+            table(ids if turn in (0, 5) else ids[:1]).square().sum().backward()
+            optimizer.step()
+        results.append(table.weight.detach())
+    assert torch.equal(results[0], results[1]) and "last_step" not in optimizer.state[table.weight]
+
+
 def test_weights_replaced_in_the_middle_are_followed() -> None:
     table, ids = one_table()
     optimizer = optim.Adagrad(table.parameters(), lr=0.1)

@@ -14,8 +14,8 @@ from tests.policies.support import Chosen, TwoTables, make_batch, pieces
 from torch import nn
 
 from slipstream import optim
-from slipstream.data.batch import Batch
-from slipstream.embedding import tables
+from slipstream.data.batch import Bag, Batch
+from slipstream.embedding import EmbeddingCollection, TableConfig, tables
 from slipstream.errors import ConfigError
 from slipstream.policies import (
     PSSE,
@@ -358,3 +358,19 @@ def test_waiting_inputs_of_other_types_are_refused_before_compiled_code_reads_th
                 {**state, "waiting": {**state["waiting"], **change}}
             )
     Skipper(MODEL, Random(0.5), batch_size=16).load_state_dict(state)
+
+
+def test_an_empty_first_batch_decides_nothing() -> None:
+    skipper = Skipper(MODEL, Random(0.5), seed=1)
+    batches = list(skipper([make_batch(0, 0), make_batch(0, 8), make_batch(8, 8)]))
+    assert skipper.batch_size == 8
+    assert sum(len(batch) for batch in batches) == skipper.inputs_kept > 0
+
+
+@pytest.mark.parametrize("policy", [PSSE(0.5, warmup_steps=1, every=1), Random(0.5, level="rows")])
+def test_listeners_hear_of_empty_batches_of_bags(policy: Policy) -> None:
+    bags = EmbeddingCollection([TableConfig("a", 9, 4), TableConfig("b", 7, 4)], multi_hot=["a", "b"])
+    skipper = Skipper(bags, policy)
+    nothing = Bag(torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    bags(torch.zeros(0, 0, dtype=torch.int64), (nothing, nothing)).sum().backward()
+    assert all(table.lookups == 0 for table in skipper.tables.values())

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store, StoreWriter
-from slipstream.errors import ConfigError, NonFiniteError
+from slipstream.errors import ConfigError, NonFiniteError, SlipstreamError
 from slipstream.training import TrainConfig, evaluate, predict, train
+from slipstream.training.profile import profile
 
 COLUMNS = (FeatureInfo(name="user", num_rows=20), FeatureInfo(name="item", num_rows=15))
 BAGS = (FeatureInfo(name="genres", num_rows=20, multi_hot=True), FeatureInfo(name="tags", num_rows=15, multi_hot=True))
@@ -102,3 +104,124 @@ def test_a_batch_that_is_not_finite_is_told_so_in_bf16_without_a_dense_column(tm
     made = config(tmp_path / "run", model=model, bf16=True, optimizer={"name": "sgd", "lr": 1e9})
     with pytest.raises(NonFiniteError, match="from samples"):
         train(made, store=without_dense(tmp_path / "store", COLUMNS))
+
+
+def test_dot_products_of_one_vector_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two features at least"):
+        train(config(tmp_path / "run", model="dlrm"), store=without_dense(tmp_path / "store", COLUMNS[:1]))
+
+
+SMALL = {"name": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8]}
+RANDOM_ROWS = {"name": "random", "level": "rows"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "skipped"),
+    [
+        (RANDOM_ROWS, {**RANDOM_ROWS, "budget": 1.0}, 0.0),
+        (RANDOM_ROWS, {**RANDOM_ROWS, "budget": 0.25}, 0.75),
+        (RANDOM_ROWS, "random", 0.0),
+        ("random", RANDOM_ROWS, 0.5),
+        ({"name": "random"}, {"name": "random", "protect_tail": 5}, 0.0),
+    ],
+)
+def test_a_continued_training_has_the_gates_of_its_own_settings(
+    make_store: Callable[..., Store], tmp_path: Path, before: Any, after: Any, skipped: float
+) -> None:
+    store = make_store(2000)
+    train(config(tmp_path / "first", model=SMALL, policy=before), store=store)
+    result = train(
+        config(tmp_path / "second", model=SMALL, policy=after, continue_from=tmp_path / "first"), store=store
+    )
+    assert result.share_of_row_updates_skipped == pytest.approx(skipped, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "path"),
+    [
+        ({"name": "guard", "policy": "random"}, {"name": "guard", "policy": "importance"}, "policy.policy"),
+        ({"name": "importance", "score": "label"}, {"name": "importance", "score": "scout"}, "policy.score"),
+        (
+            {"name": "combine", "inputs": "random", "rows": RANDOM_ROWS},
+            {"name": "combine", "inputs": "importance", "rows": RANDOM_ROWS},
+            "policy.inputs.name",
+        ),
+    ],
+)
+def test_what_has_another_state_is_not_continued(
+    make_store: Callable[..., Store], tmp_path: Path, before: Any, after: Any, path: str
+) -> None:
+    store = make_store(1000)
+    train(config(tmp_path / "first", model=SMALL, policy=before), store=store)
+    again = config(tmp_path / "second", model=SMALL, policy=after, continue_from=tmp_path / "first")
+    with pytest.raises(SlipstreamError, match=rf"cannot continue: {path} was"):
+        train(again, store=store)
+
+
+def test_tables_in_host_memory_do_not_continue(make_store: Callable[..., Store], tmp_path: Path) -> None:
+    store = make_store(1000)
+    train(config(tmp_path / "first", model=SMALL), store=store)
+    again = config(tmp_path / "second", model=SMALL, row_cache_bytes=6000, continue_from=tmp_path / "first")
+    with pytest.raises(ConfigError, match="leave row_cache_bytes out"):
+        train(again, store=store)
+
+
+def test_hardest_of_one_item(tmp_path: Path) -> None:
+    model = {"name": "mf", "embedding_dim": 4, "objective": "bpr", "candidates": 3}
+    columns = (COLUMNS[0], FeatureInfo(name="item", num_rows=1))
+    result = train(config(tmp_path / "run", model=model), store=without_dense(tmp_path / "store", columns))
+    assert result.samples_scored == 40
+
+
+def test_a_continued_guard_measures_anew(make_store: Callable[..., Store], tmp_path: Path) -> None:
+    settings = {"model": SMALL, "policy": {"name": "guard", "first_copy": 32, "measure_every": 1, "tolerance": 0.5}}
+    store = make_store(2000)
+    train(config(tmp_path / "first", **settings), store=store)
+    again = train(config(tmp_path / "second", **settings, continue_from=tmp_path / "first"), store=store)
+    assert again.policy_report["loss_per_doubling"] is not None
+    assert "the first epoch is over" not in str(again.policy_report["moves"])
+
+
+@pytest.mark.parametrize("policy", [RANDOM_ROWS, {"name": "psse", "warmup_steps": 2, "every": 2}])
+def test_columns_of_another_order_than_the_models(tmp_path: Path, policy: Any) -> None:
+    model = {"name": "mf", "embedding_dim": 4, "user": "item", "item": "user"}
+    made = config(tmp_path / "run", model=model, policy=policy)
+    train(made, store=without_dense(tmp_path / "store", COLUMNS))
+    assert '"event": "gates"' in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_periodic_slipstream_of_columns_of_another_order_continues(tmp_path: Path) -> None:
+    settings = {
+        "model": {"name": "mf", "embedding_dim": 4, "user": "item", "item": "user"},
+        "policy": {"name": "slipstream", "mode": "periodic", "every": 4, "window": 2, "hot_bytes": 64},
+    }
+    store = without_dense(tmp_path / "store", COLUMNS)
+    train(config(tmp_path / "first", **settings), store=store)
+    again = train(config(tmp_path / "second", **settings, continue_from=tmp_path / "first"), store=store)
+    assert again.samples_scored == 40
+
+
+def test_batches_that_are_not_finite_are_left_out_with_tables_in_host_memory(
+    make_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    settings = {
+        "model": SMALL, "on_nonfinite": "skip", "optimizer": {"name": "sgd", "lr": 3e4}, "max_samples": 300,
+    }  # fmt: skip
+    store = make_store(2000)
+    plain, cached = (
+        train(config(tmp_path / name, **settings, row_cache_bytes=size), store=store)
+        for name, size in (("plain", None), ("cached", 6000))
+    )
+    assert (cached.steps, cached.log_loss) == (plain.steps, pytest.approx(plain.log_loss, rel=1e-3))
+
+
+def test_a_step_that_is_done_before_its_loss_is_known_cannot_be_left_out(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="hotline has taken its step"):
+        config(tmp_path, hotline=True, row_cache_bytes=6000, on_nonfinite="skip")
+
+
+def test_a_cache_that_trains_can_be_profiled(make_store: Callable[..., Store], tmp_path: Path) -> None:
+    made = config(tmp_path / "run", model=SMALL, row_cache_bytes=44 * 32)
+    store = make_store(2000)
+    train(made, store=store)
+    assert profile(made.model_copy(update={"out": None}), store=store, steps=4) is not None

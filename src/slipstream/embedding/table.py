@@ -284,5 +284,7 @@ def _ids_of(lookups: Lookups, features: tuple[int, ...]) -> Tensor:
     if lookups.num_features == 1:
         return lookups.ids
     size = lookups.batch_size
-    ends = lookups.offsets[:: max(size, 1)].tolist()
+    if not size:
+        return lookups.ids[:0]
+    ends = lookups.offsets[::size].tolist()
     return torch.cat([lookups.ids[ends[f] : ends[f + 1]] for f in features])

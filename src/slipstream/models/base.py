@@ -215,7 +215,8 @@ def other_than(items: Tensor, drawn: Tensor, num_items: int) -> Tensor:
 
     Of several candidates it would be the hardest, and its pair teaches nothing: its margin is 0.
     """
-    return torch.where(drawn == items.unsqueeze(1), 1 + drawn % max(num_items - 1, 1), drawn)
+    following = min(1, num_items - 1) + drawn % max(num_items - 1, 1)
+    return torch.where(drawn == items.unsqueeze(1), following, drawn)
 
 
 def position_of(names: Sequence[str], name: str | None, default: int) -> int:

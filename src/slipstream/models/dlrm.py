@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from slipstream.data.batch import Inputs
 from slipstream.data.schema import FeatureInfo
+from slipstream.errors import ConfigError
 from slipstream.models.base import ModelConfigBase, Recommender, Widths
 from slipstream.models.layers import DotInteraction, head, mlp
 
@@ -53,6 +54,11 @@ class DLRM(Recommender):
         embeddings: nn.Module | None = None,
     ) -> None:
         super().__init__(features, num_dense, config, embeddings)
+        if len(features) + (num_dense > 0) < 2:
+            raise ConfigError(
+                "dlrm multiplies the vectors of two features at least, or of one and of dense columns",
+                remedy="use dcnv2 or deepfm, or data with more columns",
+            )
         self.first_order, self.feature_norm = config.first_order, config.feature_norm
         width = config.embedding_dim - config.first_order
         self.bottom = mlp([num_dense, *config.bottom, width]) if num_dense else None

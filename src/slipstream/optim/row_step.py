@@ -259,6 +259,8 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                 weight = gradient.table.weight
                 kinds.setdefault((weight.shape[1], weight.dtype, weight.device), []).append(position)
                 state = self.state[weight]
+                if group["on_skip"] != "catch_up":  # that of a loaded state, or of before
+                    state.pop("last_step", None)
                 needed = (
                     "step",
                     *self._row_state_of(group),

@@ -70,7 +70,7 @@ class Progress(NamedTuple):
     share: float | None = None
     """Share of the training that has passed, in [0, 1], or None when its length is not known."""
     epoch: int = 0
-    """Epochs finished."""
+    """Epochs of this training finished."""
 
 
 class TrainingData(Protocol):

@@ -115,6 +115,12 @@ class Random(Policy):
         if self._tail is not None:
             self._tail.load_state_dict(state)
 
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """Counts of the tail go on, if there are any; gates are those of the budget of now, for new rows, too."""
+        if state:
+            self.load_state_dict(state)
+        self._set_gates()
+
     def report(self) -> dict[str, Any]:
         """Budget and level."""
         report: dict[str, Any] = {"budget": self.config.budget, "level": self.config.level}

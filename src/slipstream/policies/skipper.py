@@ -194,7 +194,7 @@ class Skipper:
         """The batch, and which of its inputs are kept: int64 [K], their weights set, or None for all as they are."""
         size = len(batch)
         self.inputs_seen += size
-        if self.batch_size is None and self.policy.skips_inputs:
+        if self.batch_size is None and self.policy.skips_inputs and size:
             self.batch_size = size
         probability = self.policy.keep_probability(batch) if self.policy.skips_inputs else None
         if probability is None:
@@ -237,7 +237,8 @@ class Skipper:
         epoch = self.epoch if epoch is None else epoch
         share = min(self.inputs_seen / self.total_samples, 1.0) if self.total_samples else None
         steps, samples = self._earlier
-        self.policy.update_gates(Progress(steps + self.steps, samples + self._samples, time, share, epoch))
+        over = epoch - self._first_epoch
+        self.policy.update_gates(Progress(steps + self.steps, samples + self._samples, time, share, over))
         self.steps += 1
         self._samples += len(batch)
         self.weights = batch.weights

@@ -153,7 +153,10 @@ class Periodic:
 
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
         """New rows were never looked up, and are cold until the next snapshot."""
-        sizes = [rows[name] for name in self._by_name]
+        # In the state's order, that of the data's columns, which need not be the model's.
+        if unknown := set(state["tables"]) - set(rows):
+            raise ConfigError(f"the state is of tables that the model does not have: {', '.join(sorted(unknown))}")
+        sizes = [rows[name] for name in state["tables"]]
         counts = [
             {**saved, "scores": grow_rows(saved["scores"], size)}
             for saved, size in zip(state["counts"], sizes, strict=True)

@@ -241,6 +241,8 @@ class TrainConfig(_Section):
                 raise ValueError("row_cache_bytes is not for matrix factorization, which makes its own tables")
         if self.hotline and (self.row_cache_bytes is None or build_policy(self.policy).wants_losses):
             raise ValueError("hotline needs row_cache_bytes, and a policy that does not watch losses")
+        if self.hotline and self.on_nonfinite == "skip":
+            raise ValueError("hotline has taken its step before it knows the loss: on_nonfinite=skip is not for it")
         if self.model.name == "mf" and self.model.objective == "bpr" and self.compile:
             raise ValueError("compile is not for BPR, whose loss is kernels already: there is nothing to compile")
         if self.engine != "slipstream" and self.compile:

@@ -25,7 +25,12 @@ from slipstream.training.saved import read_wanted
 from slipstream.training.state import check_optimizer, load_tables
 
 OPEN = 255
-_MUST_AGREE = ("model", "engine", "optimizer.name", "optimizer.dense_name", "optimizer.untouched", "policy.name")
+_MUST_AGREE = (
+    *("model", "engine", "optimizer.name", "optimizer.dense_name", "optimizer.untouched", "policy.name"),
+    *("policy.policy", "policy.inputs.name", "policy.rows.name", "policy.score", "policy.scores", "policy.mode"),
+)
+"""Settings that decide what is carried on; those that a policy does not have, or did not have then, agree."""
+_ABSENT = object()
 
 
 def continue_from(trainer: Trainer, run: Path) -> None:
@@ -64,21 +69,30 @@ def _take_over(trainer: Trainer, state: Mapping[str, Any]) -> None:
         _load_optimizer(optimizer, saved)
         check_optimizer(optimizer)
     rows = {name: table.num_rows for name, table in tables(trainer.model).items()}
-    load_tables(trainer.model, {name: _grown_table(entry, rows[name]) for name, entry in state["tables"].items()})
+    grown = {name: _grown_table(entry, rows[name]) for name, entry in state["tables"].items()}
+    if not trainer.skipper.policy.skips_rows:  # nobody would open them again
+        grown = {name: {**entry, "gate": None} for name, entry in grown.items()}
+    load_tables(trainer.model, grown)
     trainer.skipper.continue_from(state["skipper"], rows)
 
 
 def _check(saved: Mapping[str, Any], config: TrainConfig) -> None:
     now = config.model_dump(mode="json")
+    if config.row_cache_bytes is not None:
+        raise ConfigError("cannot continue with tables in host memory", remedy="leave row_cache_bytes out")
     for path in _MUST_AGREE:
-        before: Any = saved
-        after: Any = now
-        for key in path.split("."):
-            before, after = before.get(key) if isinstance(before, Mapping) else None, after[key]
-        if before != after:
+        before, after = _setting(saved, path), _setting(now, path)
+        if before != after and _ABSENT not in (before, after):
             raise ConfigError(
                 f"cannot continue: {path} was {before!r}, now it is {after!r}", remedy="leave it as it was"
             )
+
+
+def _setting(config: Mapping[str, Any], path: str) -> Any:
+    value: Any = config
+    for key in path.split("."):
+        value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+    return value
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:

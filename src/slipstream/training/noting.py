@@ -9,9 +9,11 @@ import numpy.typing as npt
 import torch
 
 from slipstream.data.batch import Batch
+from slipstream.embedding import EmbeddingCollection
 from slipstream.embedding.table import Table
 from slipstream.evaluation import access_counts, score
 from slipstream.evaluation.popularity import BUCKETS, bucket_feature, popularity_buckets
+from slipstream.policies.base import Gated
 from slipstream.training.events import GatesNoted, HeldOutScored, tell
 from slipstream.training.predicting import autocast
 
@@ -85,11 +87,10 @@ class Notes:
         trainer, feature = self._trainer, self._feature
         assert feature is not None
         name = trainer.store.one_hot[feature].name
-        tables = list(trainer.skipper.tables.values())
-        if len(tables) != len(trainer.store.features):
-            self._watches = False  # a model whose tables are not those of the features, one each, in their order
+        table = self._table(name)
+        if table is None:
+            self._watches = False
             return
-        table = tables[[feature.name for feature in trainer.store.features].index(name)]
         if isinstance(table, Table) and table.drawn_by() is not None:
             self._watches = False  # lookups are drawn: no gate says how often
             return
@@ -98,6 +99,15 @@ class Notes:
             self._buckets = popularity_buckets(counts)
         chances = mean_chances(self._buckets, table.gate)
         tell(trainer.listeners, GatesNoted(trainer.samples, name, chances, trainer.training.seconds))
+
+    def _table(self, name: str) -> Gated | None:
+        """The table of a feature, if the model has one for it."""
+        trainer = self._trainer
+        if isinstance(trainer.model.embeddings, EmbeddingCollection):
+            return trainer.model.embeddings.table_of.get(name)
+        names = [feature.name for feature in trainer.store.features]
+        tables = list(trainer.skipper.tables.values())
+        return tables[names.index(name)] if len(tables) == len(names) else None
 
 
 def mean_chances(buckets: npt.NDArray[np.uint8], gate: torch.Tensor | None) -> dict[str, float]:

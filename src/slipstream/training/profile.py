@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slipstream.data.batch import Batch
 from slipstream.data.store import Store
+from slipstream.embedding import CachedEmbeddingCollection
 from slipstream.errors import ConfigError
 from slipstream.optim import clip_grad_norm_
 from slipstream.policies import NoneConfig, Skipper, build_policy
@@ -209,6 +210,8 @@ def _lookup(trainer: Trainer, calls: Sequence[tuple[Any, ...]]) -> tuple[float, 
         rows.backward(gradient)
         backward += _clock() - began
     _zero(trainer)
+    if isinstance(embeddings, CachedEmbeddingCollection):  # no step follows, for which it would keep the rows
+        embeddings.skip_step()
     return forward, backward
 
 

@@ -53,7 +53,7 @@ class Step:
         self._skipper, self._sender, self._clock, self._moved, self._ranks = skipper, sender, clock, moved, ranks
         tables = model.embeddings
         self.cached = tables if isinstance(tables, CachedEmbeddingCollection) else None
-        self.waits = self.cached is None and sender.device.type == "cpu"
+        self.waits = sender.device.type == "cpu"
         """Whether each loss is looked at; a GPU is not waited for, its losses are looked at when they are reported."""
         self.left_out = 0
         """Batches left out because their loss or a gradient was not finite."""
