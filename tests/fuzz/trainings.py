@@ -193,14 +193,15 @@ def check(data: bytes, folder: Path) -> None:
     assert called(["report", str(run)]) == 0
     # Of a raw file that which was made of it.
     store = config["data"] if name in _stores() else next(path.parent for path in folder.rglob("store.json"))
-    if called(["predict", str(run), str(store), str(folder / "out.csv")]) == 0:
-        probabilities(folder / "out.csv")
-    called(["evaluate", str(run), str(store)])
+    assert called(["predict", str(run), str(store), str(folder / "out.csv")]) == 0
+    probabilities(folder / "out.csv")
+    assert called(["evaluate", str(run), str(store)]) == 0
     _score(run, store, config)
     if config.get("row_cache_bytes"):
         _without_a_cache({**config, "out": folder / "uncached"}, run)
     called(["train", str(store), "--continue", str(run), "--out", str(folder / "more"), "--quiet"])
     _resume({**config, "out": folder / "cut"}, (run / "model.safetensors").read_bytes())
+    assert not list(folder.rglob(".*")), "something half-written is left"
 
 
 def _score(run: Path, store: Path, config: Mapping[str, Any]) -> None:

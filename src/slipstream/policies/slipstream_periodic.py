@@ -138,8 +138,7 @@ class Periodic:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state."""
         check_mode(state, "periodic")
-        if unknown := set(state["tables"]) - set(self._by_name):
-            raise ConfigError(f"the state is of tables that the model does not have: {', '.join(sorted(unknown))}")
+        self._check_tables(state)
         self._count_for([self._by_name[name] for name in state["tables"]])
         for counts, saved in zip(self._counts, state["counts"], strict=True):
             counts.load_state_dict(saved)
@@ -151,11 +150,14 @@ class Periodic:
             HotSnapshot.from_state(state["snapshot"], weights_of(self._tables)) if "snapshot" in state else None
         )
 
+    def _check_tables(self, state: Mapping[str, Any]) -> None:
+        if unknown := set(state["tables"]) - set(self._by_name):
+            raise ConfigError(f"the state is of tables that the model does not have: {', '.join(sorted(unknown))}")
+
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
         """New rows were never looked up, and are cold until the next snapshot."""
         # In the state's order, that of the data's columns, which need not be the model's.
-        if unknown := set(state["tables"]) - set(rows):
-            raise ConfigError(f"the state is of tables that the model does not have: {', '.join(sorted(unknown))}")
+        self._check_tables(state)
         sizes = [rows[name] for name in state["tables"]]
         counts = [
             {**saved, "scores": grow_rows(saved["scores"], size)}

@@ -25,12 +25,10 @@ from slipstream.training.saved import read_wanted
 from slipstream.training.state import check_optimizer, load_tables
 
 OPEN = 255
-_MUST_AGREE = (
-    *("model", "engine", "optimizer.name", "optimizer.dense_name", "optimizer.untouched", "policy.name"),
-    *("policy.policy", "policy.inputs.name", "policy.rows.name", "policy.score", "policy.scores", "policy.mode"),
-)
-"""Settings that decide what is carried on; those that a policy does not have, or did not have then, agree."""
-_ABSENT = object()
+_MUST_AGREE = ("model", "engine", "optimizer.name", "optimizer.dense_name", "optimizer.untouched", "policy.name")
+_OF_POLICIES = tuple(f"policy.{name}" for name in ("policy", "inputs.name", "rows.name", "score", "scores", "mode"))
+"""Settings of some policies that decide what is carried on; one that the policy does not have, or did not, agrees."""
+_ABSENT = "(none)"
 
 
 def continue_from(trainer: Trainer, run: Path) -> None:
@@ -80,9 +78,9 @@ def _check(saved: Mapping[str, Any], config: TrainConfig) -> None:
     now = config.model_dump(mode="json")
     if config.row_cache_bytes is not None:
         raise ConfigError("cannot continue with tables in host memory", remedy="leave row_cache_bytes out")
-    for path in _MUST_AGREE:
+    for path in (*_MUST_AGREE, *_OF_POLICIES):
         before, after = _setting(saved, path), _setting(now, path)
-        if before != after and _ABSENT not in (before, after):
+        if before != after and not (path in _OF_POLICIES and _ABSENT in (before, after)):
             raise ConfigError(
                 f"cannot continue: {path} was {before!r}, now it is {after!r}", remedy="leave it as it was"
             )

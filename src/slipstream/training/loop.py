@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -44,6 +45,12 @@ At most a hundredth of the training: deciding on few costs nearly as much as on 
 
 Outcome = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """Labels and logits of the scored samples, each ``[N]``."""
+
+
+def _losses(config: TrainConfig, sender: Sender, model: nn.Module, batch: Batch) -> Tensor:
+    """Those of a copy of the model, computed as the training computes them; of no Trainer, which would own itself."""
+    with autocast(config.bf16, config.device):
+        return cast(Recommender, model).losses(sender.send(batch))
 
 
 class Trainer:
@@ -119,7 +126,7 @@ class Trainer:
             batch_size=config.batch_size,
             seed=config.seed,
             total_samples=self.total_samples,
-            losses=self._losses,
+            losses=partial(_losses, config, self.sender),
             adds_logit_offset=self.model.adds_logit_offset and store.labels.dtype == torch.uint8,
         )
         self.skipper.policy.check_length(-(-self.total_samples // config.batch_size))
@@ -269,11 +276,6 @@ class Trainer:
     def _mean_loss(self, batch: Batch) -> float:
         with torch.inference_mode(), autocast(self.config.bf16, self.config.device):
             return float(self.model.losses(self.sender.send(batch)).mean())
-
-    def _losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Losses of a copy of the model, computed as those of the training are."""
-        with autocast(self.config.bf16, self.config.device):
-            return cast(Recommender, model).losses(self.sender.send(batch))
 
     def _train(self, batches: Iterable[Batch], end: int = 0) -> None:
         """Trains on batches; while fewer than ``end`` samples have passed in all, it may be saved after each."""
