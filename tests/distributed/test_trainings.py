@@ -149,7 +149,9 @@ def test_a_killed_rank_ends_the_others_and_all_go_on_to_the_same_bits(played: di
     assert killed["statuses"] == [2, 2, -9, 2] and killed["seconds"] < 60
     for rank in (0, 1, 3):
         text = said(folder, "killed")[rank]  # Gloo may have put a warning of its own before ours
-        assert "rank 2 of 4 is gone; start all ranks again with --resume" in text.splitlines()[-1]
+        # One that a busy machine keeps from the roll call finds that rank 0 has said so, and left.
+        gone = "rank 2 of 4" if rank == 0 or "meeting point" not in text else "rank 0, or the machine of the launcher,"
+        assert f"{gone} is gone; start all ranks again with --resume" in text.splitlines()[-1]
         assert "Traceback" not in text
     assert played["again"]["statuses"] == [0, 0, 0, 0], said(folder, "again")
     assert outcome(folder / "killed") == outcome(folder / "whole")
