@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from tests.fuzz.folders import lasting_folder
 from tests.malformed.stored import sealed_manifest
 from tests.training.conftest import write_store
 from tests.training.test_resume import CASES, SMALL, Died, Dies
@@ -22,8 +21,7 @@ from slipstream.training.checkpoint.manifest import MANIFEST
 @cache
 def _folder() -> Path:
     """The data, and a run folder for each case; made once in a process, and removed at its end."""
-    folder = Path(tempfile.mkdtemp(prefix="slipstream-fuzz-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = lasting_folder()
     store = write_store(folder / "store", 1000)
     for place, settings in enumerate(CASES.values()):
         run = folder / f"run{place}"

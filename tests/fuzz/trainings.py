@@ -6,10 +6,7 @@ is what ``targets`` calls one, and a finished training that cannot be reported, 
 
 from __future__ import annotations
 
-import atexit
 import json
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from tests.fuzz.commands import called, probabilities
+from tests.fuzz.folders import lasting_folder
 from tests.malformed.corpus import FIXTURES
 from tests.malformed.text import READERS
 from tests.training.conftest import write_store
@@ -131,8 +129,7 @@ def _mend(draw: st.DrawFn, config: dict[str, Any], data: str) -> None:
 @cache
 def _stores() -> dict[str, Path]:
     """Data of several kinds, made once in a process and removed at its end."""
-    folder = Path(tempfile.mkdtemp(prefix="slipstream-fuzz-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = lasting_folder()
     write_store(folder / "mixed", 240)
     write_store(folder / "few", 12, seed=3)
     write_store(folder / "positives", 60, all_positive=True)
@@ -168,8 +165,7 @@ def _stores() -> dict[str, Path]:
 @cache
 def _raw() -> dict[str, dict[str, Any]]:
     """Raw files of every format, as the settings that name them; as long as the stores."""
-    folder = Path(tempfile.mkdtemp(prefix="slipstream-fuzz-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = lasting_folder()
     found: dict[str, dict[str, Any]] = {
         "clicks": {"data": FIXTURES / "clicks.csv", "columns": FIXTURES / "schema.yaml"}
     }
