@@ -37,6 +37,22 @@ def _name(value: Any) -> str:
     return value.func.__name__ if isinstance(value, functools.partial) else type(value).__name__
 
 
+@pytest.mark.parametrize(
+    ("given", "categorical"),
+    [((), []), (None, []), ([2, 0], [0, 2]), ([-1, 2], [2]), ([False, False, True], [2]), (np.array([1]), [1])],
+)
+def test_columns_by_position_or_by_mask(given: Any, categorical: list[int]) -> None:
+    X, y = np.arange(12.0).reshape(4, 3), [0, 1, 0, 1]
+    assert SlipstreamClassifier(given).fit(X, y)._categorical == categorical
+
+
+@pytest.mark.parametrize("given", [[3], [-4], [1.5], ["a"], [True], [[0, 1]], 1])
+def test_columns_that_there_are_not(given: Any) -> None:
+    X, y = np.arange(12.0).reshape(4, 3), [0, 1, 0, 1]
+    with pytest.raises(ValueError, match="categorical_features"):
+        SlipstreamClassifier(given).fit(X, y)
+
+
 @pytest.mark.parametrize(("estimator", "check"), CHECKS, ids=_name)
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     check(estimator)

@@ -56,8 +56,8 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
     do not fit in memory there is :func:`slipstream.training.train`.
 
     Args:
-        categorical_features: Positions of the columns that hold categories (any numbers). What ``fit`` did not see has
-            a row of its own.
+        categorical_features: Positions of the columns that hold categories (any numbers), or a mask of the columns.
+            What ``fit`` did not see has a row of its own.
         embedding_dim: Elements of a row.
         hidden: Units of the hidden layers.
         policy: Name of a policy that skips inputs or row updates, its settings as a dictionary with ``name``, or None.
@@ -76,7 +76,7 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        categorical_features: Sequence[int] = (),
+        categorical_features: Sequence[int] | Sequence[bool] | None = (),
         *,
         embedding_dim: int = 16,
         hidden: Sequence[int] = (64, 32),
@@ -135,7 +135,7 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _learn_columns(self, X: np.ndarray[Any, Any]) -> None:
-        columns = sorted({int(column) % X.shape[1] for column in self.categorical_features})
+        columns = _columns(self.categorical_features, X.shape[1])
         self._categorical = columns
         self._numeric = [column for column in range(X.shape[1]) if column not in columns]
         self._categories = [np.unique(X[:, column]) for column in columns]
@@ -207,3 +207,21 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
         """The likelier class of each sample, [N]."""
         positive = self.decision_function(X) > 0
         return self.classes_[positive.astype(np.int64)]
+
+
+def _columns(given: Any, count: int) -> list[int]:
+    """Positions of the columns meant: by position, from the end if negative, or by a mask of all ``count``.
+
+    Raises:
+        ValueError: There is no such column, or the mask is of another length.
+    """
+    columns = np.asarray([] if given is None else given)
+    if columns.dtype == bool:
+        if columns.shape != (count,):
+            raise ValueError(f"categorical_features is a mask of {columns.size} columns, and X has {count}")
+        return [int(column) for column in columns.nonzero()[0]]
+    if columns.size and (columns.ndim != 1 or columns.dtype.kind not in "iu"):
+        raise ValueError(f"categorical_features must be positions of columns or a mask of them, not {given!r}")
+    if outside := [int(column) for column in columns if not -count <= column < count]:
+        raise ValueError(f"categorical_features names column {outside[0]}, and X has {count} columns")
+    return sorted({int(column) % count for column in columns})

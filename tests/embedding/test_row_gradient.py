@@ -80,9 +80,26 @@ def test_norms_equal_torchs(order: float) -> None:
     torch.testing.assert_close(mine.weight.grad.norm(order), expected)
 
 
-def test_a_product_a_clone_and_a_detached_one_are_independent() -> None:
+@pytest.mark.parametrize("alias", [lambda grad: grad.data, lambda grad: grad.detach()])
+def test_what_is_done_to_a_detached_one_is_done_to_the_gradient(alias) -> None:
     plain, mine = pair()
-    for other in (mine.weight.grad * 2, mine.weight.grad.clone(), mine.weight.grad.detach()):
+    for module in (plain, mine):
+        alias(module.weight.grad).mul_(0.5)
+        back(module, 2.0)
+        alias(module.weight.grad).div_(4.0)
+    equal(plain, mine)
+    kept, expected = alias(mine.weight.grad), plain.weight.grad
+    for module in (plain, mine):
+        module.zero_grad()
+        back(module, 5.0)
+    torch.testing.assert_close(kept.to_dense(), expected)  # what was detached in an earlier step stays
+    kept.zero_()
+    equal(plain, mine)
+
+
+def test_a_product_and_a_clone_are_independent() -> None:
+    plain, mine = pair()
+    for other in (mine.weight.grad * 2, mine.weight.grad.clone()):
         assert isinstance(other, RowGradient)
         other.mul_(3.0)
         other.zero_()

@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler, swa_utils
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from slipstream import optim
-from slipstream.embedding import Embedding, convert, tables
+from slipstream.embedding import Embedding, RowGradient, convert, tables
 from slipstream.errors import ConfigError, SlipstreamError, UnsupportedOption
 
 pytestmark = pytest.mark.filterwarnings("ignore::slipstream.kernels.parallel.SlowPathWarning")
@@ -619,3 +619,55 @@ def test_an_optimizer_without_a_rule_for_rows_cannot_be_made() -> None:
 
     with pytest.raises(TypeError, match=r"abstract method '?_settings"):
         NoRule([nn.Parameter(torch.zeros(1))], lr=0.1)
+
+
+OF_ROWS = [
+    (optim.SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+    (optim.Adagrad, torch.optim.Adagrad, {"lr": 0.1}),
+    (optim.Adam, torch.optim.Adam, {"lr": 0.1}),
+    (optim.AdamW, torch.optim.AdamW, {"lr": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("ours", "torchs", "options"), OF_ROWS, ids=[ours.__name__ for ours, _, _ in OF_ROWS])
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_dense_gradient_between_those_of_lookups(ours, torchs, options, by_hand: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.Embedding(6, 3)
+    mine = convert(copy.deepcopy(plain))
+    for model, optimizer in (
+        (plain, torchs(plain.parameters(), **options)),
+        (mine, ours(mine.parameters(), **options)),
+    ):
+        for number in range(5):
+            optimizer.zero_grad()
+            loss = model(torch.arange(6)).pow(2).sum() if by_hand or number % 2 == 0 else model.weight.pow(2).sum()
+            loss.backward()
+            if by_hand and number % 2 and isinstance(model.weight.grad, RowGradient):
+                model.weight.grad = model.weight.grad.to_dense()
+            optimizer.step()
+    torch.testing.assert_close(mine.weight, plain.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_of_one_number_a_row_does_not_take_dense_gradients() -> None:
+    table = Embedding(6, 3)
+    optimizer = optim.RowwiseAdagrad(table.parameters(), lr=0.1)
+    table(torch.arange(6)).sum().backward()
+    optimizer.step()
+    table.weight.grad = torch.ones(6, 3)
+    with pytest.raises(UnsupportedOption, match="one number a row"):
+        optimizer.step()
+
+
+def test_what_is_refused_is_refused_before_anything_moves() -> None:
+    model = nn.ModuleDict({"table": Embedding(6, 3), "head": nn.Linear(3, 1)})
+    optimizer = optim.Adam(model.parameters(), lr=0.1)
+    weight = model["table"].weight
+    optimizer.state[weight] = {"step": 1, "exp_avg": torch.zeros(2, 3), "exp_avg_sq": torch.zeros(6, 3)}
+    model["head"](model["table"](torch.arange(6))).sum().backward()
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        with pytest.raises(UnsupportedOption, match="exp_avg of table"):
+            optimizer.step()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert optimizer.state[weight]["step"] == 1

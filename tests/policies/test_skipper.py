@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import weakref
 
 import pytest
@@ -130,6 +131,34 @@ def test_epochs_draw_anew_and_seeds_differ() -> None:
     for a, b in ((first, second), (first, other)):
         # Independent halves share about a quarter of all.
         assert 60 < len(a & b) < 140
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_an_epoch_that_is_left_early_ends(held: bool) -> None:
+    skipper = Skipper(MODEL, Random(0.5), batch_size=20, seed=0)
+    seen, kept = set[int](), []
+    for epoch in range(8):
+        batches = skipper(pieces(400, 20))
+        kept += [batches] if held else []  # else Python closes it
+        seen |= set(joined(list(itertools.islice(batches, 8))).index.tolist())
+        assert skipper.epoch == epoch
+        del batches
+    assert len(seen) > 300  # of 400; it was always the same half
+    for batches in kept[:-1]:
+        batches.close()
+    assert skipper.epoch == 7 + (not held)
+    before = skipper.epoch
+    assert sum(1 for _ in skipper(pieces(40, 20))) and skipper.epoch == before + (2 if held else 1)
+
+
+def test_what_waits_when_an_epoch_is_left_is_trained_in_the_next() -> None:
+    skipper = Skipper(MODEL, NoSkipping(), batch_size=8)
+    batches = skipper(pieces(40, 5))
+    first = next(batches).index.tolist()
+    batches.close()
+    assert (first, skipper.epoch) == (list(range(8)), 1)
+    rest = [batch.index.tolist() for batch in skipper(pieces(5, 5))]
+    assert rest == [[8, 9, 0, 1, 2, 3, 4]]
 
 
 def test_without_skipping_batches_pass_as_they_are() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from slipstream.errors import UnsupportedOption
 from slipstream.kernels import reference, registry
-from slipstream.kernels.types import DrawnLookups, RowGradients, TableState, version_of
+from slipstream.kernels.types import DrawnLookups, RowGradients, TableState
 
 if TYPE_CHECKING:
     from slipstream.embedding.table import Table
@@ -27,8 +27,22 @@ if TYPE_CHECKING:
 _aten = torch.ops.aten
 
 
+class _Content:
+    """What a row gradient and those detached from it hold together."""
+
+    __slots__ = ("blocks", "dense", "scale", "shared")
+
+    def __init__(self) -> None:
+        self.blocks: list[tuple[RowGradients, tuple[int, ...]]] = []
+        self.dense: Tensor | None = None
+        self.scale: float | Tensor = 1.0
+        self.shared = False
+
+
 class RowGradient(Tensor):
     """Row gradients of one table, accumulated over the backward passes since the last ``zero_grad()``.
+
+    ``detach()`` and ``.data`` are it once more: what is done to them is done to it, as with any gradient.
 
     Attributes:
         blocks: (forward pass with its output's gradient, features of it that read the table).
@@ -37,9 +51,7 @@ class RowGradient(Tensor):
     """
 
     _table: weakref.ref[Table]
-    blocks: list[tuple[RowGradients, tuple[int, ...]]]
-    dense: Tensor | None
-    scale: float | Tensor
+    _content: _Content
 
     @staticmethod
     def __new__(cls, table: Table) -> RowGradient:
@@ -48,11 +60,30 @@ class RowGradient(Tensor):
         self = Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype, device=weight.device)
         # A weight owns its gradient where Python's collector cannot look: owning the table would keep both forever.
         self._table = weakref.ref(table)
-        self.blocks, self.dense, self.scale = [], None, 1.0
+        self._content = _Content()
         return self
 
     def __init__(self, table: Table) -> None:
         """Empty row gradients of a table."""
+
+    @property
+    def blocks(self) -> list[tuple[RowGradients, tuple[int, ...]]]:
+        """See above."""
+        return self._content.blocks
+
+    @property
+    def dense(self) -> Tensor | None:
+        """See above."""
+        return self._content.dense
+
+    @dense.setter
+    def dense(self, value: Tensor | None) -> None:
+        self._content.dense = value
+
+    @property
+    def scale(self) -> float | Tensor:
+        """See above."""
+        return self._content.scale
 
     @property
     def table(self) -> Table:
@@ -68,14 +99,19 @@ class RowGradient(Tensor):
 
     def start(self, block: RowGradients, features: tuple[int, ...], dense: Tensor | None) -> None:
         """Forget everything but one backward pass and a dense gradient."""
-        self.blocks, self.scale, self.dense = [(block, features)], 1.0, dense
+        content = self._content
+        if content.shared:  # with what was detached in an earlier step
+            content = self._content = _Content()
+        content.blocks, content.scale, content.dense = [(block, features)], 1.0, dense
 
     def add_block(self, block: RowGradients, features: tuple[int, ...]) -> None:
         """Add one backward pass."""
-        if isinstance(self.scale, Tensor) or self.scale != 1.0:  # it holds for what came before, not for what comes
-            self.blocks = [(_scaled(earlier, self.scale), of) for earlier, of in self.blocks]
-            self.scale = 1.0
-        self.blocks.append((block, features))
+        content = self._content
+        scale = content.scale
+        if isinstance(scale, Tensor) or scale != 1.0:  # it holds for what came before, not for what comes
+            content.blocks = [(_scaled(earlier, scale), of) for earlier, of in content.blocks]
+            content.scale = 1.0
+        content.blocks.append((block, features))
 
     def for_table(self, position: int) -> list[RowGradients]:
         """The blocks with this table at ``position`` and every other feature left out."""
@@ -140,21 +176,30 @@ class RowGradient(Tensor):
 
     def multiply(self, factor: float | Tensor) -> RowGradient:
         """Scale in place."""
-        self.scale = self.scale * factor
+        self._content.scale = self.scale * factor
         if self.dense is not None:
             self.dense.mul_(factor)
         return self
 
     def clear(self) -> RowGradient:
         """Zero in place."""
-        self.blocks, self.dense, self.scale = [], None, 1.0
+        content = self._content
+        content.blocks, content.dense, content.scale = [], None, 1.0
         return self
+
+    def alias(self) -> RowGradient:
+        """Another object for the same row gradients."""
+        other = RowGradient(self.table)
+        other._content = self._content
+        self._content.shared = True
+        return other
 
     def copy(self) -> RowGradient:
         """The same row gradients in an object of its own."""
         other = RowGradient(self.table)
-        other.blocks, other.scale = list(self.blocks), self.scale
-        other.dense = None if self.dense is None else self.dense.clone()
+        content = other._content
+        content.blocks, content.scale = list(self.blocks), self.scale
+        content.dense = None if self.dense is None else self.dense.clone()
         return other
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -192,10 +237,7 @@ def _unsupported(what: object) -> UnsupportedOption:
 
 
 def _scaled(block: RowGradients, factor: float | Tensor) -> RowGradients:
-    grad, version = block.grad * factor, block.version
-    if version is not None:  # what was changed before stays so
-        version += version_of(block.lookups, grad) - block.current_version()
-    return RowGradients(block.lookups, grad, block.tables, version)
+    return RowGradients(block.lookups, block.grad * factor, block.tables)
 
 
 def _factor(value: Any) -> float | Tensor:
@@ -270,7 +312,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     _aten.mul.Tensor: lambda gradient, factor: _mul_(gradient.copy(), factor),
     _aten._to_copy.default: _converted,
     _aten.zero_.default: RowGradient.clear,
-    _aten.detach.default: RowGradient.copy,
+    _aten.detach.default: RowGradient.alias,
     _aten.clone.default: lambda gradient, **_: gradient.copy(),
     _aten.linalg_vector_norm.default: _norm,
     _aten._foreach_norm.Scalar: _foreach_norm,

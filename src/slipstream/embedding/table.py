@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from slipstream.embedding.held import keep, keep_lookups
 from slipstream.embedding.row_gradient import RowGradient
 from slipstream.embedding.unseen import refuse_hooks
 from slipstream.errors import ConfigError
-from slipstream.kernels.types import DrawnLookups, Lookups, RowGradients, version_of
+from slipstream.kernels.types import DrawnLookups, Lookups, RowGradients
 
 OPEN = 255
 """Gate of a row that every step updates."""
@@ -39,9 +40,6 @@ _UNSHARED = _Probe().count()
 
 _MOST_TOTALS = 64
 """Tensors of counts that a table remembers: an optimizer makes a new one when it meets other tables or gates."""
-
-_SMALL = 16384
-"""Elements of a gradient that are copied in some microseconds."""
 
 Listener = Callable[["Table", Tensor], None]
 Sampler = Callable[[Sequence["Table"], Lookups, Tensor], "Lookups | DrawnLookups"]
@@ -240,9 +238,21 @@ class Site:
         site = cls._alive.get(handle)
         return () if site is None else site.tables
 
+    @classmethod
+    def table_of(cls, weight: Tensor) -> Table | None:
+        """The table of a parameter, if it is looked up anywhere."""
+        tables = (table for site in list(cls._alive.values()) for table in site.tables)
+        return next((table for table in tables if table.weight is weight), None)
+
     def with_weight(self, weight: nn.Parameter) -> Site:
-        """The one-table site of a module whose weight became another parameter; a tied table stays with the others."""
+        """The one-table site of a module whose weight became another parameter.
+
+        A tied table stays with the others, and a weight that is a table's already has that table here, too.
+        """
         (table,) = self.tables
+        other = self.table_of(weight)
+        if other is not None and other is not table:
+            return Site([other])
         if sum(table in site.tables for site in list(self._alive.values())) == 1:
             table.weight = weight
             return self
@@ -252,12 +262,10 @@ class Site:
 
     def receive(self, lookups: Lookups, grad: Tensor) -> None:
         """Hand the gradient [B, F, D] of the pooled output to the tables that are trained."""
-        # A parameter added to what was looked up (of positions, in a batch of one) may get its gradient in the same
-        # memory, to be scaled there. Copying a small one costs less than asking; larger ones the step looks after.
-        grad = grad.clone() if grad.numel() <= _SMALL else grad.detach()
+        grad = keep(grad)
         sampler = self._sampler()
-        sampled: Lookups | DrawnLookups = lookups if sampler is None else sampler(self.tables, lookups, grad)
-        block = RowGradients(sampled, grad, (), version_of(sampled, grad))
+        taken = keep_lookups(lookups) if sampler is None else sampler(self.tables, lookups, grad)
+        block = RowGradients(taken, grad, ())
         for table, features in self._readers:
             if table.weight.requires_grad:
                 table.receive(block, features)

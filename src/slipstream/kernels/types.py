@@ -95,23 +95,9 @@ class DrawnLookups:
         """F."""
         return len(self.counts)
 
-    def version(self) -> int:
-        """0: nobody else has these tensors."""
-        return 0
-
     def padding_of(self, feature: int) -> int:
         """NO_PADDING: it is left out."""
         return NO_PADDING
-
-
-def version_of(lookups: Lookups | DrawnLookups, grad: Tensor) -> int:
-    """A number that changes when the lookups or the gradient of their output are changed in place.
-
-    A gradient that is part of a larger tensor (of what was concatenated) is left out: it shares its count with the
-    other parts, which may well be scaled.
-    """
-    whole = grad.untyped_storage().nbytes() <= grad.numel() * grad.element_size()
-    return lookups.version() + (grad._version if whole else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +114,6 @@ class RowGradients:
     lookups: Lookups | DrawnLookups
     grad: Tensor
     tables: tuple[int, ...]
-    version: int | None = None
-    """:func:`version_of` at backward; None: unknown."""
-
-    def current_version(self) -> int:
-        """See :func:`version_of`."""
-        return version_of(self.lookups, self.grad)
 
 
 @dataclass(slots=True)

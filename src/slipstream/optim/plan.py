@@ -11,7 +11,6 @@ from torch import Tensor
 
 from slipstream.embedding.row_gradient import RowGradient
 from slipstream.embedding.table import Table
-from slipstream.errors import UnsupportedOption
 from slipstream.kernels.types import RowGradients, TableSet
 
 
@@ -102,13 +101,6 @@ def joined(gradients: Sequence[RowGradient]) -> list[RowGradients]:
             if block is not last:
                 last, entry = block, merged.get(id(block))
             if entry is None:
-                if block.version not in (None, block.current_version()):
-                    raise UnsupportedOption(
-                        f"ids or sample weights of a lookup in table {gradient.table.name!r}, or the gradient of what "
-                        "was looked up, were changed in place since backward",
-                        remedy="give each forward pass tensors of its own, or clone what was looked up: the step still "
-                        "reads them",
-                    )
                 entry = merged[id(block)] = (block, [-1] * block.lookups.num_features)
             for feature in features:
                 entry[1][feature] = position

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+import weakref
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from slipstream.embedding.memory import zeros_like_table
 from slipstream.embedding.row_gradient import RowGradient
-from slipstream.embedding.table import Table
+from slipstream.embedding.table import OPEN, Site, Table
 from slipstream.errors import ConfigError, UnsupportedOption
 from slipstream.kernels import reference, registry
 from slipstream.kernels.parallel import SlowPathWarning
@@ -132,15 +133,16 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work: list[tuple[Group, list[RowGradient]]] = []
+        work: list[tuple[Group, list[RowGradient], list[Part]]] = []
         densified: list[tuple[nn.Parameter, RowGradient]] = []
         everything = [group["params"] for group in self.param_groups]
         try:
-            for group in self.param_groups:
-                dense, rows = self._sorted_out(group, densified)
-                if rows:
+            sorted_out = [self._sorted_out(group, densified) for group in self.param_groups]
+            for group, (_, rows) in zip(self.param_groups, sorted_out, strict=True):
+                if rows:  # what is refused is refused before anything has moved
                     _refuse(self, group)
-                    work.append((group, rows))
+                    work.append((group, rows, self._plan(group, rows)))
+            for group, (dense, _) in zip(self.param_groups, sorted_out, strict=True):
                 group["params"] = dense
             if any(group["params"] for group in self.param_groups):
                 with torch.no_grad():
@@ -152,8 +154,8 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                 parameter.grad = grad
         if not self._overflowed():
             with torch.no_grad():
-                for group, rows in work:
-                    self._row_step(group, rows)
+                for group, rows, plan in work:
+                    self._row_step(group, rows, plan)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -175,6 +177,8 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         for parameter in group["params"]:
             grad = parameter.grad
             if type(grad) is not RowGradient:
+                if grad is not None and (table := self._table_of(parameter)) is not None:
+                    self._becomes_dense(table)
                 dense.append(parameter)
                 continue
             if grad.table.weight is not parameter:
@@ -185,13 +189,33 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
             if lazy and grad.dense is None:
                 rows.append(grad)
             else:
+                self._becomes_dense(grad.table)
+                _say_dense()
                 densified.append((parameter, grad))
-                parameter.grad = _dense(grad)
+                parameter.grad = grad.to_dense()
                 dense.append(parameter)
-                state = self.state[parameter]
-                if "step" in state:
-                    state["step"] = torch.as_tensor(float(state["step"]))
         return dense, rows
+
+    def _table_of(self, parameter: nn.Parameter) -> Table | None:
+        """The table of a parameter, looked for once."""
+        known: dict[Tensor, weakref.ref[Table] | None] = vars(self).setdefault("_tables", {})
+        if parameter not in known:
+            found = Site.table_of(parameter)
+            known[parameter] = None if found is None else weakref.ref(found)
+        table = known[parameter]
+        return None if table is None else table()
+
+    def _becomes_dense(self, table: Table) -> None:
+        """Hand a table's state to torch's optimizer, which steps it by a dense gradient."""
+        _refuse_dense(table)
+        state = self.state.get(table.weight, {})
+        if self.rowwise and any(state.get(name) is not None for name in self.row_state):
+            raise UnsupportedOption(
+                f"table {table.name!r} has one number a row as its state, and its gradient is dense",
+                remedy="use the weight for lookups only, or another optimizer",
+            )
+        if isinstance(state.get("step"), int):
+            state["step"] = torch.tensor(float(state["step"]))
 
     def _dense_step(self) -> None:
         # Without torch's two wrappers: one would run the hooks of this optimizer a second time (it is there once an
@@ -204,10 +228,9 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         found = getattr(self, "found_inf", None)
         return found is not None and bool(found.item())
 
-    def _row_step(self, group: Group, gradients: list[RowGradient]) -> None:
+    def _row_step(self, group: Group, gradients: list[RowGradient], plan: list[Part]) -> None:
         grad_scale = getattr(self, "grad_scale", None)
         unscale = 1.0 if grad_scale is None else _reciprocal(grad_scale)
-        plan = self._plan(group, gradients)
         for part in plan:
             part.refresh(gradients, unscale)
             batch = [gradients[i] for i in part.positions]
@@ -390,19 +413,17 @@ def _check_group(group: Group) -> None:
             raise ConfigError(f"{name}={group[name]!r} is not an option", remedy=f"use one of {allowed}")
 
 
-def _dense(gradient: RowGradient) -> Tensor:
-    if gradient.table.drawn_by() is not None:
+def _refuse_dense(table: Table) -> None:
+    if table.drawn_by() is not None:
         raise UnsupportedOption(
-            f"lookups of table {gradient.table.name!r} are drawn (policy row_importance), and its gradient is dense",
+            f"lookups of table {table.name!r} are drawn (policy row_importance), and its gradient is dense",
             remedy='it needs untouched="lazy" and a weight that is used only for lookups',
         )
-    if gradient.table.gate is not None and bool((gradient.table.gate != 255).any()):
+    if table.gate is not None and bool((table.gate != OPEN).any()):
         raise UnsupportedOption(
-            f"table {gradient.table.name!r} has gates, and its gradient is dense",
+            f"table {table.name!r} has gates, and its gradient is dense",
             remedy='gates need untouched="lazy" and a weight that is used only for lookups',
         )
-    _say_dense()
-    return gradient.to_dense()
 
 
 __all__ = ["OnSkip", "RowStep", "Untouched"]

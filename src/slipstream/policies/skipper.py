@@ -132,6 +132,7 @@ class Skipper:
         self._samples = 0
         self._dropped = 0
         self._first_epoch = 0
+        self._unfinished: object | None = None
         self._earlier = (0, 0)  # steps and samples of trainings that this one continues
         self._packer = Packer()
         self.row_updates = RowUpdates(self.tables.values())
@@ -159,12 +160,24 @@ class Skipper:
     def __call__(self, loader: Iterable[Any]) -> Iterator[Batch]:
         """One epoch: the batches to train on.
 
+        One that is left early (``break``, ``itertools.islice``) ends there: the next draws anew which inputs are kept,
+        and those that wait for a full batch are trained on in it.
+
         Args:
             loader: Batches, or whatever ``to_batch`` makes batches of.
         """
-        for batch in loader:
-            yield from self.push(batch)
-        yield from self.flush()
+        if self._unfinished is not None:  # left, and not closed
+            self.epoch += 1
+        self._unfinished = mine = object()
+        try:
+            for batch in loader:
+                yield from self.push(batch)
+            self._unfinished = None
+            yield from self.flush()
+        finally:
+            if self._unfinished is mine:
+                self._unfinished = None
+                self.epoch += 1
 
     def push(self, batch: Any) -> Iterator[Batch]:
         """Decides on a batch of the full data, and hands out the full batches that there are now: none, one or several.
