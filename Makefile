@@ -27,7 +27,7 @@ help:
 	@echo "make test     all tests          make lint / make types / make format"
 	@echo "make test-gpu the kernels' tests, compiled, on a GPU, and under compute-sanitizer; make bench-gpu (see docs/gpu.md)"
 	@echo "make fuzz MINUTES=30 JOBS=2   damaged input for every reader, so many processor minutes of each, in pieces if need"
-	@echo "                       be: goes on where the record of this source ends; TARGETS=\"csv config\" names some"
+	@echo "                       be: goes on where the record ends; TARGETS=\"csv config\" names some"
 	@echo "make soak MINUTES=120   trainings that continue one another, in one process; memory, threads and files stay flat"
 	@echo "make matrix   tests at the lowest and newest versions of the dependencies, in environments of their own"
 	@echo "make faults   KILLS=200 kills at random moments, each resumed to the same bits"
@@ -143,7 +143,7 @@ bench-gpu: gpu-ready
 	PYTHONPATH=src $(GPU_PYTHON) -m slipstream bench gpu --json benchmarks/results/gpu.json $(BENCH_FLAGS)
 
 # Hypothesis with damaged input, so many processor minutes of each target, JOBS targets at a time. A run goes on where
-# the record of the same source ends; one to keep: make fuzz MINUTES=30 FUZZ_RECORD=benchmarks/results/fuzz.json
+# the record ends; one to keep: make fuzz MINUTES=30 FUZZ_RECORD=benchmarks/results/fuzz.json
 MINUTES ?= 5
 TARGETS ?=
 JOBS ?= 1

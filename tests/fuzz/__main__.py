@@ -1,10 +1,10 @@
 """Fuzzing by processor time: ``python -m tests.fuzz MINUTES [TARGET…] [--jobs N] [--record FILE]``.
 
-Tries damaged input on each target until the record has so many processor minutes of it on this source: what an earlier
-run did counts, so that a long run may be done in pieces, the least fuzzed targets first. A finding ends its target, not
-the others: its smallest input and what it said are kept in runs/fuzz, and the status is 1, that of later runs on the
-source, too. A finding is also an input that takes a minute of processor time, or memory beyond 4 GiB above the start,
-or that does not end.
+Tries damaged input on each target until the record has so many processor minutes of it: what an earlier run did counts,
+on an earlier source, too, so that a long run may be done in pieces, the least fuzzed targets first. A finding ends its
+target, not the others: its smallest input and what it said are kept in runs/fuzz, and the status is 1, that of later
+runs on the source, too. A finding is also an input that takes a minute of processor time, or memory beyond 4 GiB above
+the start, or that does not end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from types import FrameType
 
 from tests.fuzz.campaign import QUIET, Outcome, campaign
 from tests.fuzz.fuzzing import GROWTH, PER_INPUT, fuzz
-from tests.fuzz.rows import DONE, MINUTES, added, kept, most, present_source, summed_up
+from tests.fuzz.rows import DONE, added, kept, minutes_of, present_source, summed_up
 from tests.fuzz.targets import NAMES
 
 from slipstream.errors import SlipstreamError
@@ -66,23 +66,22 @@ def main() -> None:
         },
     )
     source = present_source()
-    present, older = kept(options.record, source)
+    present, earlier = kept(options.record, source)
     found = [name for name in names if present.get(name, {}).get("findings")]
     for name in found:
         print(f"{name}: FINDING of an earlier run: {present[name]['finding']}; see {KEPT / name}.*")
-    done = {name: present.get(name, {}).get(MINUTES, 0.0) for name in names if name not in found}
-    left = [name for name, minutes in done.items() if minutes < DONE * options.minutes]
-    left.sort(key=lambda name: (min(most((present, older), name), DONE * options.minutes), -done[name]))
+    done = {name: minutes_of((present, earlier), name) for name in names if name not in found}
+    left = sorted((name for name in done if done[name] < DONE * options.minutes), key=lambda name: done[name])
     work = [(name, 60 * (options.minutes - done[name])) for name in left]
     if not work and not found:
-        print(f"nothing to do: {options.record} has {options.minutes:g} processor minutes of each on this source")
+        print(f"nothing to do: {options.record} has {options.minutes:g} processor minutes of each")
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     now = dict(present)
     with closing(campaign(work, fuzz, jobs=options.jobs, folder=KEPT)) as outcomes:
         for outcome in outcomes:
             now[outcome.name] = added(present.get(outcome.name), outcome, record.commit, source)
-            summed_up(record, now, older).save(options.record)
+            summed_up(record, now, earlier).save(options.record)
             if outcome.ended:
                 found += [outcome.name] if outcome.finding is not None else []
                 _say(outcome)

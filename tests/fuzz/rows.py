@@ -1,8 +1,8 @@
-"""What a record of fuzzing knows of each target: a row of the present source, and one of an older source that has more.
+"""What a record of fuzzing knows of each target: a row of the present source, and one of all sources before it.
 
-A row has the commit at which it was last added to, and its source, which is git's hash of the package's folder:
-minutes add up on one source, through commits that leave it alone. A row of an older source stays, with its commit,
-until one of the present source has as many minutes or a finding.
+A row has the commit at which it was last added to, and its source, which is git's hash of the package's folder. When
+the source changes, by the mend of a finding say, its row is added to the one of the sources before: fuzzing goes on
+with the program, and the minutes of both count.
 """
 
 from __future__ import annotations
@@ -31,12 +31,28 @@ def present_source() -> str | None:
     return git(folder, "rev-parse", "HEAD:./") if changed == "" else None
 
 
+EARLIER = "earlier"
+"""The source of a row that stands for all sources before the present one."""
+
+
 def kept(path: Path, source: str | None) -> tuple[dict[str, Row], dict[str, Row]]:
-    """The rows of a record by target: those of this source, and of any other that which has most minutes."""
+    """The rows of a record by target: those of this source, and the sums of all others."""
     record = Record.load(path) if path.exists() else Record(name="fuzz")
-    rows = sorted(record.rows, key=lambda row: row[MINUTES]) if record.name == "fuzz" else []
-    present = {row["target"]: row for row in rows if source is not None and row.get("source") == source}
-    return present, {row["target"]: row for row in rows if row not in present.values()}
+    present, earlier = dict[str, Row](), dict[str, Row]()
+    for row in record.rows if record.name == "fuzz" else []:
+        name = row["target"]
+        if source is not None and row.get("source") == source:
+            present[name] = row
+        else:
+            earlier[name] = _sum(earlier.get(name), row)
+    return present, earlier
+
+
+def _sum(before: Row | None, row: Row) -> Row:
+    """A row of all sources before the present one, with another such row added."""
+    keys = ("inputs", MINUTES, "findings")
+    sums = {key: round(row[key] + (before or {}).get(key, 0), 3) for key in keys}
+    return {"target": row["target"], "commit": row["commit"], "source": EARLIER, **sums}
 
 
 def added(row: Row | None, outcome: Outcome, commit: str | None, source: str | None) -> Row:
@@ -54,25 +70,24 @@ def added(row: Row | None, outcome: Outcome, commit: str | None, source: str | N
     return after | ({"finding": said} if said else {})
 
 
-def most(rows: Iterable[Mapping[str, Row]], name: str) -> float:
-    """The processor minutes of a target in the row that has most of them."""
-    return max((of[name][MINUTES] for of in rows if name in of), default=0.0)
+def minutes_of(rows: Iterable[Mapping[str, Row]], name: str) -> float:
+    """The processor minutes of a target in all its rows."""
+    return sum((of[name][MINUTES] for of in rows if name in of), 0.0)
 
 
-def summed_up(record: Record, present: Mapping[str, Row], older: Mapping[str, Row]) -> Record:
-    """The record with these rows, in the order of the targets, without those of an older source made up for."""
-
-    def replaced(row: Row) -> bool:
-        new = present.get(row["target"], {MINUTES: 0.0, "findings": 0})
-        return bool(new["findings"]) or new[MINUTES] >= DONE * row[MINUTES]
-
-    older = {name: row for name, row in older.items() if not replaced(row)}
-    record.rows = [rows[name] for name in NAMES for rows in (older, present) if name in rows]
+def summed_up(record: Record, present: Mapping[str, Row], earlier: Mapping[str, Row]) -> Record:
+    """The record with these rows, in the order of the targets."""
+    record.rows = [rows[name] for name in NAMES for rows in (earlier, present) if name in rows]
     record.quality = {key: round(sum(row[key] for row in record.rows), 3) for key in ("inputs", MINUTES, "findings")}
     names = {row["target"] for row in record.rows}
+
+    def least(*rows: Mapping[str, Row]) -> float:
+        return round(min((minutes_of(rows, name) for name in names), default=0.0), 3)
+
     record.conditions |= {
         "targets": len(names),
-        "least_processor_minutes": min((most((present, older), name) for name in names), default=0.0),
-        "rows_of_older_source": len(older),
+        "least_processor_minutes": least(present, earlier),
+        "least_processor_minutes_of_this_source": least(present),
+        "findings_mended": sum(row["findings"] for row in earlier.values()),
     }
     return record

@@ -22,7 +22,7 @@ def saved(path: Path, *rows: Row) -> Path:
     return Record(name="fuzz", rows=[*rows]).save(path)
 
 
-def test_minutes_add_up_on_one_source_only(tmp_path: Path) -> None:
+def test_minutes_add_up(tmp_path: Path) -> None:
     first = added(None, Outcome("csv", inputs=10, seconds=60.0, finding="ValueError: x"), "abc", "tree")
     both = added(first, Outcome("csv", inputs=5, seconds=30.0), "abd", "tree")
     assert both == {
@@ -33,28 +33,29 @@ def test_minutes_add_up_on_one_source_only(tmp_path: Path) -> None:
     assert kept(path, "tree") == ({}, {})
     saved(path, both)
     assert kept(path, "tree") == ({"csv": both}, {})
-    assert kept(path, "later") == kept(path, None) == ({}, {"csv": both})
-    changed = row("csv", 1.0, None)
-    saved(path, changed)
-    assert kept(path, None) == ({}, {"csv": changed})
+    earlier = {
+        "target": "csv", "commit": "abd", "source": "earlier", "inputs": 15, "processor minutes": 1.5, "findings": 1,
+    }  # fmt: skip
+    assert kept(path, "later") == kept(path, None) == ({}, {"csv": earlier})
     Record(name="step", rows=[both]).save(path)
     assert kept(path, "tree") == ({}, {})
 
 
-def test_a_row_of_an_older_source_stays_until_it_is_made_up_for(tmp_path: Path) -> None:
-    old, found = row("csv", 30.0, "old"), row("csv", 1.0, "new", finding="ValueError: x")
-    for new, rows in (
-        (row("csv", 29.0, "new"), [old, row("csv", 29.0, "new")]),
-        (row("csv", 29.99, "new"), [row("csv", 29.99, "new")]),
-        (found, [found]),
-    ):
-        record = summed_up(Record(name="fuzz"), {"csv": new}, {"csv": old})
-        assert record.rows == rows
-        assert record.conditions["rows_of_older_source"] == len(rows) - 1
-        assert record.conditions["targets"] == 1
-        assert record.conditions["least_processor_minutes"] == max(one["processor minutes"] for one in rows)
-    path = saved(tmp_path / "fuzz.json", old, row("csv", 29.0, "new"))
-    assert kept(path, "newest") == ({}, {"csv": old})
+def test_rows_of_earlier_sources_become_one(tmp_path: Path) -> None:
+    old, changed, new = row("csv", 30.0, "old", finding="ValueError: x"), row("csv", 2.0, None), row("csv", 1.0, "new")
+    path = saved(tmp_path / "fuzz.json", old, changed, new, row("set", 3.0, "old"))
+    present, earlier = kept(path, "new")
+    assert present == {"csv": new}
+    assert (earlier["csv"]["inputs"], earlier["csv"]["processor minutes"], earlier["csv"]["findings"]) == (20, 32.0, 1)
+    record = summed_up(Record(name="fuzz"), present, earlier)
+    assert record.rows == [earlier["csv"], new, earlier["set"]]
+    assert {key: record.conditions[key] for key in record.conditions if "least" in key or "finding" in key} == {
+        "least_processor_minutes": 3.0,
+        "least_processor_minutes_of_this_source": 0.0,
+        "findings_mended": 1,
+    }
+    record.save(path)
+    assert kept(path, "newer")[1]["csv"]["processor minutes"] == 33.0
 
 
 def test_the_source_is_the_package_whatever_else_a_commit_changes(
@@ -116,9 +117,9 @@ def test_a_finding_is_one_of_its_source_until_the_source_changes(
     assert run(monkeypatch, path, "2", "csv", "set") == (1, [("set", 60.0)])
     assert "csv: FINDING of an earlier run: ValueError: x; see runs/fuzz/csv.*" in capsys.readouterr().out
     assert run(monkeypatch, path, "2", "set") == (0, [("set", 60.0)])
-    again = Outcome("config", inputs=1, seconds=120.0)
-    assert run(monkeypatch, path, "2", "config", outcomes=(again,)) == (0, [("config", 120.0)])
-    assert [one.get("finding") for one in Record.load(path).rows if one["target"] == "config"] == [None]
+    again = Outcome("config", inputs=1, seconds=60.0)
+    assert run(monkeypatch, path, "3", "config", outcomes=(again,)) == (0, [("config", 60.0)])
+    assert [one.get("finding") for one in Record.load(path).rows if one["target"] == "config"] == [None, None]
 
 
 def test_the_least_fuzzed_targets_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,9 +127,9 @@ def test_the_least_fuzzed_targets_come_first(tmp_path: Path, monkeypatch: pytest
         tmp_path / "fuzz.json",
         row("csv", 2.01, "old"),
         row("set", 2.0, "new"),
-        row("config", 2.02, "old"),
+        row("config", 0.25, "old"),
         row("config", 1.5, "new"),
         row("schema", 1.0, "new"),
     )
     status, work = run(monkeypatch, path, "2", "csv", "set", "config", "schema", "model")
-    assert (status, work) == (0, [("model", 120.0), ("schema", 60.0), ("config", 30.0), ("csv", 120.0)])
+    assert (status, work) == (0, [("model", 120.0), ("schema", 60.0), ("config", 15.0)])
