@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from slipstream.errors import ConfigError
-from slipstream.restored import check_inputs, copy_into, finite_number, whole_number
+from slipstream.restored import check_inputs, checked_positions, copy_into, finite_number, whole_number
 
 
 @pytest.mark.parametrize("value", [-1, 2**53 + 1, 10**400, 1.0, math.nan, True, None, "3", torch.tensor(3)])
@@ -39,6 +39,17 @@ def test_a_tensor_of_another_kind_is_not_repeated_or_cut(saved: Any) -> None:
     assert target.eq(0).all()
     copy_into(target, torch.arange(3.0), "gates")
     assert target.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_positions_are_of_the_samples_there_are() -> None:
+    for fine in ([], [0], [4, 0, 4]):
+        assert checked_positions(torch.tensor(fine, dtype=torch.int64), "run", 5).tolist() == fine
+    for wrong in (torch.tensor([5]), torch.tensor([-1, 2])):
+        with pytest.raises(ConfigError, match="the state's run has positions outside of 5 samples"):
+            checked_positions(wrong, "run", 5)
+    for wrong in (torch.ones(2), torch.ones(2, dtype=torch.int32), torch.zeros(2, 1, dtype=torch.int64), None):
+        with pytest.raises(ConfigError, match="the state's run is"):
+            checked_positions(wrong, "run", 5)
 
 
 def test_features_of_inputs_are_whole_numbers_of_one_length() -> None:

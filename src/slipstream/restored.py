@@ -86,6 +86,24 @@ def checked_tensor(
     raise ConfigError(f"the state's {what} is {found}, not {_name(dtype)} {list(shape)}", remedy=remedy)
 
 
+def checked_positions(saved: Any, what: str, count: int) -> Tensor:
+    """Positions of a state, if they are of so many samples: int64 [K], each from 0 to ``count`` - 1.
+
+    Args:
+        saved: What the state holds.
+        what: For the error.
+        count: N.
+
+    Raises:
+        ConfigError: They are something else.
+    """
+    length = len(saved) if isinstance(saved, Tensor) and saved.dim() == 1 else 0
+    positions = checked_tensor(saved, what, (length,), torch.int64)
+    if length and not 0 <= int(positions.min()) <= int(positions.max()) < count:
+        raise ConfigError(f"the state's {what} has positions outside of {count} samples", remedy=_REMEDY)
+    return positions
+
+
 def copy_into(target: Tensor, saved: Any, what: str, *, remedy: str = _REMEDY) -> None:
     """Copies a saved tensor into one of the same shape and dtype; torch would repeat a smaller one over it.
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from slipstream.cli import entry
 from slipstream.cli.entry import bound_spin
 
 COMMANDS = (
@@ -101,6 +103,40 @@ def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
     done = slipstream("compare", str(tmp_path / "none"), "--debug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "DataError" in done.stderr
+
+
+ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to …"
+OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})  # torch's name of a GPU's
+SHORT = {
+    "python": (MemoryError(), "the memory does not suffice"),
+    "torch": (RuntimeError(ALLOCATOR), "the memory does not suffice"),
+    "GPU": (OutOfMemoryError("CUDA out of memory"), "the GPU's memory does not suffice"),
+    "map": (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory; use smaller batches"),
+}
+
+
+@pytest.mark.parametrize(("error", "said"), SHORT.values(), ids=SHORT)
+def test_a_lack_of_memory_is_one_line_and_status_2(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(**_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(entry, "_command", lambda: command)
+    assert entry.run(["train"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and "smaller batches" in line
+    with pytest.raises(type(error)):
+        entry.run(["train", "--debug"])
+
+
+def test_another_runtime_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(**_: object) -> int:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(entry, "_command", lambda: command)
+    with pytest.raises(RuntimeError, match="ours"):
+        entry.run(["train"])
 
 
 WARNING = """

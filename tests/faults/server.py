@@ -22,7 +22,8 @@ import torch
 from slipstream.data.prepare import prepare
 from slipstream.data.store import Store
 from slipstream.errors import OutputError
-from slipstream.training import TrainConfig, train
+from slipstream.training import RunStarted, TrainConfig, train
+from slipstream.training.events import Event
 from slipstream.training.warm_up import warm_up
 
 CANNOT_WRITE = 7
@@ -51,6 +52,17 @@ def die_at(call: int) -> None:
         setattr(module, name, watched(getattr(module, name)))
 
 
+class Begun:
+    """Writes the sample from which the training goes on into the file that the job names, if it does."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.file = job.get("begun")
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted) and self.file is not None:
+            Path(self.file).write_text(json.dumps(event.resumed_at))
+
+
 def work(job: dict[str, Any]) -> None:
     """Does a job."""
     if "die_at" in job:
@@ -61,7 +73,7 @@ def work(job: dict[str, Any]) -> None:
     if job["kind"] == "prepare":
         prepare(job["source"], job["out"], overwrite=True)
     else:
-        train(TrainConfig.model_validate(job["config"]), resume=True)
+        train(TrainConfig.model_validate(job["config"]), resume=True, listeners=[Begun(job)])
 
 
 def main() -> None:

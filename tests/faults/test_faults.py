@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.outcome import outcome
+from tests.training.conftest import write_store
 
 from slipstream.cli.entry import run
 from slipstream.data.schema import FeatureInfo
@@ -23,7 +25,7 @@ from slipstream.kernels import cpu, reference
 from slipstream.kernels.reference import wrap_step
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableSet, TableState, UpdateSettings
 from slipstream.staleness.popularity import ExactCounts
-from slipstream.training import StepDone, TrainConfig, Trainer, train
+from slipstream.training import CheckpointSaved, StepDone, TrainConfig, Trainer, train
 from slipstream.training.config import save_config
 from slipstream.training.memory import estimate_memory
 from slipstream.training.run_folder import RunFolder
@@ -82,6 +84,23 @@ def test_sigterm_saves_and_the_rest_is_equal(make, tmp_path):
         train(config(), store=store, listeners=[terminate])
 
 
+@pytest.mark.parametrize("step", [2, 7, 18])
+def test_sigterm_saves_between_two_batches_of_a_run(tmp_path, step):
+    """Of an epoch whose order the policy decides run by run: what is left of the run at hand is gone on with."""
+    store, settings = write_store(tmp_path / "store", 1000), {**TAKEN["runs"], "epochs": 2}
+
+    def terminate(event: object) -> None:
+        if isinstance(event, StepDone) and event.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train(config(**settings, out=tmp_path / "whole"), store=store)
+    with pytest.raises(Interrupted, match="--resume"):
+        train(config(**settings, out=tmp_path / "a"), store=store, listeners=[terminate])
+    assert [entry.name for entry in (tmp_path / "a" / "checkpoints").iterdir()] == [f"step-{step:012d}"]
+    train(config(**settings, out=tmp_path / "a"), store=store, resume=True)
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "whole")
+
+
 def test_sigterm_and_resume_through_the_command_line(make, tmp_path, capsys):
     store, out, settings = make(), tmp_path / "run", tmp_path / "config.yaml"
     save_config(config(epochs=100_000, log_every=10), settings)
@@ -102,17 +121,51 @@ def test_sigterm_and_resume_through_the_command_line(make, tmp_path, capsys):
     assert run(short) == 0 and run(["train", "--resume", str(tmp_path / "short"), "--quiet"]) == 0
 
 
-@pytest.mark.parametrize(("size", "said"), [(10, "was truncated"), (None, "was changed")])
-def test_data_that_changes_under_a_training(make, size, said):
-    store = make()
+FILES = ("ids.i32", "dense.f32", "labels.u8", "time.i64", "bags/tags.values.i32", "bags/tags.offsets.i64")
+TAKEN = {  # in other ways than in order, a batch a step
+    "prequential": {"mode": "prequential", "chunk_size": 100},
+    "shuffled": {"shuffle": True, "epochs": 2},
+    "several batches at a time": {"policy": {"name": "random", "budget": 0.9}, "batch_size": 5},
+    "runs": {"policy": {"name": "order", "order": "adaptive", "hot_bytes": 2000, "test_samples": 100}},
+}
 
-    def harm(event: object) -> None:
-        if isinstance(event, StepDone) and event.step == 3:
-            with (store.path / "ids.i32").open("r+b") as file:
-                file.truncate(size) if size is not None else file.write(b"\1")
 
-    with pytest.raises(DataError, match=said):
-        train(config(), store=store, listeners=[harm])
+@pytest.mark.parametrize(("size", "said"), [(0, "was truncated"), (10, "was truncated"), (None, "was changed")])
+@pytest.mark.parametrize("name", FILES)
+def test_data_that_changes_under_a_training(tmp_path, name, size, said):
+    """Where it fails, the process may be gone: reading a map of a file that has become shorter is a bus error."""
+    store = write_store(tmp_path / "store", 1000)
+    assert set(store.stamps) == set(FILES)
+    with pytest.raises(DataError, match=rf"{name}: {said}"):
+        train(config(), store=store, listeners=[Harm(store.path / name, size)])
+
+
+@pytest.mark.parametrize("name", ["labels.u8", "bags/tags.offsets.i64"])
+@pytest.mark.parametrize("settings", TAKEN.values(), ids=TAKEN)
+def test_data_that_is_truncated_however_batches_are_taken(tmp_path, settings, name):
+    store = write_store(tmp_path / "store", 1000)
+    with pytest.raises(DataError, match=rf"{name}: was truncated"):
+        train(config(**settings), store=store, listeners=[Harm(store.path / name, 0)])
+
+
+@pytest.mark.parametrize("settings", [{}, TAKEN["prequential"]])
+def test_data_that_is_truncated_in_the_last_step(tmp_path, settings):
+    """What is left to do is the end: batches that wait, predictions, and what the result says of the data."""
+    store, steps = write_store(tmp_path / "store", 1000), len(range(0, 1000 if settings else 900, 50))
+    with pytest.raises(DataError, match=r"labels\.u8: was truncated"):
+        train(config(**settings), store=store, listeners=[Harm(store.path / "labels.u8", 0, step=steps)])
+
+
+class Harm:
+    """Truncates a file after a step, or (size None) writes to it."""
+
+    def __init__(self, file: Path, size: int | None, step: int = 3) -> None:
+        self.file, self.size, self.step = file, size, step
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, StepDone) and event.step == self.step:
+            with self.file.open("r+b") as file:
+                file.truncate(self.size) if self.size is not None else file.write(b"\1")
 
 
 def test_data_that_changed_while_a_training_was_down(make, tmp_path):
@@ -136,10 +189,14 @@ def test_a_folder_that_cannot_be_written(make):
 
 
 def test_a_clock_that_jumps_changes_nothing(make, tmp_path, monkeypatch):
-    store = make()
-    calm = train(config(out=tmp_path / "a"), store=store)
-    monkeypatch.setattr(time, "time", lambda: random.uniform(-1e9, 1e10))
-    assert train(config(out=tmp_path / "b"), store=store).log_loss == calm.log_loss
+    store, written = make(), {"calm": [], "jumping": []}
+    for name, saved in written.items():
+        if name == "jumping":
+            monkeypatch.setattr(time, "time", lambda: random.uniform(-1e9, 1e10))
+        note = lambda event, to=saved: to.append(event.path.name) if isinstance(event, CheckpointSaved) else None  # noqa: E731
+        train(config(out=tmp_path / name, checkpoint={"steps": 7, "minutes": 5}), store=store, listeners=[note])
+    assert written["jumping"] == written["calm"] == ["step-000000000007", "step-000000000014", "final"]
+    assert outcome(tmp_path / "jumping") == outcome(tmp_path / "calm")
 
 
 def test_memory_is_estimated_and_refused(make):
@@ -151,6 +208,23 @@ def test_memory_is_estimated_and_refused(make):
     assert sum(tensor.nbytes for tensor in tensors) <= estimate_memory(settings, store) < 1_000_000
     with pytest.raises(ConfigError, match="max_memory"):
         train(settings, store=store)
+
+
+def test_a_lack_of_memory_is_one_line(tmp_path):
+    """A table that the machine has no room for: 19 GB where the process may have 12."""
+    features = [FeatureInfo(name="user", num_rows=300_000_000), FeatureInfo(name="item", num_rows=40)]
+    with StoreWriter(tmp_path / "store", features, dense=()) as writer:
+        labels = np.arange(1000, dtype=np.float32) % 2
+        writer.append(np.zeros((1000, 2), dtype=np.int32), np.empty((1000, 0), dtype=np.float32), labels)
+        writer.commit({})
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))\n"
+        "from slipstream.cli.entry import main; main()"
+    )
+    command = [sys.executable, "-c", code, "train", str(tmp_path / "store"), "--model", "dlrm", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "memory does not suffice" in line and "--max-memory" in line
 
 
 def test_a_loss_that_is_not_finite_is_named_or_left_out(make):

@@ -131,22 +131,47 @@ def test_whatever_is_killed_goes_on_to_the_same_bits(server: Server, project: Pa
     print(f"{kills} kills, {rounds} trainings and preparations finished, all bit-equal")
 
 
+def saved(out: Path) -> list[int]:
+    """Steps of the checkpoints there are."""
+    folder = out / "checkpoints"
+    return sorted(int(entry.name[len("step-") :]) for entry in folder.iterdir()) if folder.exists() else []
+
+
+def goes_on(server: Server, config: dict[str, Any], step: int | None, begun: Path) -> bool:
+    """Whether the training, from the checkpoint of a step (None: from its start), ends as it does without a fault."""
+    out, free = Path(config["out"]), begun.with_name("free")
+    assert server.do({"kind": "train", "config": config, "begun": str(begun)}) == 0
+    assert json.loads(begun.read_text()) == (None if step is None else step * BASE["batch_size"])
+    assert server.do({"kind": "train", "config": {**config, "out": str(free)}}) == 0
+    same = outcome(out) == outcome(free)
+    shutil.rmtree(free)
+    return same
+
+
 def test_a_file_that_may_not_grow_ends_in_one_line_and_the_rest_goes_on(server: Server, project: Path) -> None:
-    """As on a full disk: writing fails in the middle of a file."""
-    out, said = project / "full", project / "said.txt"
+    """As on a full disk: writing fails in the middle of a file. Manifests grow by what metrics.jsonl holds so far."""
+    out, said, begun = project / "full", project / "said.txt", project / "begun.txt"
     config = {**BASE, "data": str(project / "data"), "out": str(out)}
-    for most in (0, 600, 5000):
+    newest: list[int | None] = [None]
+    for most, fits in ((0, False), (600, False), (5000, False), (13_000, True), (15_000, True)):
         job = {"kind": "train", "config": config, "most_bytes": most, "said": str(said)}
+        job |= {"begun": str(begun)} if fits else {}
         assert os.waitstatus_to_exitcode(server.do(job)) == 7
         assert "cannot be written" in said.read_text() and "\n" not in said.read_text()
         assert orphans(out) == []
-    assert server.do({"kind": "train", "config": config}) == 0
-    assert server.do({"kind": "train", "config": {**config, "out": str(project / "free")}}) == 0
-    assert outcome(out) == outcome(project / "free")
+        assert bool(saved(out)) == fits, "checkpoints before the fault are there"
+        if fits:
+            before, now = newest[-1], saved(out)[-1]
+            assert json.loads(begun.read_text()) == (None if before is None else before * BASE["batch_size"])
+            assert now > (before or 0), "it has come further"
+            newest.append(now)
+    assert goes_on(server, config, newest[-1], begun)
 
 
-@pytest.mark.parametrize("size", ["32k", "64k"])
-def test_a_full_disk_ends_in_one_line(server: Server, project: Path, tmp_path: Path, size: str) -> None:
+@pytest.mark.parametrize(("size", "fits"), [("24k", False), ("64k", True)])
+def test_a_full_disk_ends_in_one_line_and_the_rest_goes_on(
+    server: Server, project: Path, tmp_path: Path, size: str, fits: bool
+) -> None:
     small, said = tmp_path / "small", project / "said.txt"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(small)]
@@ -158,5 +183,9 @@ def test_a_full_disk_ends_in_one_line(server: Server, project: Path, tmp_path: P
         assert os.waitstatus_to_exitcode(server.do(job)) == 7
         assert "No space left" in said.read_text()
         assert orphans(small) == []
+        steps = saved(small / "run")
+        assert bool(steps) == fits
+        subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
+        assert goes_on(server, config, steps[-1] if steps else None, project / "begun.txt")
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from slipstream.data import atomic
 from slipstream.embedding.table import Table
 from slipstream.errors import CheckpointError, ConfigError, DataError, Interrupted, OutputError
 from slipstream.training.checkpoint import CheckpointFolder, DamagedCheckpointWarning, folder, tensors
@@ -98,9 +99,50 @@ def test_the_last_few_are_kept(tmp_path):
     for step in (1, 2, 30):
         checkpoints.save({"step": step}, info(step))
     assert checkpoints.names() == ["step-000000000002", "step-000000000030"]
-    assert checkpoints.unfinished()
     checkpoints.save({"step": 31}, info(31), finished=True)
-    assert checkpoints.names() == ["final"] and not checkpoints.unfinished()
+    assert checkpoints.names() == ["final"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_ones_are_not_among_the_last_few(tmp_path, keep):
+    checkpoints = CheckpointFolder(tmp_path, keep=3)
+    for step in (4, 8, 12):
+        path = checkpoints.save({"step": step, "weights": torch.ones(5)}, info(step))
+        if step > 4:
+            (path / "manifest.json").write_bytes(b"")
+    again = CheckpointFolder(tmp_path, keep=keep)
+    with pytest.warns(DamagedCheckpointWarning):
+        loaded = again.newest()
+    assert loaded is not None and loaded.state["step"] == 4
+    assert again.save({"step": 6}, info(6)).is_dir()
+    assert again.names() == ["step-000000000004", "step-000000000006"][-keep:]
+    loaded = CheckpointFolder(tmp_path).newest()
+    assert loaded is not None and loaded.state["step"] == 6
+
+
+def test_one_that_takes_the_place_of_another_is_there_at_every_moment(tmp_path, monkeypatch):
+    checkpoints = CheckpointFolder(tmp_path, keep=1)
+    checkpoints.save({"value": 1}, info(1), finished=True)
+    moves = []
+
+    def rename(old, new):
+        moves.append((old, new))
+        os_rename(old, new)
+        assert CheckpointFolder(tmp_path).newest() is not None
+
+    os_rename = os.rename
+    monkeypatch.setattr(os, "rename", rename)
+    checkpoints.save({"value": 2}, info(1), finished=True)
+    assert not moves and checkpoints.names() == ["final"]  # they changed places in one step
+    assert [entry.name for entry in checkpoints.path.iterdir()] == ["final"]
+    loaded = checkpoints.newest()
+    assert loaded is not None and loaded.state == {"value": 2}
+    monkeypatch.setattr(os, "rename", os_rename)
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)  # a system that cannot
+    checkpoints.save({"value": 3}, info(1), finished=True)
+    loaded = checkpoints.newest()
+    assert loaded is not None and loaded.state == {"value": 3}
+    assert [entry.name for entry in checkpoints.path.iterdir()] == ["final"]
 
 
 def test_every_changed_byte_is_found(tmp_path):
@@ -207,6 +249,21 @@ def test_an_incremental_checkpoint_holds_the_rows_touched_and_reads_as_the_whole
     assert len(checkpoints.names()) == (1 if kind == "full" else 2), "the base stays"
     loaded = CheckpointFolder(tmp_path).newest()
     assert loaded is not None and same(loaded.state, {**made.tree(), "weights": _plain(made.tree()["weights"])})
+
+
+def test_an_incremental_checkpoint_does_not_take_the_place_of_its_base(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "INCREMENTAL_FROM", 1)
+    made = Tables(2000, 8)
+    checkpoints = CheckpointFolder(tmp_path)
+    for rows in (0, 20):  # the second without a step since the first
+        made.change(torch.arange(rows))
+        path = checkpoints.save(made.tree(), info(1), touched=made.touched)
+        assert read_manifest(path)[0].kind == "full"
+    made.change(torch.arange(10))
+    path = checkpoints.save(made.tree(), info(2), touched=made.touched)
+    assert read_manifest(path)[0].kind == "rows"
+    for name in checkpoints.names():
+        checkpoints.read(name)
 
 
 def _plain(weights: dict) -> dict:

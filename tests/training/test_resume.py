@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from tests.outcome import outcome
 
-from slipstream.errors import ConfigError
-from slipstream.training import CheckpointSaved, TrainConfig, train
+from slipstream.errors import ConfigError, Interrupted
+from slipstream.training import CheckpointSaved, RunDone, RunStarted, TrainConfig, train
 from slipstream.training.checkpoint import DamagedCheckpointWarning, folder
 from slipstream.training.checkpoint.manifest import read_manifest
 from slipstream.training.saver import check_same
@@ -58,6 +59,7 @@ CASES = {
     "momentum": {"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}},
     "dense adamw": {"optimizer": {"name": "adamw", "lr": 0.01, "untouched": "dense", "weight_decay": 0.01}},
     "engine torch": {"engine": "torch", "optimizer": {"name": "adam", "lr": 0.01}},
+    "engine xdl": {"engine": "xdl", "optimizer": {"name": "adam", "lr": 0.01}},
     "schedule": {"schedule": {"dense": "cosine", "embedding": "linear", "warmup_steps": 15}, "epochs": 2},
 }
 
@@ -114,6 +116,21 @@ def test_another_number_of_threads_goes_on_to_the_same_bits(make_store, tmp_path
     die(config, store)
     train(config.model_copy(update={"threads": 2}), store=store, resume=True)
     assert outcome(tmp_path / "broken")[:2] == outcome(tmp_path / "whole")[:2]
+
+
+@pytest.mark.parametrize(("began", "asked", "used"), [(2, None, 2), (None, None, 3), (2, 1, 1), (None, 1, 1)])
+def test_without_a_number_of_threads_it_takes_as_many_as_before(make_store, tmp_path, began, asked, used):
+    """As many as were asked for, or as torch had, when it began; whatever torch has now."""
+    store, config, before, seen = make_store(1500), configured(tmp_path / "run", {}), torch.get_num_threads(), set()
+    try:
+        torch.set_num_threads(3)
+        die(config.model_copy(update={"threads": began}), store)
+        torch.set_num_threads(1 if used > 1 else 2)
+        count = lambda event: seen.add(torch.get_num_threads())  # noqa: E731
+        train(config.model_copy(update={"threads": asked}), store=store, resume=True, listeners=[count])
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {used}
 
 
 def test_incremental_checkpoints_go_on_to_the_same_bits(make_store, tmp_path, monkeypatch):
@@ -182,9 +199,59 @@ def test_other_data_is_refused_and_a_finished_training_is_returned(make_store, t
     result = train(config, store=store, resume=True)
     before = outcome(tmp_path / "run")
     assert train(config, store=store, resume=True) == result
+    with pytest.raises(ConfigError, match="not that of the training"):
+        train(config, store=make_store(1500, name="another", seed=2), resume=True)
     (tmp_path / "run" / "result.json").unlink()  # killed after the last checkpoint
     train(config, store=store, resume=True)
     assert outcome(tmp_path / "run") == before
+
+
+def test_one_without_checkpoints_that_is_finished_is_returned(make_store, tmp_path):
+    store, saved = make_store(1500), []
+    config = configured(tmp_path / "run", {"checkpoint": {"steps": 11, "minutes": None, "final": False}})
+
+    def die(event: object) -> None:
+        if isinstance(event, RunDone):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, store=store, listeners=[die])  # not yet said to be done: the last checkpoints are still there
+    assert not (tmp_path / "run" / "result.json").exists()
+    result = train(config, store=store, resume=True)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    before = outcome(tmp_path / "run")
+    assert train(config, store=store, resume=True, listeners=[saved.append]) == result and not saved
+    assert outcome(tmp_path / "run") == before
+    with pytest.raises(ConfigError, match="seed"):
+        train(config.model_copy(update={"seed": 7}), store=store, resume=True)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_training_that_ended_while_its_result_was_written_is_not_begun_again(make_store, tmp_path, again):
+    store, config = make_store(1500), configured(tmp_path / "run", {})
+
+    def terminate(event: object) -> None:
+        if isinstance(event, CheckpointSaved) and event.path.name == "final":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="saved; go on with --resume"):
+        train(config, store=store, listeners=[terminate])
+    assert [entry.name for entry in (tmp_path / "run/checkpoints").iterdir()] == ["final"]
+    if again:
+        with pytest.raises(ConfigError, match="not over"):
+            train(config, store=store)
+        with pytest.raises(Interrupted, match="saved; go on with --resume"):
+            train(config, store=store, resume=True, listeners=[_terminate_at_start])
+    written = (tmp_path / "run/checkpoints/final/manifest.json").stat().st_ino
+    train(config, store=store, resume=True)
+    assert (tmp_path / "run/checkpoints/final/manifest.json").stat().st_ino == written  # it was saved already
+    train(configured(tmp_path / "whole", {}), store=store)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def _terminate_at_start(event: object) -> None:
+    if isinstance(event, RunStarted):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_an_unfinished_training_is_not_overwritten(make_store, tmp_path):

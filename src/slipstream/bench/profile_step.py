@@ -85,7 +85,7 @@ def _steps(store: Store, settings: dict[str, Any], options: BenchOptions) -> Cal
     batches: Iterator[Batch] = iter(store.batches(workload.BATCH_SIZE, shuffle_seed=options.seed))
 
     def step() -> None:
-        trainer._train([next(batches)])
+        trainer._train([next(batches)], end=0)
 
     for _ in range(WARM_UP):
         step()

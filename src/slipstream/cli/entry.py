@@ -19,6 +19,10 @@ LONGEST = 1000
 """Characters of an error's line at most."""
 TERMINATED = 128 + 15
 """Exit status after SIGTERM, as a shell gives it."""
+_LESS = (
+    "use smaller batches or tables (model.embedding_dim, hash_rows in prepare) or a larger machine "
+    "(train --max-memory SIZE refuses what needs more before it begins)"
+)
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
@@ -69,8 +73,8 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status: 0 done, 1 a check of ``doctor`` failed, 2 bad input or a refusal of the system (no permission,
-        no space), 130 interrupted, 143 ended by SIGTERM, its training saved. ``docs/reference/exit_status.md`` is for
-        users.
+        no space, no memory), 130 interrupted, 143 ended by SIGTERM, its training saved.
+        ``docs/reference/exit_status.md`` is for users.
     """
     import typer
 
@@ -103,10 +107,11 @@ def run(arguments: Sequence[str]) -> int:
             raise
         complain(f"{error.filename or 'the system'}: {error.strerror or error}; {_remedy(error)}")
         return 2
-    except MemoryError:
-        if debug:
+    except (MemoryError, RuntimeError) as error:
+        said = _short_of_memory(error)
+        if debug or said is None:
             raise
-        complain("the memory does not suffice; use smaller batches, fewer rows (hash_rows) or a larger machine")
+        complain(said)
         return 2
 
 
@@ -134,7 +139,21 @@ def _remedy(error: OSError) -> str:
         return "change the permissions or choose another place"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "make room or choose another place"
+    if error.errno == errno.ENOMEM:
+        return _LESS
     return "check the path"
+
+
+def _short_of_memory(error: Exception) -> str | None:
+    """What to say where the memory did not suffice; None: it is another error.
+
+    torch's errors are known by what they say: most commands do not load it.
+    """
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the GPU's memory does not suffice; use smaller batches, or tables in host memory (row_cache_bytes)"
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        return f"the memory does not suffice; {_LESS}"
+    return None
 
 
 def main() -> None:

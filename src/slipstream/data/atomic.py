@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +81,9 @@ def write_text(path: str | Path, text: str) -> None:
 def replace_folder(partial: Path, path: Path) -> None:
     """Renames the finished folder ``partial`` to ``path``; a folder that is already there is replaced.
 
+    The two change places in one step where the system can do that (Linux, most file systems); elsewhere there is a
+    moment without a folder of that name.
+
     Raises:
         DataError: ``path`` is a file.
     """
@@ -87,9 +92,11 @@ def replace_folder(partial: Path, path: Path) -> None:
     for folder in (partial, *(entry for entry in partial.rglob("*") if entry.is_dir())):
         fsync_path(folder)
     old: Path | None = None
+    if path.exists() and _exchange(partial, path):
+        fsync_path(path.parent)
+        shutil.rmtree(partial)
+        return
     if path.exists():
-        # A folder that is not empty cannot be replaced in one step; the old one is out of the way for as short as
-        # possible.
         old = partial_name(path)
         os.rename(path, old)
     try:
@@ -103,13 +110,18 @@ def replace_folder(partial: Path, path: Path) -> None:
         shutil.rmtree(old)
 
 
-def remove_partials(folder: Path) -> None:
-    """Removes what writers that were killed have left in a folder; call it only where no writer can be at work."""
-    for entry in folder.glob(".*.partial-*"):
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+_EXCHANGE = 2
+"""``RENAME_EXCHANGE`` of renameat2(2)."""
+_AT_FDCWD = -100
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Has two paths change places in one step; False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = os.fsencode(first), os.fsencode(second)
+    return renameat2 is not None and renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE) == 0
 
 
 def file_sha256(path: Path) -> str:

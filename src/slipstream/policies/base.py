@@ -186,7 +186,7 @@ class Policy:
         return torch.empty(0, dtype=torch.int64)
 
     def next_run(self, test_loss: float) -> Tensor | None:
-        """The samples to train on next. If ``plans_runs``.
+        """The samples to train on next. If ``plans_runs``; a training may be saved within a run, which it keeps.
 
         Args:
             test_loss: The model's mean loss on the test samples now.

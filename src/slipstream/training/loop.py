@@ -21,7 +21,7 @@ from slipstream.embedding import CachedEmbeddingCollection
 from slipstream.evaluation import RankingScores, score
 from slipstream.models import Recommender, RowCacheOptions, build_model
 from slipstream.policies import Skipper, build_policy
-from slipstream.restored import copy_into, finite_number
+from slipstream.restored import checked_positions, copy_into, finite_number
 from slipstream.training.config import TrainConfig
 from slipstream.training.events import ChunkScored, EpochDone, Listener, tell
 from slipstream.training.noting import Notes
@@ -56,8 +56,8 @@ def _losses(config: TrainConfig, sender: Sender, model: nn.Module, batch: Batch)
 class Trainer:
     """A training in progress.
 
-    It can be saved at every boundary: between two batches, and before and while it predicts. Where the policy orders an
-    epoch run by run, only while it predicts; on a GPU or with a row cache it cannot be saved.
+    It can be saved at every boundary: between two batches, and before and while it predicts. On a GPU or with a row
+    cache it cannot be saved.
 
     Attributes:
         model: The model.
@@ -77,8 +77,8 @@ class Trainer:
         ranks: The processes that share the training; None: this one alone.
 
     Raises:
-        ConfigError: There is nothing to train on or to score, the policy does not fit the model, or the training cannot
-            be shared.
+        ConfigError: There is nothing to train on or to score, the policy does not fit the model, the training cannot
+            be shared, or the name of one of its files cannot be written down.
         DataError: The scored samples are of one class only, or (with ranked lists) hold no pair to rank; or there are
             positives alone, and the model's loss is cross-entropy.
     """
@@ -138,6 +138,7 @@ class Trainer:
         self._predicted, self._scoring = 0, False
         self._logits = np.empty(self.epoch_samples if config.mode == "prequential" else 0, dtype=np.float32)
         self._following: Batch | None = None  # what the data holds next, of which rows in host memory may be sent for
+        self._run = torch.empty(0, dtype=torch.int64)  # what is left of the run at hand, where the policy plans runs
         self._notes = Notes(self)
         self._batches: Batches | None = None
         self._at_boundary: Callable[[], None] = lambda: None
@@ -178,6 +179,7 @@ class Trainer:
         if at_boundary is not None:
             self._at_boundary = at_boundary
         outcome = self._prequential() if self.config.mode == "prequential" else self._holdout()
+        self.store.check_unchanged()  # the result is going to be of it, too
         self._reports.flush()
         if self.ranks is not None:
             self.ranks.ledger.finish(self.skipper.inputs_kept, self._all_samples(), self.config.epochs)
@@ -217,7 +219,7 @@ class Trainer:
             if not self._scoring:
                 self.training.start()
                 if self.skipper.policy.plans_runs:
-                    self._train(self._runs(self._samples()))
+                    self._train(self._runs(self._samples()), self.total_samples)
                 else:
                     batches.epoch, batches.position = self.epoch, self.samples - self.epoch * self.epoch_samples
                     self._train(batches, (self.epoch + 1) * self.epoch_samples)
@@ -267,26 +269,39 @@ class Trainer:
 
     def _runs(self, samples: StoredSamples) -> Iterator[Batch]:
         """The batches of an epoch whose order the policy decides run by run; testing is part of the training time."""
-        policy = self.skipper.policy
+        policy, size = self.skipper.policy, self.config.batch_size
         tested = samples.take(policy.test_positions())
-        while (run := policy.next_run(self._mean_loss(tested))) is not None:
-            for piece in run.split(self.config.batch_size):
+        run: Tensor | None = self._run  # not empty where a saved training goes on
+        while run is not None:
+            for piece in run.split(size) if len(run) else ():
+                run = self._run = run[len(piece) :]
                 yield samples.take(piece)
+            run = policy.next_run(self._mean_loss(tested))
 
     def _mean_loss(self, batch: Batch) -> float:
         with torch.inference_mode(), autocast(self.config.bf16, self.config.device):
             return float(self.model.losses(self.sender.send(batch)).mean())
 
-    def _train(self, batches: Iterable[Batch], end: int = 0) -> None:
+    def _looking(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same, with a look whether the data's files are as they were before each is made: that reads them."""
+        iterator = iter(batches)
+        while True:
+            self.store.check_unchanged()
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _train(self, batches: Iterable[Batch], end: int) -> None:
         """Trains on batches; while fewer than ``end`` samples have passed in all, it may be saved after each."""
+        batches = self._looking(batches)
         # Reading ahead moves the data's position on, so it is done only where it is good for something.
         pairs = ((batch, None) for batch in batches) if self.cached is None else with_next(batches)
         for batch, following in pairs:
-            self.store.check_unchanged()
             # The rates go by the data that passed before this batch, however many steps become of it.
             self._following = following
             self.training.lap("input")
-            for kept in self.skipper.push(batch):
+            for kept in self._looking(self.skipper.push(batch)):
                 self.training.lap("policy")
                 self._step(kept)
             self.training.lap("policy")
@@ -297,7 +312,7 @@ class Trainer:
             self.training.lap()
 
     def _finish(self, batches: Iterator[Batch]) -> None:
-        for batch in batches:
+        for batch in self._looking(batches):
             self._step(batch)
 
     def _step(self, batch: Batch) -> None:
@@ -348,6 +363,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "tables": tables_state(self.model),
             "skipper": self.skipper.state_dict(),
+            **({"run": self._run} if self.skipper.policy.plans_runs else {}),
             **({} if self.ranks is None else {"ledger": self.ranks.ledger.state()}),
         }
 
@@ -374,6 +390,8 @@ class Trainer:
             check_optimizer(optimizer)
         load_tables(self.model, state["tables"])
         self.skipper.load_state_dict(state["skipper"])
+        if "run" in state:
+            self._run = checked_positions(state["run"], "run", self.epoch_samples)
         position = Position(*(state[field.name] for field in fields(Position)))
         position.check(self.config.epochs, self.total_samples)
         self.epoch, self.samples, self.steps = position.epoch, position.samples, position.steps

@@ -84,14 +84,14 @@ def predict_range(
     sender = Sender(device, keep_ids=isinstance(model.embeddings, CachedEmbeddingCollection))
     model.eval()
     with torch.inference_mode(), autocast(bf16, device.type):
-        for batch in store.batches(PREDICT_BATCH, start=start, stop=stop):
+        for at in range(start, stop, PREDICT_BATCH):
             between()
-            first = int(batch.index[0]) - start
+            batch = store.slice(at, min(at + PREDICT_BATCH, stop))
             # forward, not __call__: the compiled model is kept for the batch size it was compiled for.
             if known is not None:
                 batch.inputs = known_inputs(batch.inputs, known)
             scores: Tensor = model.forward(sender.send(batch).inputs)
-            logits[first : first + len(batch)] = scores.float().cpu().numpy()
+            logits[at - start : at - start + len(batch)] = scores.float().cpu().numpy()
     model.train(was_training)
     return logits
 

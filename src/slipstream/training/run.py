@@ -17,7 +17,7 @@ from slipstream.data.manifest import MANIFEST
 from slipstream.data.options import PrepareOptions
 from slipstream.data.schema import Schema
 from slipstream.data.store import Store
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, Interrupted
 from slipstream.evaluation import (
     CurvePoint,
     Diversity,
@@ -35,7 +35,7 @@ from slipstream.evaluation.popularity import bucket_feature
 from slipstream.kernels.compiling import when_compiling
 from slipstream.report.machine import commit, describe_machine, versions
 from slipstream.training.checkpoint.folder import Loaded
-from slipstream.training.config import TrainConfig, default_cache
+from slipstream.training.config import TrainConfig, default_cache, load_config
 from slipstream.training.continuing import continue_from
 from slipstream.training.events import CompilingKernels, EpochDone, Event, Listener, RunDone, RunStarted, tell
 from slipstream.training.listeners import JsonlMetrics, ResultWriter
@@ -43,10 +43,10 @@ from slipstream.training.loop import Outcome, Trainer
 from slipstream.training.memory import check_memory
 from slipstream.training.ranks import Ranks
 from slipstream.training.result import Result
-from slipstream.training.run_folder import METRICS, MODEL, RESULT, RunFolder
+from slipstream.training.run_folder import CONFIG, METRICS, MODEL, RESULT, RunFolder, check_paths
 from slipstream.training.saved import save_model
-from slipstream.training.saver import Saver, check_same, restore
-from slipstream.training.termination import Termination
+from slipstream.training.saver import Saver, check_data, check_same, restore
+from slipstream.training.termination import ASKED_TO_END, Termination
 from slipstream.training.warm_up import warm_up
 
 
@@ -87,6 +87,7 @@ def train(
         Interrupted: SIGTERM came, and the training was saved.
     """
     config = config.resolved()
+    check_paths(config)
     first = ranks is None or ranks.first
     if resume and config.out is None:
         raise ConfigError("resume needs the run folder", remedy="set out")
@@ -99,11 +100,9 @@ def train(
             folder = stack.enter_context(RunFolder(config.out, config.checkpoint.keep))
             if not resume:
                 folder.check_over()
-            loaded = folder.checkpoints.newest() if resume else None
-            if loaded is not None and loaded.manifest.finished and folder.has_result:
-                check_same(loaded.manifest.config, config)
-                result = Result.load(folder.path / RESULT)
-                folder.complete()
+            result = _finished(folder, config, store) if resume else None
+            if resume and result is None and (loaded := folder.checkpoints.newest()) is not None:
+                termination.remedy = _GO_ON.format(folder.path)
         if ranks is not None:
             result = _broadcast(ranks, result)
             loaded = loaded if result is not None else ranks.broadcast_loaded(loaded)
@@ -117,6 +116,30 @@ def train(
             result = _broadcast(ranks, result)
         assert result is not None  # the first rank has one
         return result
+
+
+def _finished(folder: RunFolder, config: TrainConfig, store: Store | None) -> Result | None:
+    """The result of the training that is over in a folder.
+
+    Raises:
+        ConfigError: It was another training, or one on other data.
+    """
+    if not folder.is_whole:
+        return None
+    saved, result = load_config(folder.path / CONFIG), Result.load(folder.path / RESULT)
+    try:
+        check_same(saved.model_dump(mode="json"), config)
+        # Raw data where it was, or where it no longer is, is not prepared again for a result that is there.
+        if store is None and (saved.data != config.data or (Path(config.data) / MANIFEST).is_file()):
+            store = open_data(config)
+        if store is not None:
+            check_data(result.dataset, store)
+    except ConfigError:
+        if folder.is_being_replaced:  # by this training, which was killed before it had moved anything
+            return None
+        raise
+    folder.complete()
+    return result
 
 
 def _broadcast(ranks: Ranks, result: Result | None) -> Result | None:
@@ -167,21 +190,24 @@ def _train(
         resumed_at = None if loaded is None else trainer.samples
         replaced = None if folder is None else folder.replaced
         tell(everyone, RunStarted(config, trainer.total_samples, parameters, memory, resumed_at, replaced))
-        labels, logits = _run(trainer, folder, termination)
+        labels, logits = _run(trainer, folder, loaded, termination)
         if not first:
             return None
         result = _result(trainer, labels, logits, setup_seconds, curve.points)
         if folder is not None:
             save_model(trainer.model, config.model, store, folder.path / MODEL)
-            if not config.checkpoint.final:
-                folder.checkpoints.clear()
         tell(everyone, RunDone(result))
         if folder is not None:
+            if not config.checkpoint.final:
+                folder.clear_checkpoints()
             folder.complete()
     return result
 
 
-def _run(trainer: Trainer, folder: RunFolder | None, termination: Termination) -> Outcome:
+_GO_ON = "saved; go on with --resume {}"
+
+
+def _run(trainer: Trainer, folder: RunFolder | None, loaded: Loaded | None, termination: Termination) -> Outcome:
     """Trains, and saves meanwhile and at the end."""
     if not trainer.savable:
         if folder is not None:
@@ -190,8 +216,17 @@ def _run(trainer: Trainer, folder: RunFolder | None, termination: Termination) -
     saver = Saver(trainer, None if folder is None else folder.checkpoints, termination)
     with termination.deferred(), closing(saver):
         outcome = trainer.run(saver.at_boundary)
-        if trainer.config.checkpoint.final:
+        # One that was over already is saved: a second would only take its place.
+        if trainer.config.checkpoint.final and not (loaded is not None and loaded.manifest.finished):
             saver.save(finished=True)
+    out = trainer.config.out
+    if folder is not None and folder.checkpoints.names():
+        termination.remedy = _GO_ON.format(out)
+    asked = termination.requested and termination.remedy == _GO_ON.format(out)
+    if trainer.ranks is not None:
+        asked = trainer.ranks.broadcast(asked)
+    if asked:  # while it was deferred; from here on it ends at once
+        raise Interrupted(ASKED_TO_END, remedy=_GO_ON.format(out))
     return outcome
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
+import shutil
 from pathlib import Path
 from types import TracebackType
 
-from slipstream.data.atomic import fsync_path, remove_partials
+from slipstream.data.atomic import fsync_path, partial_name
 from slipstream.errors import ConfigError, OutputError
 from slipstream.training.checkpoint.folder import FOLDER, CheckpointFolder
+from slipstream.training.checkpoint.manifest import NAME
+from slipstream.training.config import TrainConfig
 
 RESULT = "result.json"
 CONFIG = "config.yaml"
@@ -22,6 +26,10 @@ PUT_AWAY = "put_away.txt"
 """Says, in ``REPLACED``, that a training made it: what is to be removed at its end, and a user's folder never is."""
 _FILES = (MODEL, METRICS, CONFIG, RESULT)
 """Of a finished run; the result says that it is one, so it is moved last and removed first."""
+_PATHS = ("data", "cache", "columns", "continue_from", "out")
+"""Settings that are paths; configuration and checkpoints hold them, in UTF-8."""
+_OWN = "|".join(map(re.escape, (*_FILES, FOLDER)))
+"""Names of what a training writes, or removes, beside its checkpoints: a pattern."""
 
 
 class RunFolder:
@@ -34,7 +42,8 @@ class RunFolder:
         keep: Checkpoints to keep.
 
     Raises:
-        ConfigError: It is a file, or another training is at work in it.
+        ConfigError: It is a file, its name is not UTF-8, another training is at work in it, or its checkpoints are a
+            link that leads nowhere.
         OutputError: It cannot be made.
     """
 
@@ -48,13 +57,23 @@ class RunFolder:
         """Whether a training was finished here."""
         return (self.path / RESULT).is_file()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a finished run lies here, of which no later training has put anything away."""
+        return all((self.path / name).is_file() for name in (MODEL, CONFIG, RESULT))
+
+    @property
+    def is_being_replaced(self) -> bool:
+        """Whether a training has begun, or not quite ended, to replace the finished run here."""
+        return (self.path / REPLACED / PUT_AWAY).is_file()
+
     def check_over(self) -> None:
         """Whether a training from the start may begin here.
 
         Raises:
             ConfigError: The folder holds the checkpoints of a training that is not over.
         """
-        if self.checkpoints.unfinished():
+        if self.checkpoints.names() and not self.has_result:
             raise ConfigError(
                 f"{self.path} holds checkpoints of a training that is not over",
                 remedy=f"go on with it (--resume {self.path}), choose another folder, or remove {FOLDER}/ in it",
@@ -85,7 +104,7 @@ class RunFolder:
                 old.mkdir(exist_ok=True)
                 (old / PUT_AWAY).write_text("The finished run that a training replaces; gone when that is complete.\n")
             # Before the result: with none beside it, a checkpoint of the old run would be gone on with.
-            self.checkpoints.clear()
+            self.clear_checkpoints()
             if self.has_result:
                 for name in _FILES:
                     if (self.path / name).exists():
@@ -94,6 +113,18 @@ class RunFolder:
                 fsync_path(self.path)
         except OSError as error:
             raise OutputError(old, error) from error
+
+    def clear_checkpoints(self) -> None:
+        """Removes all checkpoints; where their folder is a link, to another disk say, both are the user's and stay."""
+        path = self.checkpoints.path
+        if not path.is_symlink():
+            self.checkpoints.clear()
+            return
+        for name in self.checkpoints.names():  # the final one last: an older one alone would be gone on with
+            doomed = partial_name(path / name)
+            (path / name).rename(doomed)
+            fsync_path(path)
+            shutil.rmtree(doomed)
 
     def complete(self) -> None:
         """Removes what this training has replaced, now that it is over, and nothing else.
@@ -112,24 +143,49 @@ class RunFolder:
             raise OutputError(old, error) from error
 
     def __enter__(self) -> RunFolder:
+        _check_text(self.path, "run folder")
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file", remedy="choose another run folder")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise OutputError(self.path, error) from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._descriptor = self._locked()
         except BlockingIOError as error:
-            os.close(self._descriptor)
             raise ConfigError(
                 f"another training is at work in {self.path}", remedy="wait for it, or choose another run folder"
             ) from error
-        for folder in (self.path, self.checkpoints.path):
+        except OSError as error:
+            raise OutputError(self.path, error) from error
+        checkpoints = self.checkpoints.path
+        if checkpoints.is_symlink() and not checkpoints.is_dir():
+            os.close(self._descriptor)
+            raise ConfigError(
+                f"{checkpoints} is a link that leads to no folder", remedy="make that folder, or remove the link"
+            )
+        for folder, own in ((self.path, _OWN), (checkpoints, NAME)):
             if folder.is_dir():
-                remove_partials(folder)
+                _remove_left_over(folder, own)
         return self
+
+    def _locked(self) -> int:
+        """The folder's descriptor, locked.
+
+        A training that wrote nothing removes its folder when it ends, so what was locked may have lost the name.
+        """
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                    return descriptor
+            except FileNotFoundError:
+                pass
+            except OSError:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -137,3 +193,41 @@ class RunFolder:
         with contextlib.suppress(OSError):  # only where nothing was written into it
             self.path.rmdir()
         os.close(self._descriptor)
+
+
+def check_paths(config: TrainConfig) -> None:
+    """Whether a training's paths can be written into its run folder.
+
+    Raises:
+        ConfigError: The name of one is not UTF-8.
+    """
+    for setting in _PATHS if config.out is not None else ():
+        path = getattr(config, setting)
+        if path is not None:
+            _check_text(path, setting)
+
+
+def _check_text(path: Path, setting: str) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        said = str(path).encode(errors="backslashreplace").decode()
+        raise ConfigError(f"{setting} {said}: its name is not UTF-8", remedy="rename it, or choose another") from error
+
+
+def _remove_left_over(folder: Path, own: str) -> None:
+    """Removes what a training that was killed has left half-written or half-removed in a folder.
+
+    Others may be at work there, a preparation say: theirs stays, and a link, which no training makes.
+
+    Args:
+        folder: Where to look.
+        own: Pattern of the names of a training's files and folders.
+    """
+    for entry in folder.glob(".*.partial-*"):
+        if entry.is_symlink() or not re.fullmatch(own, entry.name[1:].rpartition(".partial-")[0]):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from slipstream.data.store import Store
 from slipstream.embedding import tables
 from slipstream.errors import ConfigError, Interrupted
 from slipstream.training.checkpoint.folder import CheckpointFolder, Info, Loaded
@@ -15,7 +16,7 @@ from slipstream.training.config import TrainConfig
 from slipstream.training.events import CheckpointSaved, Listener, tell
 from slipstream.training.loop import Trainer
 from slipstream.training.state import tensors_of_rows
-from slipstream.training.termination import Termination
+from slipstream.training.termination import ASKED_TO_END, Termination
 
 MAY_DIFFER = ("data", "cache", "out", "threads", "checkpoint", "on_nonfinite", "max_memory", "report_points")
 """Settings that do not change what a training computes; the data is compared by its fingerprint."""
@@ -61,9 +62,11 @@ class Saver:
             stop, late = self._ranks.agreed()
         if stop:
             self.save()
+            if self._ranks is not None:  # who leaves before the first rank has written is missed by it
+                self._ranks.broadcast(None)
             out = self._trainer.config.out
             remedy = f"saved; go on with --resume {out}" if self._saves else "nothing of it was saved"
-            raise Interrupted("asked to end (SIGTERM)", remedy=remedy)
+            raise Interrupted(ASKED_TO_END, remedy=remedy)
         steps = self._settings.steps
         if late or (steps is not None and self._trainer.steps - self._last_step >= steps):
             self.save()
@@ -145,6 +148,12 @@ def check_same(saved: Mapping[str, Any], config: TrainConfig) -> None:
             )
 
 
+def check_data(fingerprint: object, store: Store) -> None:
+    """Raise ConfigError unless the data set is that of this fingerprint."""
+    if fingerprint != store.fingerprint:
+        raise ConfigError("cannot resume: the data is not that of the training", remedy="name the same data set")
+
+
 def _completed(setting: Any) -> Any:
     """A policy's settings with what was the only way before there was a choice."""
     if not isinstance(setting, dict):
@@ -172,8 +181,7 @@ def restore(trainer: Trainer, loaded: Loaded) -> None:
     """
     check_same(loaded.manifest.config, trainer.config)
     data, store = loaded.manifest.data, trainer.store
-    if data.get("fingerprint") != store.fingerprint:
-        raise ConfigError("cannot resume: the data is not that of the training", remedy="name the same data set")
+    check_data(data.get("fingerprint"), store)
     if data.get("files") != store.stamps:
         type(store).open(store.path, verify=True)  # copied, perhaps, or written to: its checksums tell
     trainer.plan()

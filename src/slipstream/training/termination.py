@@ -11,7 +11,7 @@ from typing import Any
 
 from slipstream.errors import Interrupted
 
-_WORDS = "asked to end (SIGTERM)"
+ASKED_TO_END = "asked to end (SIGTERM)"
 
 
 class Termination:
@@ -23,6 +23,8 @@ class Termination:
 
     def __init__(self) -> None:
         self.requested = False
+        self.remedy = "nothing of it was saved"
+        """What is said when it ends the training at once."""
         self._deferred = False
         self._before: Any = None
 
@@ -36,7 +38,7 @@ class Termination:
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         if not self._deferred:
-            raise Interrupted(_WORDS, remedy="nothing of it was saved")
+            raise Interrupted(ASKED_TO_END, remedy=self.remedy)
 
     def __enter__(self) -> Termination:
         if threading.current_thread() is threading.main_thread():

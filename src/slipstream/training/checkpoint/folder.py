@@ -124,11 +124,6 @@ class CheckpointFolder:
         found = [entry.name for entry in self.path.iterdir() if entry.is_dir() and re.match(NAME, entry.name)]
         return sorted(found, key=lambda name: (name == FINAL, name))
 
-    def unfinished(self) -> bool:
-        """Whether there are checkpoints, and none of a training that is over."""
-        names = self.names()
-        return bool(names) and FINAL not in names
-
     def save(self, state: Any, info: Info, *, touched: Touched | None = None, finished: bool = False) -> Path:
         """Writes a checkpoint.
 
@@ -143,9 +138,9 @@ class CheckpointFolder:
             OutputError: It cannot be written; those before it are untouched.
         """
         tree, tensors = split_tree(state)
-        sources = None if finished or touched is None else self._changed(tensors, touched)
-        kind = "full" if sources is None else "rows"
         path = self.path / (FINAL if finished else f"step-{info.position['steps']:012d}")
+        sources = None if finished or touched is None else self._changed(path.name, tensors, touched)
+        kind = "full" if sources is None else "rows"
         partial = partial_name(path)
         try:
             partial.mkdir(parents=True)
@@ -172,13 +167,15 @@ class CheckpointFolder:
         if kind == "full" and touched is not None:
             self._base, self._in_base = Base(name=path.name, checksum=checksum), set(tensors)
             touched.clear()
-        self._prune()
+        self._prune(path.name)
         return path
 
-    def _changed(self, tensors: Mapping[str, Tensor], touched: Touched) -> dict[str, Source] | None:
-        """What an incremental checkpoint writes; None where a full one is to be written."""
+    def _changed(self, name: str, tensors: Mapping[str, Tensor], touched: Touched) -> dict[str, Source] | None:
+        """What an incremental checkpoint of this name writes; None where a full one is to be written."""
         whole = sum(tensor.nbytes for tensor in tensors.values())
         if self._base is None or whole < INCREMENTAL_FROM or not (self.path / self._base.name).is_dir():
+            return None
+        if name == self._base.name:  # nothing was trained since; it would take its base's place
             return None
         sources: dict[str, Source] = {}
         for name, tensor in tensors.items():
@@ -238,9 +235,14 @@ class CheckpointFolder:
             _, base = self._tensors(manifest.base.name, manifest.base.checksum)
         return manifest, read_tensors(folder, manifest, base)
 
-    def _prune(self) -> None:
+    def _prune(self, written: str) -> None:
+        """Removes what is older than the last few, and what is newer than the one just written.
+
+        The training went back before that, as it was damaged: counted, it would have sound ones removed.
+        """
         names = self.names()
-        kept = set(names[-1:] if FINAL in names else names[-self.keep :])
+        past = names[: names.index(written) + 1]
+        kept = set(past[-1:] if written == FINAL else past[-self.keep :])
         for name in list(kept):
             try:
                 base = read_manifest(self.path / name)[0].base
