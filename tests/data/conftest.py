@@ -1,6 +1,8 @@
 """Raw files for the tests of this folder."""
 
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,22 @@ def shared() -> Callable[[str], Path]:
 @pytest.fixture
 def movietweetings() -> Path:
     return REPO / "examples" / "movietweetings"
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """A block in which no file grows beyond so many bytes."""
+
+    @contextmanager
+    def full_disk(most: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return full_disk
 
 
 @pytest.fixture(scope="session")

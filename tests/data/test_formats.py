@@ -2,6 +2,7 @@
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -137,6 +138,22 @@ def test_clicks_carry_what_the_user_clicked_before(tmp_path):
     assert again > 100
 
 
+def test_clicks_are_read_whatever_else_their_file_holds(tmp_path):
+    plain, more = clicks().to_arrow(), clicks().to_arrow()
+    nested = pa.field("x", pa.int64(), metadata={b"\xff": b"\xff"})
+    for name, column in (
+        ("lists", pa.array([[1]] * 400, pa.list_(nested))),
+        ("long", pa.array([1] * 400, pa.decimal256(60))),
+        ("bytes", pa.array([b"\xff"] * 400)),
+    ):
+        more = more.append_column(name, column)
+    pq.write_table(plain, tmp_path / "plain.parquet")
+    pq.write_table(more.select(more.column_names[::-1]), tmp_path / "more.parquet")
+    assert prepare(tmp_path / "more.parquet", tmp_path / "a").fingerprint == (
+        prepare(tmp_path / "plain.parquet", tmp_path / "b").fingerprint
+    )
+
+
 def test_globo_refuses_negative_ids(tmp_path):
     frame = clicks().with_columns(user_id=pl.when(pl.int_range(pl.len()) == 7).then(-5).otherwise(pl.col("user_id")))
     frame.write_parquet(tmp_path / "globo.parquet")
@@ -179,6 +196,12 @@ def test_a_third_column_that_may_be_a_label_is_not_taken_for_pairs(tmp_path, hea
     pl.read_csv(tmp_path / "p.csv").write_parquet(tmp_path / "p.parquet")
     assert detect(tmp_path / "p.csv") == format
     assert detect(tmp_path / "p.parquet") == ("parquet" if format == "csv" else "pairs")
+
+
+def test_names_of_pairs_are_those_of_the_header(tmp_path):
+    (tmp_path / "pairs.csv").write_bytes('\ufeff"user", item ,split\r\n1,2,0\r\n1,3,1\r\n'.encode())
+    store = prepare(tmp_path / "pairs.csv", tmp_path / "out", format="pairs", options=PrepareOptions(negatives=0))
+    assert values(store, "item") == ["2", "3"] and named_splits(store) == {"train": (0, 1), "test": (1, 2)}
 
 
 def test_labels_beside_users_and_items_are_kept(tmp_path):

@@ -2,10 +2,13 @@ import collections
 import gzip
 import itertools
 import math
+import os
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,7 +22,7 @@ from slipstream.data.formats import open_raw
 from slipstream.data.prepare import PrepareOptions, encode_raw, open_or_prepare, prepare
 from slipstream.data.sources import TextSource
 from slipstream.data.split import named_splits, split_by_time
-from slipstream.errors import ConfigError, DataError, NotPrepared
+from slipstream.errors import ConfigError, DataError, NotPrepared, OutputError
 
 STOP = PrepareOptions()
 QUARANTINE = PrepareOptions(on_bad_row="quarantine")
@@ -340,6 +343,29 @@ def test_bad_rows_of_parquet_and_nulls(tmp_path):
     ]
 
 
+def test_a_bad_row_is_shown_whatever_its_times_are(tmp_path):
+    times = {
+        "far": pa.array([10**15] * 2, pa.timestamp("ms")),
+        "fine": pa.array([10**9 + 7] * 2, pa.timestamp("ns")),
+        "zoned": pa.array([0] * 2, pa.timestamp("ms", "No/Where")),
+        "day": pa.array([date(2020, 1, 2)] * 2),
+    }
+    pq.write_table(pa.table({"y": [1, None], "c": ["a", "b"], **times}), tmp_path / "t.parquet")
+    source = open_raw(tmp_path / "t.parquet", schema=Schema(label="y", categorical=("c",))).source
+    (task,) = source.tasks(["y", "c", *times])
+    shown = task().show(1).split("\t")
+    assert shown[:2] == ["None", "b"] and shown[3:] == ["1970-01-01 00:00:01.000000007", shown[4], "2020-01-02"]
+    assert "1970" in shown[4] and str(10**15) in shown[2]
+
+
+def test_a_text_of_parquet_that_is_no_utf8_is_named(tmp_path):
+    texts = pa.array([b"a", b"\xff"]).view(pa.string())
+    for name, columns in (("pairs", {"item": [1, 2]}), ("parquet", {"label": [0, 1]})):
+        pq.write_table(pa.table({"user": texts, **columns}), tmp_path / "t.parquet")
+        with pytest.raises(DataError, match=r"t\.parquet.*, column 'user': is damaged \(.*UTF8.*\); copy"):
+            prepare(tmp_path / "t.parquet", tmp_path / "out", format=name, options=QUARANTINE)
+
+
 def test_words_for_a_missing_number_are_refused_with_the_remedy_or_count_as_missing(tmp_path):
     rows = ["y,c,d", "1,a,2.5", "0,b,NA", "1,a,null", "0,b,N/A", "1,a,nan", "0,b,"]
     (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
@@ -396,6 +422,52 @@ def test_raw_files_are_prepared_once(criteo, tmp_path):
     assert other.path != first.path
     criteo.write_text(criteo.read_text() * 2)
     assert open_or_prepare(criteo, tmp_path / "cache").num_samples == 600
+
+
+@pytest.mark.parametrize("stage", ["fit", "encode"])
+def test_what_another_training_has_prepared_meanwhile_is_taken(criteo, tmp_path, stage):
+    faster = []
+
+    def at(now, _rows):
+        if now == stage and not faster:
+            faster.append(open_or_prepare(criteo, tmp_path / "cache"))
+
+    ours = open_or_prepare(criteo, tmp_path / "cache", progress=at)
+    assert ours.path == faster[0].path and ours.stamps == faster[0].stamps
+    assert list((tmp_path / "cache").iterdir()) == [ours.path]
+    with pytest.raises(DataError, match="no usable row"):
+        criteo.write_text("a\n")
+        open_or_prepare(criteo, tmp_path / "cache", format="criteo", options=QUARANTINE)
+
+
+@pytest.mark.parametrize("most", [100, 1000, 6000, 20_000])
+def test_a_full_disk_leaves_nothing(criteo, tmp_path, full_disk, most):
+    with pytest.raises(OutputError, match=r"out(/\S+)?: cannot be written \(.*File too large.*\)"), full_disk(most):
+        prepare(criteo, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [criteo]
+
+
+@pytest.mark.parametrize("there", ["a store", "an empty folder", "nothing"])
+def test_a_link_is_followed(criteo, tmp_path, there):
+    link, folder = tmp_path / "link", tmp_path / "real" / "data"
+    link.symlink_to(folder)
+    if there != "nothing":
+        folder.mkdir(parents=True)
+    if there == "a store":
+        prepare(criteo, folder, options=PrepareOptions(min_frequency=2))
+    for _ in range(2):
+        store = prepare(criteo, link, overwrite=True)
+        assert link.is_symlink() and Store.open(link).fingerprint == Store.open(folder).fingerprint == store.fingerprint
+    assert sorted(tmp_path.iterdir()) == sorted([criteo, link, folder.parent])
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_file_name_that_is_no_utf8_is_refused(criteo, tmp_path):
+    file = tmp_path / os.fsdecode(b"caf\xe9.tsv")
+    criteo.rename(file)
+    for make in (prepare, open_or_prepare):
+        with pytest.raises(DataError, match="name is not UTF-8; rename"):
+            make(file, tmp_path / "out")
 
 
 def test_unknown_formats_and_contradictions(criteo, tmp_path):

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slipstream.data import Batch, FeatureInfo, Store, StoreWriter, atomic
+from slipstream.data import writer as writing
 from slipstream.data.atomic import replace_folder
 from slipstream.data.shuffle import BlockShuffle
-from slipstream.errors import ConfigError, DataError, NotPrepared
+from slipstream.errors import ConfigError, DataError, NotPrepared, OutputError
 
 FEATURES = [
     FeatureInfo(name="user", num_rows=50),
@@ -225,6 +226,62 @@ def test_a_store_is_written_whole_or_not_at_all(tmp_path):
         write(tmp_path / "mine", data, overwrite=True)
 
 
+@pytest.mark.parametrize(("most", "pieces"), [(5000, 100), (5000, 1), (10, 1)])
+def test_a_full_disk_names_the_store_and_leaves_nothing(tmp_path, full_disk, most, pieces):
+    # In small pieces the rest of a file waits in a buffer, and is written once more when the file is closed.
+    with pytest.raises(OutputError, match=r"/s: cannot be written \(File too large\)"), full_disk(most):
+        write(tmp_path / "s", raw(3000 if most > 10 else 5), pieces)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_added_or_made_leaves_nothing(tmp_path, full_disk, monkeypatch):
+    with pytest.raises(OutputError, match="/s: cannot be written"), StoreWriter(tmp_path / "s", FEATURES[:1]) as writer:
+        with full_disk(10):
+            writer.add_file("more", lambda path: path.write_bytes(bytes(100)))
+    assert not list(tmp_path.iterdir())
+
+    def refused(path, kind):
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(writing, "_Output", refused)
+    with pytest.raises(OutputError, match=r"/s: cannot be written \(too many open files\)"):
+        StoreWriter(tmp_path / "s", FEATURES[:1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_stays_and_its_folder_is_replaced(tmp_path):
+    folder, link = tmp_path / "there" / "s", tmp_path / "link"
+    link.symlink_to(folder)
+    for n, options in ((10, {}), (20, {"overwrite": True})):
+        assert len(write(link, raw(n), **options)) == n
+        assert link.is_symlink() and len(Store.open(link)) == len(Store.open(folder)) == n
+    with pytest.raises(DataError, match="already prepared"):
+        write(link, raw(10))
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(DataError, match=r"circle: is a link in a circle; choose"):
+        write(tmp_path / "circle", raw(10))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["circle", "link", "there"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_place_that_is_taken_meanwhile_is_left_alone(tmp_path):
+    with StoreWriter(tmp_path / "s", FEATURES[:1]) as writer:
+        writer.append(raw(10)[0][:, :1], None, raw(10)[2])
+        first = write(tmp_path / "s", raw(20))
+        with pytest.raises(DataError, match="already prepared"):
+            writer.commit()
+    assert Store.open(tmp_path / "s").fingerprint == first.fingerprint
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.parametrize("path", [".", ".."])
+def test_a_folder_without_a_name_is_refused(path, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(DataError, match="is no name for a new folder; name"):
+        write(path, raw(10))
+
+
 def test_wrong_pieces_are_refused(tmp_path):
     ids, dense, labels, time, values, offsets = raw(10)
     bag = [(values, offsets)]
@@ -296,6 +353,7 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
         rename(source, target)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(atomic, "_exchange", lambda *_: False, raising=False)
         patch.setattr(os, "rename", fails_once)
         replace_folder(new, old)
     assert (old / "bags" / "name").read_text() == "data" and sorted(tmp_path.iterdir()) == [old, new]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Callable, Iterator
 from datetime import time
 from pathlib import Path
@@ -38,6 +40,9 @@ def cases() -> Iterator[Case]:
             yield _raw(f"{name} parquet/{damage}", data)
         for damage, table in _columns(name, columns):
             yield _raw(f"{name} parquet/{damage}", table)
+        yield _raw(f"{name} parquet/a time zone that is not UTF-8", _zone(columns))
+    digits = pa.array([1] * N, pa.decimal256(60))
+    yield _raw("globo parquet/user_id of 60 digits", pa.table({**GOOD["globo"], "user_id": digits}), "user_id")
     yield _raw("parquet/20,000 columns", lambda: pa.table({f"c{i}": [1] for i in range(20_000)}), "columns")
     yield _raw("parquet/128 MiB of one letter", _bomb, "unpacks")
     yield _raw("parquet/17 million rows of nothing", _many_rows)
@@ -107,14 +112,19 @@ def _columns(name: str, columns: dict[str, Any]) -> Iterator[tuple[str, pa.Table
         ("nested lists", [[[1]]] * N),
         ("maps", pa.array([[("a", 1)]] * N, pa.map_(pa.string(), pa.int64()))),
         ("durations", pa.array([1] * N, pa.duration("s"))),
+        ("texts that are not UTF-8", pa.array([b"\xff\xfe"] * N).view(pa.string())),
     ):
         yield f"{first} of {kind}", changed(first, values)
     for column, kinds in {
-        "globo": {"click_timestamp": ("nulls", "year 9000", "texts"), "user_id": ("negative", "floats")},
+        "globo": {
+            "click_timestamp": ("nulls", "year 9000", "year 3,000,000", "texts"),
+            "user_id": ("negative", "floats"),
+        },
         "parquet": {
             "label": ("nulls", "texts", "nan"),
             "price": ("nan", "infinite", "huge"),
-            "time": ("nulls", "year 9000", "texts"),
+            "time": ("nulls", "year 9000", "year 3,000,000", "texts"),
+            "user": ("not UTF-8",),
         },
         "pairs": {"user": ("negative", "floats")},
     }[name].items():
@@ -126,10 +136,21 @@ def _columns(name: str, columns: dict[str, Any]) -> Iterator[tuple[str, pa.Table
             "huge": np.array([1.0] * (N - 1) + [1e300]),
             "negative": [*columns[column][:-1], -3],
             "year 9000": pa.array([1] * (N - 1) + [221_845_392_000], pa.timestamp("s")),
+            "year 3,000,000": pa.array([1] * (N - 1) + [10**14], pa.timestamp("s")),
+            "not UTF-8": pa.array([b"a"] * (N - 1) + [b"\xff"]).view(pa.string()),
             "floats": np.linspace(0, 1, N),
         }
         for kind in kinds:
             yield f"{column}: {kind}", changed(column, values[kind])
+
+
+def _zone(columns: dict[str, Any]) -> bytes:
+    """Arrow's schema, in which the zone is, lies in the file's metadata in base64."""
+    good = written(pa.table({**columns, "at": pa.array([1] * N, pa.timestamp("s", "Europe/Paris"))}))
+    schema = max(re.findall(rb"[A-Za-z0-9+/]{100,}=*", good), key=len)
+    packed = base64.b64decode(schema)
+    assert b"Europe/Paris" in packed
+    return good.replace(schema, base64.b64encode(packed.replace(b"Europe/Paris", b"Europe/Par\xffs")))
 
 
 def _bomb() -> bytes:

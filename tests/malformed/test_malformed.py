@@ -11,8 +11,11 @@ import time
 import warnings
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.malformed.corpus import FIXTURES, Case, all_cases
+from tests.malformed.parquet import GOOD
 
 from slipstream.cli.entry import run
 
@@ -125,3 +128,14 @@ def test_what_only_looks_wrong_is_read(tmp_path: Path, capfd: pytest.CaptureFixt
     assert capfd.readouterr().err == ""
     for name in ("ids.i32", "dense.f32", "labels.u8", "time.i64"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_metadata_of_parquet_may_be_any_bytes(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    # Found by fuzzing: Polars ended in a panic.
+    odd = {b"ARROW:s\x91hema": b"\xff"}
+    table = pa.table(GOOD[name])
+    schema = pa.schema([field.with_metadata(odd) for field in table.schema], metadata=odd)
+    pq.write_table(table.cast(schema), tmp_path / "table.parquet")
+    status = run(["prepare", str(tmp_path / "table.parquet"), str(tmp_path / "out"), "--format", name])
+    assert status == 0 and capfd.readouterr().err == ""

@@ -243,6 +243,15 @@ def _csv_only() -> Iterator[Case]:
     yield case("a million bad lines", lambda: csv.good + b"\xff\n" * 10**6)
     yield Case("pairs/gzip bomb", partial(_packed_pairs, b"1,2\n", 128 * MIB), ("pairs.csv.gz",))
     yield Case("pairs/split is 7", _pairs_split, ("pairs.csv", "split"))
+    pairs = next(reader for reader in READERS if reader.name == "pairs")
+    for name, header in {
+        # Found by fuzzing: for Arrow the name goes on to the next quote, over bytes that are no text.
+        "a name over two lines": b'"user,item\n\x80,0\n1,1\n"0,2\n',
+        "a name that is not UTF-8": b"user,item,\x80\n1,2,3\n",
+        "a name that is not UTF-8 after an empty line": b"\nuser,item,\x80\n1,2,3\n",
+    }.items():
+        write = partial(_pairs_header, pairs, header)
+        yield Case(f"pairs/{name}", write, ("pairs.csv:1: ",))
 
 
 def _bomb(piece: bytes, size: int, header: bytes = b"") -> bytes:
@@ -262,6 +271,10 @@ def _packed_pairs(piece: bytes, size: int, folder: Path) -> list[str]:
 def _pairs_split(folder: Path) -> list[str]:
     (folder / "pairs.csv").write_text("user,item,split\n1,2,0\n1,3,7\n")
     return ["prepare", str(folder / "pairs.csv"), str(folder / "out")]
+
+
+def _pairs_header(pairs: Reader, data: bytes, folder: Path) -> list[str]:
+    return [*pairs.write(folder, data), "--format", "pairs"]
 
 
 def _movies() -> Iterator[Case]:

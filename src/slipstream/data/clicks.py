@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from slipstream.data.chunk import RawChunk
 from slipstream.data.column_checks import missing_columns
-from slipstream.data.parquet import DAMAGE, arrow_chunk, damaged, open_parquet
+from slipstream.data.parquet import arrow_chunk, damaged, open_parquet, read_table
 from slipstream.data.sources import Task
 from slipstream.errors import DataError
 
@@ -25,26 +26,27 @@ _LINE, _FILE = "\0line", "\0file"
 
 
 class ClickSource:
-    """Parquet files of clicks, held in memory (about 60 bytes a click) and sorted by time.
+    """Columns of Parquet files of clicks, held in memory (about 60 bytes a click) and sorted by time.
 
     Who clicks again is best told from what he clicked last, so each row gets ``HISTORY``. A user's first click has no
     previous article.
 
     Args:
         files: The files.
+        columns: What is read of them, the following three included; others may be of any type.
         user: Column of users.
         item: Column of articles.
         time: Column of times.
 
     Raises:
-        DataError: A file cannot be read or a column is missing.
+        DataError: A file cannot be read, or a column is missing or of a type that is no number, text or time.
     """
 
-    def __init__(self, files: Sequence[Path], *, user: str, item: str, time: str) -> None:
+    def __init__(self, files: Sequence[Path], *, columns: Sequence[str], user: str, item: str, time: str) -> None:
         self.files = tuple(files)
         for file in self.files:
-            missing_columns([user, item, time], open_parquet(file).schema_arrow.names, file)
-        logs = [_read(file, number) for number, file in enumerate(self.files)]
+            missing_columns(columns, open_parquet(file).schema_arrow.names, file)
+        logs = [_read(file, number, columns) for number, file in enumerate(self.files)]
         clicked = pl.col(item)
         try:
             log = pl.concat(logs, how="vertical_relaxed")
@@ -80,11 +82,17 @@ class ClickSource:
         return chunk
 
 
-def _read(file: Path, number: int) -> pl.DataFrame:
+def _read(file: Path, number: int, columns: Sequence[str]) -> pl.DataFrame:
     """A file's clicks, each with its row and the file's number."""
+    table = read_table(file, columns).select(columns)
+    for name, kind in zip(columns, table.schema.types, strict=True):
+        if pa.types.is_nested(kind) or pa.types.is_decimal256(kind) or isinstance(kind, pa.BaseExtensionType):
+            remedy = "write it as numbers or texts"
+            raise DataError(f"type {kind} is not supported", file=file, column=name, remedy=remedy)
     try:
-        table = open_parquet(file).read()
-        frame = pl.DataFrame(pl.from_arrow(table))
+        # Without metadata, which Polars takes for text: where it is none, as with the types above, Polars ends in a
+        # panic, which is no Exception.
+        frame = pl.DataFrame(pl.from_arrow(pa.table(table.columns, names=columns)))
         return frame.with_row_index(_LINE, 1).with_columns(pl.lit(number, pl.UInt32).alias(_FILE))
-    except (*DAMAGE, pl.exceptions.PolarsError) as error:
+    except pl.exceptions.PolarsError as error:
         raise damaged(file, error) from error

@@ -239,7 +239,8 @@ def _movies(format: Literal["movietweetings", "movielens"]) -> Callable[[Path, S
 
 def _globo(path: Path, _schema: Schema | None, _seed: int) -> RawData:
     files = _files(path, "*.parquet")
-    source = ClickSource(files, user="user_id", item="click_article_id", time="click_timestamp")
+    columns = [name for name in _GLOBO.columns if name not in HISTORY]
+    source = ClickSource(files, columns=columns, user="user_id", item="click_article_id", time="click_timestamp")
     return RawData("globo", source, _GLOBO, negatives=2, negative_method="recent")
 
 

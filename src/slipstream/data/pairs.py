@@ -16,7 +16,7 @@ import pyarrow.csv as pacsv
 from slipstream.data.blocks import TextFile
 from slipstream.data.chunk import RawChunk
 from slipstream.data.column_checks import missing_columns
-from slipstream.data.parquet import DAMAGE, arrow_chunk, damaged, open_parquet
+from slipstream.data.parquet import arrow_chunk, read_table
 from slipstream.data.sources import Task, TextSource
 from slipstream.errors import DataError
 
@@ -56,7 +56,7 @@ class PairSource:
 
     def __init__(self, path: Path, seed: int = 0) -> None:
         self.files = (path,)
-        self._table = _read_csv(path) if path.suffix in (".csv", ".gz") else _read_parquet(path)
+        self._table = _read_csv(path) if path.suffix in (".csv", ".gz") else read_table(path)
         found = self._table.column_names
         names = pair_columns(found)
         if names is None:
@@ -122,10 +122,11 @@ def _share_of_each(codes: npt.NDArray[np.integer[Any]], share: float) -> npt.NDA
 
 
 def _read_csv(path: Path) -> pa.Table:
-    TextSource((path,)).header()  # refuses what is no table
+    # Arrow takes any bytes for names, and fails when they are looked at.
+    names = pacsv.ReadOptions(column_names=TextSource((path,)).header(), skip_rows=1)
     try:
         with TextFile(path) as file:
-            table = pacsv.read_csv(file)
+            table = pacsv.read_csv(file, names)
         for name, column in zip(table.column_names, table.columns, strict=True):
             if pa.types.is_string(column.type):
                 row = pc.index(
@@ -138,10 +139,3 @@ def _read_csv(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:200]
         raise DataError(f"cannot be read ({reason})", file=path, remedy="correct the row") from error
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    try:
-        return open_parquet(path).read()
-    except DAMAGE as error:
-        raise damaged(path, error) from error

@@ -42,10 +42,11 @@ class ParquetSource:
                 raise damaged(file, error, row) from error
 
 
-def damaged(file: Path, error: Exception, row: int | None = None) -> DataError:
+def damaged(file: Path, error: Exception, row: int | None = None, column: str | None = None) -> DataError:
     """The error for a Parquet file that cannot be read on."""
     reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return DataError(f"is damaged ({reason})", file=file, line=row, remedy="copy or write the file again")
+    remedy = "copy or write the file again"
+    return DataError(f"is damaged ({reason})", file=file, line=row, column=column, remedy=remedy)
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
@@ -66,9 +67,35 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     try:
         reader = pq.ParquetFile(file)
         _check_metadata(reader.metadata, file, size)
+        for kind in reader.schema_arrow.types:
+            getattr(kind, "tz", None)  # damage to it shows when it is looked at
     except DAMAGE as error:
         raise damaged(file, error) from error
     return reader
+
+
+def read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads a whole Parquet file, or some columns of it in the order of the file.
+
+    Raises:
+        DataError: As :func:`open_parquet`, or a page is damaged, or a text is no UTF-8.
+    """
+    reader = open_parquet(file)
+    try:
+        table = reader.read(columns)
+    except DAMAGE as error:
+        raise damaged(file, error) from error
+    _check_values(table, file)
+    return table
+
+
+def _check_values(data: pa.Table | pa.RecordBatch, file: Path, first_row: int | None = None) -> None:
+    """Refuses what Arrow reads all the same: a text that is no UTF-8, a key beyond its dictionary."""
+    for name, column in zip(data.schema.names, data.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowException as error:
+            raise damaged(file, error, first_row, name) from error
 
 
 _MAX_FOOTER = 64 << 20
@@ -91,14 +118,27 @@ def arrow_chunk(file: Path, batch: pa.RecordBatch, first_row: int) -> RawChunk:
     """A chunk of Arrow columns.
 
     Integers, texts, booleans and dictionaries serve as categories or as numbers, floats and times as numbers.
+
+    Raises:
+        DataError: A column is of another type, or damaged: a text is no UTF-8.
     """
+    _check_values(batch, file, first_row)
     columns = {name: _read_column(batch.column(i), name, file) for i, name in enumerate(batch.schema.names)}
     lines = np.arange(first_row, first_row + batch.num_rows, dtype=np.int64)
 
     def show(row: int) -> str:
-        return "\t".join(str(column[row].as_py()) for column in batch.columns)
+        return "\t".join(_shown(column, row) for column in batch.columns)
 
     return RawChunk(file, batch.num_rows, lines, columns, show)
+
+
+def _shown(column: pa.Array, row: int) -> str:
+    """A value as text."""
+    try:
+        return str(column[row].as_py())
+    except (pa.ArrowException, ValueError, OverflowError):
+        # A time that Python has no type for: too far off, in nanoseconds, or of an unknown zone.
+        return column.slice(row, 1).to_string(skip_new_lines=True)[1:-1].strip()
 
 
 def _read_column(array: pa.Array, name: str, file: Path) -> Column:

@@ -18,7 +18,8 @@ from slipstream.data.rewrite import rewrite, time_order
 from slipstream.data.schema import Schema
 from slipstream.data.stage import stage_folder
 from slipstream.data.store import Store
-from slipstream.data.writer import check_target
+from slipstream.data.writer import check_target, real_target
+from slipstream.errors import DataError, SlipstreamError
 
 __all__ = ["FORMATS", "PrepareOptions", "encode_raw", "open_or_prepare", "prepare"]
 
@@ -53,14 +54,19 @@ def prepare(
     Raises:
         DataError: A file is missing, damaged or empty, or a row is malformed; ``out`` is taken.
         ConfigError: Options that make no sense together.
+        OutputError: It cannot be written.
     """
-    options, out = options or PrepareOptions(), Path(out)
+    options, out = options or PrepareOptions(), real_target(Path(out))
     check_target(out, overwrite=overwrite)
     if extend is not None:
         spec = Encoder.load(extend).spec
         format = format or spec.format
         schema = spec.columns if schema is None and format in ("csv", "parquet") else schema
     data = open_raw(source, format=format, schema=schema, label_threshold=options.label_threshold, seed=options.seed)
+    for file in data.source.files:
+        # Manifest and quarantine, both UTF-8, name it.
+        if file.name.encode("utf-8", "replace").decode() != file.name:
+            raise DataError("its name is not UTF-8", file=file, remedy="rename it")
     negatives = negative_options(data, options)
     with stage_folder(out) as temporary:
         previous = None if extend is None else Path(extend)
@@ -97,6 +103,7 @@ def open_or_prepare(
 
     Raises:
         DataError: As :func:`prepare` and :meth:`Store.open`.
+        OutputError: It cannot be written.
     """
     source, options = Path(source), options or PrepareOptions()
     if (source / MANIFEST).is_file():
@@ -107,8 +114,15 @@ def open_or_prepare(
     key.update(options.model_dump_json(exclude={"threads"}).encode())
     for file in data.source.files:
         status = file.stat()
-        key.update(f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        place = f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        key.update(place.encode("utf-8", "surrogateescape"))
     target = Path(cache_dir) / f"{source.stem}-{key.hexdigest()[:16]}"
     if (target / MANIFEST).is_file():
         return Store.open(target)
-    return prepare(source, target, format=format, schema=schema, options=options, progress=progress)
+    try:
+        return prepare(source, target, format=format, schema=schema, options=options, progress=progress)
+    except SlipstreamError:
+        # Another training may have prepared the same meanwhile; its store is as good as ours.
+        if not (target / MANIFEST).is_file():
+            raise
+        return Store.open(target)

@@ -150,11 +150,17 @@ def read_header(file: Path, block: Block, delimiter: str) -> tuple[str, ...]:
     if unreadable:
         raise DataError(unreadable[0][1], file=file, line=block.line, remedy="save the file as UTF-8 text")
     try:
-        names = next(csv.reader([line.decode().rstrip("\r")], delimiter=delimiter[0]), ())
+        # The second line is only asked for where a quote of the first is open.
+        reader = csv.reader([line.decode().rstrip("\r"), ""], delimiter=delimiter[0])
+        names = next(reader, ())
     except csv.Error as error:
         raise DataError(
             f"the header cannot be read ({error})", file=file, line=block.line, remedy="correct it"
         ) from error
+    if reader.line_num > 1:
+        raise DataError("a quote is not closed on its line", file=file, line=block.line, remedy="close it")
+    if not names:
+        raise DataError("the line is empty", file=file, line=block.line, remedy="begin the file with its header")
     return tuple(name.strip() for name in names)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -16,7 +17,7 @@ from pydantic import JsonValue
 from slipstream.data.atomic import file_sha256, fsync_path, partial_name, replace_folder, write_text
 from slipstream.data.manifest import DENSE, IDS, LABELS, MANIFEST, TIME, FileInfo, Manifest, bag_files
 from slipstream.data.schema import FeatureInfo
-from slipstream.errors import ConfigError, DataError
+from slipstream.errors import ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
     from slipstream.data.store import Store
@@ -45,7 +46,8 @@ class _Output:
         return FileInfo(size=self.size, sha256=self._digest.hexdigest())
 
     def drop(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what could not be written is written once more
+            self._file.close()
 
 
 class StoreWriter:
@@ -59,7 +61,7 @@ class StoreWriter:
             store = writer.commit()
 
     Args:
-        path: The store's folder.
+        path: The store's folder; a link to a folder stays, and the store goes where it leads.
         features: One-hot features in the order of the columns of ``ids``, then the multi-hot ones in the order of
             ``bags``.
         dense: Names of the dense columns.
@@ -70,6 +72,7 @@ class StoreWriter:
     Raises:
         DataError: Something else, or a store and ``overwrite`` is False, is already at ``path``.
         ConfigError: A one-hot feature follows a multi-hot one, or two features share a name.
+        OutputError: The system refuses to write, here or in any method; nothing is left.
     """
 
     def __init__(
@@ -82,7 +85,8 @@ class StoreWriter:
         has_time: bool = False,
         overwrite: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path = real_target(Path(path))
+        self._overwrite = overwrite
         check_target(self.path, overwrite=overwrite)
         kinds = [feature.multi_hot for feature in features]
         if kinds != sorted(kinds):
@@ -99,22 +103,24 @@ class StoreWriter:
         self._positives = 0.0
         self.num_samples = 0
         """Samples written so far."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.folder = partial_name(self.path)
         """The temporary folder; extra files are written there through :meth:`add_file`."""
-        self.folder.mkdir()
         self._open = True
         self._files: dict[str, FileInfo] = {}
+        self._outputs: dict[str, _Output] = {}
         kinds_of = {IDS: "<i4", DENSE: "<f4", LABELS[label_dtype]: "u1" if label_dtype == "uint8" else "<f4"}
         if has_time:
             kinds_of[TIME] = "<i8"
         for feature in self._multi_hot:
             values, offsets = bag_files(feature.name)
             kinds_of |= {values: "<i4", offsets: "<i8"}
-        self._outputs = {name: _Output(self.folder / name, kind) for name, kind in kinds_of.items()}
         self._ends = [0] * len(self._multi_hot)
-        for feature in self._multi_hot:
-            self._outputs[bag_files(feature.name)[1]].write(np.zeros(1, dtype=np.int64))
+        with self._writing():
+            self.folder.mkdir(parents=True)
+            for name, kind in kinds_of.items():
+                self._outputs[name] = _Output(self.folder / name, kind)
+            for feature in self._multi_hot:
+                self._outputs[bag_files(feature.name)[1]].write(np.zeros(1, dtype=np.int64))
 
     def append(
         self,
@@ -154,32 +160,39 @@ class StoreWriter:
             _check_ids(values.reshape(-1, 1), limit, [feature], self.num_samples)
             if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
                 raise DataError("offsets must rise from 0 to the number of values", column=feature.name)
-        self._outputs[IDS].write(ids)
-        self._outputs[DENSE].write(dense)
-        self._outputs[LABELS[self._label_dtype]].write(labels)
-        if time is not None:
-            self._outputs[TIME].write(time)
-        for i, (feature, (values, offsets)) in enumerate(zip(self._multi_hot, bags, strict=True)):
-            names = bag_files(feature.name)
-            self._outputs[names[0]].write(values)
-            self._outputs[names[1]].write(offsets[1:].astype(np.int64) + self._ends[i])
-            self._ends[i] += len(values)
+        with self._writing():
+            self._outputs[IDS].write(ids)
+            self._outputs[DENSE].write(dense)
+            self._outputs[LABELS[self._label_dtype]].write(labels)
+            if time is not None:
+                self._outputs[TIME].write(time)
+            for i, (feature, (values, offsets)) in enumerate(zip(self._multi_hot, bags, strict=True)):
+                names = bag_files(feature.name)
+                self._outputs[names[0]].write(values)
+                self._outputs[names[1]].write(offsets[1:].astype(np.int64) + self._ends[i])
+                self._ends[i] += len(values)
         self._positives += float(labels.sum(dtype=np.float64))
         self.num_samples += n
 
     def add_file(self, name: str, write: Callable[[Path], object]) -> None:
         """Adds a file of any kind: ``write`` is called with the path to write it to."""
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
-        fsync_path(path)
-        self._files[name] = FileInfo(size=path.stat().st_size, sha256=file_sha256(path))
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path)
+            fsync_path(path)
+            self._files[name] = FileInfo(size=path.stat().st_size, sha256=file_sha256(path))
 
     def commit(self, provenance: Mapping[str, JsonValue] | None = None) -> Store:
-        """Finishes the store, puts it in its place and opens it."""
+        """Finishes the store, puts it in its place and opens it.
+
+        Raises:
+            DataError: The place has been taken meanwhile.
+        """
         from slipstream.data.store import Store  # that module offers the writer too, and is imported first
 
-        files = self._files | {name: output.close() for name, output in self._outputs.items()}
+        with self._writing():
+            files = self._files | {name: output.close() for name, output in self._outputs.items()}
         manifest = Manifest(
             num_samples=self.num_samples,
             num_positives=self._positives,
@@ -190,8 +203,10 @@ class StoreWriter:
             files=files,
             provenance=dict(provenance or {}),
         )
-        write_text(self.folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-        replace_folder(self.folder, self.path)
+        with self._writing():
+            write_text(self.folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+            check_target(self.path, overwrite=self._overwrite)
+            replace_folder(self.folder, self.path)
         self._open = False
         return Store.open(self.path)
 
@@ -211,6 +226,16 @@ class StoreWriter:
     ) -> None:
         self.discard()
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(self.path, error) from error
+
     def _check_shapes(
         self, n: int, ids: Array, dense: Array, time: Array | None, bags: Sequence[tuple[Array, Array]]
     ) -> None:
@@ -222,6 +247,25 @@ class StoreWriter:
             raise DataError(f"time must {'be given with shape ' + str((n,)) if self._has_time else 'not be given'}")
         if len(bags) != len(self._multi_hot) or any(offsets.shape != (n + 1,) for _, offsets in bags):
             raise DataError(f"bags must be {len(self._multi_hot)} pairs with offsets of shape {(n + 1,)}")
+
+
+def real_target(path: Path) -> Path:
+    """Where a store at ``path`` is written: links are followed, since no folder can take the place of one.
+
+    Raises:
+        DataError: It leads in a circle, or is no name that something could be written beside.
+    """
+    if path.name in ("", ".."):
+        raise DataError("is no name for a new folder", file=path, remedy="name the folder itself")
+    if not path.is_symlink():
+        return path
+    try:
+        real = path.resolve()
+    except RuntimeError:  # before Python 3.13
+        real = path
+    if real.is_symlink():
+        raise DataError("is a link in a circle", file=path, remedy="choose another output folder")
+    return real
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
