@@ -304,3 +304,10 @@ def test_real_pairs(shared, tmp_path):
     assert detect(shared("gowalla.parquet")) == "pairs"
     store = prepare(shared("ml1m_pairs.parquet"), tmp_path / "out", options=PrepareOptions(negatives=0))
     assert store.num_samples == 1_000_209 and [f.num_rows for f in store.features] == [6041, 3707]
+
+
+def test_bad_pairs_are_named_by_their_line_of_the_file(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("user,item,split\n1,2,0\n1,3,7\n")
+    with pytest.raises(DataError, match=r"pairs\.csv:3\b"):
+        prepare(path, tmp_path / "out", format="pairs")

@@ -56,7 +56,9 @@ class PairSource:
 
     def __init__(self, path: Path, seed: int = 0) -> None:
         self.files = (path,)
-        self._table = _read_csv(path) if path.suffix in (".csv", ".gz") else read_table(path)
+        text = path.suffix in (".csv", ".gz")
+        self._table = _read_csv(path) if text else read_table(path)
+        self._first_line = 2 if text else 1
         found = self._table.column_names
         names = pair_columns(found)
         if names is None:
@@ -69,7 +71,7 @@ class PairSource:
         if "split" in self._table.column_names:
             split = self._table["split"].to_numpy()
             if not np.isin(split, (0, 1)).all():
-                line = int(np.argmin(np.isin(split, (0, 1)))) + 1
+                line = int(np.argmin(np.isin(split, (0, 1)))) + self._first_line
                 remedy = "correct the column"
                 raise DataError("must be 0 (train) or 1 (test)", file=path, line=line, column="split", remedy=remedy)
             self.split = "column split"
@@ -95,7 +97,7 @@ class PairSource:
     def _chunk(self, rows: np.ndarray, columns: Sequence[str]) -> RawChunk:
         batch = self._table.select(list(columns)).take(pa.array(rows)).combine_chunks().to_batches()[0]
         chunk = arrow_chunk(self.files[0], batch, 1)
-        chunk.lines = rows.astype(np.int64) + 1
+        chunk.lines = rows.astype(np.int64) + self._first_line
         return chunk
 
 
