@@ -2,7 +2,8 @@
 
 ``python launcher.py ROUNDS.json``. A round: {"world": W, "jobs": [configurations, trained one after the other],
 "kill": [rank, file whose appearance is waited for] or null, "signal": what it gets (SIGKILL), "silence": seconds,
-"said": folder for what the ranks write to standard error}.
+"said": folder for what the ranks write to standard error, "pause": [file, seconds for which all are stopped then],
+"own": {rank: settings of its own}, "fails": a rank that runs out of memory in place of training}.
 Answers with the exit statuses of each round's ranks and the seconds from the kill to the last one's end, as JSON.
 """
 
@@ -38,8 +39,11 @@ def work(rank: int, port: int, entry: dict[str, Any]) -> int:
     os.dup2(said, 2)
     try:
         for job in entry["jobs"]:
+            config = TrainConfig.model_validate(job | entry.get("own", {}).get(str(rank), {}))
             with Ranks(silence=entry.get("silence", 30.0)) as ranks:
-                train(TrainConfig.model_validate(job), resume=job.get("out") is not None, ranks=ranks)
+                if rank == entry.get("fails"):
+                    raise MemoryError("no room\nfor this")
+                train(config, resume=config.out is not None, ranks=ranks)
     except SlipstreamError as error:
         if not error.said_elsewhere:
             print(error, file=sys.stderr, flush=True)
@@ -50,6 +54,13 @@ def work(rank: int, port: int, entry: dict[str, Any]) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def await_file(pattern: str) -> None:
+    """Returns once there is such a file, or after a minute."""
+    end = time.monotonic() + 60
+    while not glob.glob(pattern) and time.monotonic() < end:
+        time.sleep(0.005)
 
 
 def play(entry: dict[str, Any]) -> dict[str, Any]:
@@ -68,10 +79,18 @@ def play(entry: dict[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
     if entry.get("kill"):
         rank, pattern = entry["kill"]
-        while not glob.glob(pattern) and time.monotonic() < began + 60:
-            time.sleep(0.005)
+        await_file(pattern)
         os.kill(children[rank], entry.get("signal", signal.SIGKILL))
         began = time.monotonic()
+    if entry.get("pause"):
+        pattern, seconds = entry["pause"]
+        await_file(pattern)
+        for child in children:
+            os.kill(child, signal.SIGSTOP)
+        time.sleep(seconds)
+        for child in children:
+            os.kill(child, signal.SIGCONT)
+            time.sleep(1.0)  # the first one awake sees no sign of the others yet
     hangs = entry.get("signal") == signal.SIGSTOP
     others = [child for child in children if not (hangs and child == children[rank])]
     ended = {child: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in others}

@@ -162,6 +162,15 @@ def gone_on(folder: Path, name: str, resaved: str | None = None) -> dict[str, An
     return {"saved": loaded, "end": training.whole()}
 
 
+def refusal(path: Path, model: Any) -> str:
+    """Why a checkpoint is not loaded."""
+    try:
+        load_checkpoint(path, model)
+    except CheckpointError as error:
+        return str(error)
+    return "it is loaded"
+
+
 def gated(folder: Path) -> dict[str, Any]:
     """Row gates: frozen rows stay, others move as without gates; what cannot be gated is refused."""
     free, shut = Training(Random(1.0)), Training(Random(1.0), gates=True)
@@ -185,10 +194,21 @@ def gated(folder: Path) -> dict[str, Any]:
         RowGates(build(PoolingType.MEAN))
     except UnsupportedOption as error:
         refused = str(error)
-    try:
-        load_checkpoint(folder / "nothing", free.model)
-    except CheckpointError as error:
-        missing = str(error)
+    missing = refusal(folder / "nothing", free.model)
+    # A folder that rank 0 alone sees; indices that are no whole pickle, or one of something else.
+    missing_on_one = refusal(folder / ("two" if dist.get_rank() == 0 else "nothing"), free.model)
+    index = (folder / "two" / ".metadata").read_bytes()
+    contents = {"empty": b"", "cut": index[: len(index) // 2], "number": b"I1\n.", "text": b"no index"}
+    for name, content in contents.items():
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / ".metadata").write_bytes(content)
+    dist.barrier()
+    damaged = [refusal(folder / name, free.model) for name in contents]
+    for name in (".kept.partial-1a2b", ".kept.partial-mine", ".other.partial-1a2b"):
+        (folder / "saves" / name).mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    save_checkpoint(folder / "saves" / "kept", free.model, {})
+    saves = sorted(entry.name for entry in (folder / "saves").iterdir())
     (folder / "taken").write_text("")
     unwritten: list[str] = []
     for path in (folder / "taken", folder / "taken" / "below"):  # refused to rank 0 alone, and to DCP
@@ -208,6 +228,9 @@ def gated(folder: Path) -> dict[str, Any]:
         "half": (sum(s.skipped for s in shards), sum(s.lookups for s in shards)),
         "refused": refused,
         "missing": missing,
+        "missing on one": missing_on_one,
+        "damaged": damaged,
+        "saves": saves,
         "unwritten": unwritten,
         "own": own,
     }

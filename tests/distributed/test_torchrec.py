@@ -97,6 +97,21 @@ def test_what_cannot_be_gated_or_read_is_refused(folder: Path) -> None:
     assert "holds no checkpoint" in found["missing"]
 
 
+def test_a_checkpoint_that_one_rank_cannot_read_ends_all_ranks(folder: Path) -> None:
+    said = [of(folder, "gated", rank)["missing on one"] for rank in (0, 1)]
+    assert "another rank cannot read it; have all ranks see the folder" in said[0]
+    assert "nothing: holds no checkpoint" in said[1]
+
+
+def test_a_damaged_index_is_an_error_in_one_line(folder: Path) -> None:
+    said = of(folder, "gated")["damaged"]
+    assert all("its index (.metadata) is damaged (" in text and "\n" not in text for text in said), said
+
+
+def test_what_a_killed_save_has_left_is_removed_by_the_next(folder: Path) -> None:
+    assert of(folder, "gated")["saves"] == [".kept.partial-mine", ".other.partial-1a2b", "kept"]
+
+
 def test_a_checkpoint_that_cannot_be_written_ends_all_ranks(folder: Path) -> None:
     for rank in (0, 1):
         first, second = of(folder, "gated", rank)["unwritten"]

@@ -112,6 +112,15 @@ def played(folder: Path) -> dict[str, Any]:
     kill = [1, str(folder / "asked" / "checkpoints" / "step-*")]
     rounds["asked"] = {**asked, "kill": kill, "signal": int(signal.SIGTERM)}
     rounds["asked again"] = asked.copy()
+    frozen = {**hung, "jobs": [{**long, "epochs": 30, "out": str(folder / "frozen")}], "silence": 3.0}
+    rounds["frozen"] = {"world": 2, "kill": [0, str(folder / "frozen" / "checkpoints" / "step-*")], **frozen}
+    paused = {"jobs": [{**long, "out": str(folder / "paused")}], "silence": 4.0}
+    rounds["paused"] = {"world": 2, "pause": [str(folder / "paused" / "checkpoints" / "step-*"), 6.0], **paused}
+    rounds["fails"] = {"world": 2, "jobs": [base], "fails": 1}
+    following = {**long, "epochs": 1, "continue_from": str(folder / "whole2"), "out": str(folder / "following")}
+    rounds["following"] = {"world": 2, "jobs": [following]}
+    lost = {"out": str(folder / "astray"), "epochs": 1}
+    rounds["astray"] = {"world": 2, "jobs": [following | lost], "own": {1: {"continue_from": str(folder / "asked")}}}
     rounds["wrong"] = {"world": 2, "jobs": [{**base, "engine": "torch"}]}
     for name, entry in rounds.items():
         entry["said"] = str(folder / "said" / name)
@@ -169,6 +178,28 @@ def test_a_rank_that_hangs_ends_the_others(played: dict[str, Any], folder: Path)
     assert "rank 1 of 2 gave no sign of life for 6 s" in said(folder, "hung")[0]
 
 
+def test_a_meeting_point_that_hangs_ends_the_others(played: dict[str, Any], folder: Path) -> None:
+    assert played["frozen"]["statuses"] == [-9, 2] and played["frozen"]["seconds"] < 60
+    assert "the meeting point has not answered for 3 s: rank 0, or the launcher, hangs" in said(folder, "frozen")[1]
+
+
+def test_ranks_that_were_all_stopped_for_a_while_go_on(played: dict[str, Any], folder: Path) -> None:
+    assert played["paused"]["statuses"] == [0, 0], said(folder, "paused")
+    assert outcome(folder / "paused") == outcome(folder / "whole2")
+
+
+def test_errors_of_any_kind_are_told_to_the_others(played: dict[str, Any], folder: Path) -> None:
+    assert played["fails"]["statuses"] == [2, 1]
+    assert "rank 1 stopped with an error: MemoryError: no room; start all ranks again" in said(folder, "fails")[0]
+
+
+def test_ranks_that_continue_other_runs_are_refused(played: dict[str, Any], folder: Path) -> None:
+    assert played["following"]["statuses"] == [0, 0], said(folder, "following")
+    assert played["astray"]["statuses"] == [2, 2]
+    first, second = said(folder, "astray")
+    assert "the ranks have different runs to continue from; copy one run to all machines" in first and second == ""
+
+
 def rank_of(launcher: int, rank: int) -> int | None:
     """The process of a rank that torchrun (process ``launcher``) has started, None while there is none."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
@@ -179,23 +210,31 @@ def rank_of(launcher: int, rank: int) -> int | None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks' processes in /proc")
-def test_torchrun_starts_the_ranks_again_and_nothing_is_lost(played: dict[str, Any], folder: Path) -> None:
+@pytest.mark.parametrize("machines", [1, 2])
+def test_torchrun_starts_the_ranks_again_and_nothing_is_lost(
+    played: dict[str, Any], folder: Path, machines: int
+) -> None:
+    """On two machines only the one whose rank was killed counts the restart; rank 0 goes on all the same."""
     config = TrainConfig.model_validate({**BASE, **LONG, "data": folder / "data"})
     save_config(config, folder / "long.yaml")
-    out = folder / "restarted"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
-    command += [f"--master-port={free_port()}", "-m", "slipstream", "train", "--quiet", "--distributed"]
+    out, log = folder / f"restarted{machines}", folder / f"torchrun{machines}.txt"
+    command = [sys.executable, "-m", "torch.distributed.run", "--max-restarts=1", f"--nproc-per-node={2 // machines}"]
+    if machines == 1:
+        command += [f"--master-port={free_port()}"]
+    else:
+        command += ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}", "--rdzv-id=a"]
+    command += ["-m", "slipstream", "train", "--quiet", "--distributed"]
     command += ["--config", str(folder / "long.yaml"), "--out", str(out)]
-    with (folder / "torchrun.txt").open("w") as log:
-        launcher = subprocess.Popen(command, stdout=log, stderr=log)
-        while not list(out.glob("checkpoints/step-*")) and launcher.poll() is None:
+    with log.open("w") as said_by_all:
+        launchers = [subprocess.Popen(command, stdout=said_by_all, stderr=said_by_all) for _ in range(machines)]
+        while not list(out.glob("checkpoints/step-*")) and launchers[0].poll() is None:
             time.sleep(0.005)
-        victim = rank_of(launcher.pid, 1)
-        assert victim is not None, (folder / "torchrun.txt").read_text()
-        os.kill(victim, signal.SIGKILL)
-        assert launcher.wait(timeout=120) == 0, (folder / "torchrun.txt").read_text()
+        victims = [rank for launcher in launchers if (rank := rank_of(launcher.pid, 1)) is not None]
+        assert victims, log.read_text()
+        os.kill(victims[0], signal.SIGKILL)
+        assert [launcher.wait(timeout=120) for launcher in launchers] == [0] * machines, log.read_text()
     assert outcome(out) == outcome(folder / "whole2")
-    assert "rank 1 of 2 is gone; start all ranks again" in (folder / "torchrun.txt").read_text()
+    assert "rank 1 of 2 is gone; start all ranks again" in log.read_text()
 
 
 def test_what_all_ranks_run_into_is_said_once(played: dict[str, Any], folder: Path) -> None:

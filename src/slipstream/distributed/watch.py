@@ -44,7 +44,8 @@ class Watch:
     cannot be reached. The others end within some seconds: where their main thread waits in a collective, by the thread
     itself, which prints the one line and leaves with status 2. An error of the network within the block is turned into
     :class:`RankLost`, after a roll call of a few seconds that tells which rank is gone. An error of this rank's own is
-    told to the others.
+    told to the others. A meeting point that does not answer for ``silence`` seconds (its host was stopped, or switched
+    off) ends them too.
 
     Args:
         rank: This one.
@@ -53,6 +54,8 @@ class Watch:
         host: Where the meeting point is; None: ``MASTER_ADDR``, as torchrun sets it.
         port: Its port; None: ``MASTER_PORT``.
         again: What a user can do once a rank is lost.
+        prefix: Of names at the meeting point that only this start of the processes uses, and all of them; None: by
+            torchrun's count of restarts.
     """
 
     def __init__(
@@ -64,21 +67,26 @@ class Watch:
         host: str | None = None,
         port: int | None = None,
         again: str = "look for its own message, then start all ranks again",
+        prefix: str | None = None,
     ) -> None:
         self.rank, self.world, self.silence, self.again = rank, world, silence, again
         host, port = host or os.environ["MASTER_ADDR"], port or int(os.environ["MASTER_PORT"])
-        attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_number)}"
+        start = prefix or f"slipstream/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        names = f"{start}/watch/{next(_number)}"
 
         def connected() -> Store:
             client = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=10), wait_for_workers=False)
-            return PrefixStore(f"slipstream/{attempt}", client)
+            return PrefixStore(names, client)
 
         # One each: a client serves one thread at a time.
         self._mine, self._thread_s = connected(), connected()
-        self._done = threading.Event()
+        self._done, self._over = threading.Event(), threading.Event()
+        self._rounds = 0
         self._thread = threading.Thread(target=self._look, name="slipstream-watch", daemon=True)
+        self._guard = threading.Thread(target=self._look_after_the_store, name="slipstream-guard", daemon=True)
 
     def __enter__(self) -> Watch:
+        self._guard.start()
         self._mine.add(f"beat/{self.rank}", 1)
         self._thread.start()
         return self
@@ -93,7 +101,7 @@ class Watch:
                 self._finish()
             elif cause is not None and of_network(cause):
                 raise self.lost(cause) from error
-            elif isinstance(error, SlipstreamError):
+            elif isinstance(error, Exception):
                 self._tell(error)
         except dist.DistError as gone:
             if error is not None and not of_network(error):
@@ -104,6 +112,7 @@ class Watch:
             ) from gone
         finally:
             self._done.set()
+            self._over.set()
 
     def _finish(self) -> None:
         """Waits for the others. Rank 0 leaves last: the meeting point may be its own."""
@@ -142,13 +151,14 @@ class Watch:
             return f"rank{'s' * (len(missing) > 1)} {names} of {self.world} {'are' if len(missing) > 1 else 'is'} gone"
         return f"the ranks lost their connection though all are alive ({str(error).splitlines()[0]})"
 
-    def _tell(self, error: SlipstreamError) -> None:
+    def _tell(self, error: Exception) -> None:
         """Leaves the error for the others. One that all ranks run into is printed by rank 0 alone."""
-        self._mine.set(f"error/{self.rank}", str(error))
-        if self.rank and self._await(lambda: self._mine.check(["error/0"]), 2.0):
-            error.said_elsewhere = self._mine.get("error/0").decode() == str(error)
-        elif not self.rank:
+        said = str(error) if isinstance(error, SlipstreamError) else _first_line(error)
+        self._mine.set(f"error/{self.rank}", said)
+        if not self.rank:
             time.sleep(0.0 if self.world == 1 else 1.0)  # the meeting point may be this process's
+        elif isinstance(error, SlipstreamError) and self._await(lambda: self._mine.check(["error/0"]), 2.0):
+            error.said_elsewhere = self._mine.get("error/0").decode() == said
 
     @staticmethod
     def _await(condition: Callable[[], bool], seconds: float) -> bool:
@@ -158,30 +168,42 @@ class Watch:
         return found
 
     def _look(self) -> None:
-        """The thread: signs of life, the neighbour's, and answers to roll calls."""
+        """The thread: signs of life, the neighbour's, and answers to roll calls.
+
+        Silence is counted in rounds, not taken from a clock: where all processes were stopped a while, none is lost.
+        """
         store, next_one = self._thread_s, (self.rank + 1) % self.world
-        last, since, answered = -1, time.monotonic(), False
+        last, silent, answered = -1, 0, False
         try:
             while not self._done.wait(_EVERY):
+                self._rounds += 1
                 store.add(f"beat/{self.rank}", 1)
                 beats = store.add(f"beat/{next_one}", 0)
-                now = time.monotonic()
-                if beats != last:
-                    last, since = beats, now
-                elif now - since > self.silence and not store.add("finished", 0):
-                    silent = f"rank {next_one} of {self.world} gave no sign of life for {self.silence:.0f} s"
-                    store.set("verdict", silent)
+                last, silent = beats, silent + 1 if beats == last else 0
+                if silent * _EVERY > self.silence and not store.add("finished", 0):
+                    said = f"rank {next_one} of {self.world} gave no sign of life for {self.silence:.0f} s"
+                    store.set("verdict", said)
                 if not answered and store.check(["roll call"]):
                     store.set(f"here/{self.rank}", "")
                     answered = True
                 if store.check(["verdict"]):
-                    self._leave(store.get("verdict").decode())
+                    self._leave(store.get("verdict").decode(), self._done)
         except dist.DistError:
-            self._leave("the meeting point cannot be reached: rank 0, or the machine of the launcher, is gone")
+            gone = "the meeting point cannot be reached: rank 0, or the machine of the launcher, is gone"
+            self._leave(gone, self._done)
 
-    def _leave(self, verdict: str) -> None:
+    def _look_after_the_store(self) -> None:
+        """Another thread, which asks nothing of the store: where its host was stopped, who asks waits for ever."""
+        before, silent = self._rounds, 0
+        while not self._over.wait(_EVERY):
+            before, silent = self._rounds, silent + 1 if self._rounds == before else 0
+            if silent * _EVERY > self.silence:
+                said = f"the meeting point has not answered for {self.silence:.0f} s: rank 0, or the launcher, hangs"
+                self._leave(said, self._over)
+
+    def _leave(self, verdict: str, ended: threading.Event) -> None:
         """Ends the process, unless the main thread does so in time."""
-        if self._done.wait(_LEAVE):
+        if ended.wait(_LEAVE):
             return
         print(f"slipstream: {verdict}; {self.again}", file=sys.stderr, flush=True)
         os._exit(STATUS)
@@ -192,3 +214,7 @@ def of_network(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
         type(error) is RuntimeError and any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "c10d"))
     )
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'nothing more is said')}"

@@ -7,11 +7,13 @@ checkpoints (DCP), which cut them anew where another number of ranks, or another
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -38,6 +40,8 @@ except ImportError as error:
 _TREE = "extra_tree"
 _TENSOR = "extra_tensor"
 _STEPS = "fbgemm_steps"
+_DAMAGED = (ArithmeticError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError)
+"""What reading DCP's index raises where it is damaged, beside what pickle itself says."""
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, extra: Mapping[str, Any]) -> None:
@@ -62,6 +66,8 @@ def save_checkpoint(path: str | Path, model: nn.Module, extra: Mapping[str, Any]
     """
     path, flat = Path(path), _flat(extra)
     _check_same(flat)
+    if dist.get_rank() == 0:  # the others write once they have the token
+        _remove_partials(path)
     token = torch.tensor([secrets.randbits(32)])
     dist.broadcast(token, src=0)
     partial = path.with_name(f".{path.name}.partial-{int(token):x}")
@@ -76,9 +82,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, extra: Mapping[str, Any]
         reason = _first_reason(error)
     except (OSError, DataError) as error:
         reason = str(error)
-    failed = torch.tensor([int(bool(reason))])
-    dist.all_reduce(failed)  # nobody waits for a rank that gave up
-    if failed.item():
+    if _anyone(bool(reason)):  # nobody waits for a rank that gave up
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise OutputError(path, OSError(reason or "another rank could not"))
@@ -100,14 +104,14 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> Any:
         CheckpointError: There is no checkpoint, or it is of another model.
     """
     path = Path(path)
-    if not (path / ".metadata").is_file():
-        raise CheckpointError(f"{path}: holds no checkpoint", remedy="name a folder that save_checkpoint has written")
-    stored = FileSystemReader(path).read_metadata().state_dict_metadata
-    sharded = _sharded(model)
-    missing = sorted(sharded.keys() - stored.keys())
-    if missing or _TREE not in stored:
-        lacks = missing[0] if missing else _TREE
-        raise CheckpointError(f"{path}: has no {lacks}", remedy="load it into the model that was saved")
+    sharded, stored = _sharded(model), {}
+    refused: CheckpointError | None = None
+    try:
+        stored = _index(path, sharded)
+    except CheckpointError as error:
+        refused = error
+    if _anyone(refused is not None):
+        raise refused or CheckpointError(f"{path}: another rank cannot read it", remedy="have all ranks see the folder")
     extra: dict[str, Tensor] = {}
     for name, entry in stored.items():
         if name.startswith((_TREE, _TENSOR)) and isinstance(entry, TensorStorageMetadata):
@@ -127,6 +131,43 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> Any:
     tree = json.loads(extra[_TREE].numpy().tobytes())
     named = {name.removeprefix(f"{_TENSOR}/"): value for name, value in extra.items() if name != _TREE}
     return join_tree(tree, named)
+
+
+def _index(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds, by name.
+
+    Raises:
+        CheckpointError: It cannot be read, or lacks something.
+    """
+    if not (path / ".metadata").is_file():
+        raise CheckpointError(
+            f"{path}: holds no checkpoint", remedy="name a folder that save_checkpoint has written, and all ranks see"
+        )
+    try:
+        stored = dict(FileSystemReader(path).read_metadata().state_dict_metadata)
+    except (*_DAMAGED, UnpicklingError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: its index (.metadata) is damaged ({type(error).__name__})", remedy="go on from another checkpoint"
+        ) from error
+    missing = sorted(wanted.keys() - stored.keys())
+    if missing or _TREE not in stored:
+        lacks = missing[0] if missing else _TREE
+        raise CheckpointError(f"{path}: has no {lacks}", remedy="load it into the model that was saved")
+    return stored
+
+
+def _anyone(failed: bool) -> bool:
+    """Whether any rank has failed; every rank must call it."""
+    count = torch.tensor([int(failed)])
+    dist.all_reduce(count)
+    return bool(count.item())
+
+
+def _remove_partials(path: Path) -> None:
+    """Removes what a save of this name that was killed has left; what cannot be removed does no harm."""
+    for entry in path.parent.glob(".*.partial-*"):
+        if re.fullmatch(rf"\.{re.escape(path.name)}\.partial-[0-9a-f]+", entry.name) and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _check_same(flat: Mapping[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ from slipstream.errors import CheckpointError, ConfigError
 from slipstream.kernels import reference
 from slipstream.staleness.growth import grow_rows
 from slipstream.training.checkpoint.folder import CheckpointFolder
+from slipstream.training.checkpoint.manifest import encode_manifest
 from slipstream.training.config import TrainConfig
 from slipstream.training.loop import Trainer
 from slipstream.training.run_folder import MODEL
@@ -39,7 +40,7 @@ def continue_from(trainer: Trainer, run: Path) -> None:
         run: The run folder.
 
     Raises:
-        ConfigError: The run's model, optimizer or policy is another one.
+        ConfigError: The run's model, optimizer or policy is another one; other ranks have another run at this path.
         DataError: The new data was encoded otherwise than the run's, and does not extend its vocabulary.
         CheckpointError: The run holds no checkpoint of its end, or one that is not the state of such a training.
     """
@@ -49,6 +50,9 @@ def continue_from(trainer: Trainer, run: Path) -> None:
             f"{run} holds no checkpoint of a finished training",
             remedy=f"finish it with --resume {run}" if loaded is not None else "train it with checkpoint.final=true",
         )
+    if trainer.ranks is not None:  # each reads it on its own machine; the manifest has checksums of everything
+        same = "copy one run to all machines, or name a folder that all see"
+        trainer.ranks.check_same("runs to continue from", encode_manifest(loaded.manifest)[1], same)
     _check(loaded.manifest.config, trainer.config)
     read_wanted(run / MODEL).check(trainer.store)
     with loaded.taken_over():

@@ -77,8 +77,8 @@ class Trainer:
         ranks: The processes that share the training; None: this one alone.
 
     Raises:
-        ConfigError: There is nothing to train on or to score, the policy does not fit the model, the training cannot
-            be shared, or the name of one of its files cannot be written down.
+        ConfigError: There is nothing to train on or to score, the policy does not fit the model, or the training cannot
+            be shared.
         DataError: The scored samples are of one class only, or (with ranked lists) hold no pair to rank; or there are
             positives alone, and the model's loss is cross-entropy.
     """

@@ -13,20 +13,23 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from hashlib import sha256
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 
 from slipstream import distributed
 from slipstream.data.batch import Batch
 from slipstream.distributed import Ledger, Watch
+from slipstream.distributed.meeting import Met, meet
+from slipstream.distributed.watch import of_network
 from slipstream.embedding.table import Table
 from slipstream.errors import ConfigError
 from slipstream.models import Recommender
+from slipstream.report.machine import versions
 from slipstream.training.checkpoint.folder import Loaded
 from slipstream.training.checkpoint.manifest import CheckpointManifest
 from slipstream.training.checkpoint.tree import join_tree, split_tree
@@ -36,6 +39,9 @@ from slipstream.training.termination import Termination
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _OWN = ("data", "cache", "columns", "out", "continue_from", "threads", "max_memory")
 """Settings that ranks may have of their own."""
+_ALIKE = ("slipstream-rec", "torch")
+"""Packages of which ranks must have one version: they decide, and compute, alike."""
+_START = "start it as torchrun --nproc-per-node N -m slipstream train … --distributed"
 _PIECE = 1 << 30
 """Bytes of a state that are sent at a time."""
 
@@ -52,23 +58,27 @@ class Ranks:
 
     Args:
         silence: Seconds without a sign of life after which a rank is lost.
+        patience: Seconds to wait for all ranks at the start: machines start at different times.
 
     Raises:
-        ConfigError: torchrun's variables are not set.
+        ConfigError: torchrun's variables are not set, or make no sense; on entering: not all ranks have come.
     """
 
-    def __init__(self, *, silence: float = 30.0) -> None:
+    _names: ClassVar[str | None] = None
+    """Prefix of this start's names at the meeting point, once this process has met the others."""
+
+    def __init__(self, *, silence: float = 30.0, patience: float = 600.0) -> None:
         missing = [name for name in _VARIABLES if not os.environ.get(name)]
         if missing:
-            raise ConfigError(
-                f"training on several ranks needs {', '.join(missing)} in the environment",
-                remedy="start it as torchrun --nproc-per-node N -m slipstream train … --distributed",
-            )
-        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        """Whether torchrun has started all processes anew."""
+            raise ConfigError(f"training on several ranks needs {', '.join(missing)} in the environment", remedy=_START)
+        self.world = _number("WORLD_SIZE", 1)
+        self.rank = _number("RANK", 0, self.world - 1)
+        self._port, self._local = _number("MASTER_PORT", 1, 65535), _number("LOCAL_RANK", 0)
+        self._restarts = _number("TORCHELASTIC_RESTART_COUNT", 0)
+        self.restarted = False
+        """Whether torchrun has started all processes anew; rank 0 knows, which decides on it, once the block runs."""
         self.bytes = 0
-        self._silence = silence
+        self._silence, self._patience = silence, patience
         self.wishes: Callable[[], tuple[bool, bool]] = lambda: (False, False)
         self.tell: Callable[[Table, Tensor], None] | None = None
         self.ledger = Ledger()
@@ -85,16 +95,12 @@ class Ranks:
         again = "start all ranks again with --resume (torchrun --max-restarts does), and look for its own message"
         with ExitStack() as stack:
             stack.enter_context(self._termination)
-            try:
-                if not dist.is_initialized():
-                    self._meet()
-                self._watch = Watch(self.rank, self.world, silence=self._silence, again=again).__enter__()
-            except dist.DistError as error:
-                where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-                raise ConfigError(
-                    f"rank {self.rank} cannot meet the others at {where} ({str(error).splitlines()[0]})",
-                    remedy="see that the machine can be reached and the port is free",
-                ) from error
+            with self._meeting():
+                met = None if dist.is_initialized() else self._meet()
+                watch = Watch(self.rank, self.world, silence=self._silence, again=again, prefix=Ranks._names)
+                self._watch = stack.enter_context(watch)
+                if met is not None:
+                    self._join(met)
             stack.pop_all()  # left in __exit__
         return self
 
@@ -109,15 +115,41 @@ class Ranks:
         finally:
             self._termination.__exit__(None, None, None)
 
-    def _meet(self) -> None:
-        """Makes the process group, under names of this start's own: torchrun may keep its store when it starts anew."""
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        """Turns errors of the network in the block, which has the ranks meet, into ones that say where."""
+        try:
+            yield
+        except (dist.DistError, RuntimeError) as error:
+            if not of_network(error):
+                raise
+            where = f"{os.environ['MASTER_ADDR']}:{self._port}"
+            device = " and GLOO_SOCKET_IFNAME names an interface" if os.environ.get("GLOO_SOCKET_IFNAME") else ""
+            raise ConfigError(
+                f"rank {self.rank} cannot meet the others at {where} ({str(error).splitlines()[0]})",
+                remedy=f"see that the machine can be reached{',' if device else ' and'} the port is free{device}",
+            ) from error
+
+    def _meet(self) -> Met:
+        """Waits for the others."""
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        meeting = TCPStore(host, port, is_master=self.first and not agent, wait_for_workers=False)
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        met = meet(
+            self.rank,
+            self.world,
+            os.environ["MASTER_ADDR"],
+            self._port,
+            hosts=not agent,
+            restarts=self._restarts,
+            patience=self._patience,
+        )
+        self.restarted, Ranks._names = met.restarted, met.prefix
+        return met
+
+    def _join(self, met: Met) -> None:
+        """Makes the process group; under the watch, as torch waits where no signal is answered."""
         dist.init_process_group(
             "gloo",
-            store=PrefixStore(f"slipstream/group/{attempt}", meeting),
+            store=PrefixStore(f"{met.prefix}/group", met.store),
             rank=self.rank,
             world_size=self.world,
             # Who is gone is the watch's to find; to wait for a rank that writes or prepares is no failure.
@@ -144,7 +176,7 @@ class Ranks:
     @contextmanager
     def one_after_another(self) -> Iterator[None]:
         """The block runs on the first rank of each machine, then on the others: what is prepared once is there."""
-        late = int(os.environ.get("LOCAL_RANK", "0")) > 0
+        late = self._local > 0
         if late:
             dist.barrier()
         yield
@@ -153,15 +185,19 @@ class Ranks:
 
     def check_settings(self, config: TrainConfig) -> None:
         """Raise ConfigError unless all ranks train by the same settings; paths and threads may be a machine's own."""
+        installed = versions()
+        for package in _ALIKE:
+            version = installed.get(package, "not installed")
+            self.check_same(f"versions of {package} (here {version})", version, "install the same on all machines")
         mine = config.model_dump(mode="json", exclude=set(_OWN))
         mine |= {"saved": config.out is not None, "continued": config.continue_from is not None}
         self.check_same("settings", sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest())
 
-    def check_same(self, what: str, value: str) -> None:
-        """Raise ConfigError unless all ranks have the same text."""
+    def check_same(self, what: str, value: str, remedy: str = "give all machines the same data and settings") -> None:
+        """Raise ConfigError unless all ranks have the same text, of 128 bytes at most."""
         mine = torch.frombuffer(bytearray(value.encode().ljust(128)[:128]), dtype=torch.uint8)
         if distributed.same_everywhere({what: mine}):
-            raise ConfigError(f"the ranks have different {what}", remedy="give all machines the same data and settings")
+            raise ConfigError(f"the ranks have different {what}", remedy=remedy)
 
     def part(self, batch: Batch) -> Batch:
         """This rank's part of a batch, which is noted down."""
@@ -229,6 +265,23 @@ class Ranks:
         for tensor in found.values():
             _send(_bytes_of(tensor))
         return join_tree(tree, found)
+
+
+def _number(name: str, least: int, most: int | None = None) -> int:
+    """What a variable of torchrun's says; unset: 0.
+
+    Raises:
+        ConfigError: No whole number, or not within these.
+    """
+    text = os.environ.get(name) or "0"
+    try:
+        found = int(text)
+    except ValueError:
+        found = least - 1
+    if found < least or (most is not None and found > most):
+        bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
+        raise ConfigError(f"{name} is {text!r} in the environment, not a whole number {bounds}", remedy=_START)
+    return found
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
