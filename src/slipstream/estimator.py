@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -215,7 +215,7 @@ def _columns(given: Any, count: int) -> list[int]:
     Raises:
         ValueError: There is no such column, or the mask is of another length.
     """
-    columns = np.asarray([] if given is None else given)
+    columns = np.asarray([] if given is None else list(given) if isinstance(given, Iterable) else given)
     if columns.dtype == bool:
         if columns.shape != (count,):
             raise ValueError(f"categorical_features is a mask of {columns.size} columns, and X has {count}")

@@ -151,6 +151,19 @@ def test_an_epoch_that_is_left_early_ends(held: bool) -> None:
     assert sum(1 for _ in skipper(pieces(40, 20))) and skipper.epoch == before + (2 if held else 1)
 
 
+def test_a_state_that_is_loaded_while_an_epoch_goes_on_is_where_it_was_taken() -> None:
+    skipper = Skipper(MODEL, Random(0.5), batch_size=20, seed=0)
+    batches = skipper(pieces(400, 20))
+    next(batches)
+    state = copy.deepcopy(skipper.state_dict())
+    next(batches)
+    skipper.load_state_dict(state)
+    again = skipper(pieces(400, 20))
+    next(again)
+    batches.close()
+    assert skipper.epoch == 0
+
+
 def test_what_waits_when_an_epoch_is_left_is_trained_in_the_next() -> None:
     skipper = Skipper(MODEL, NoSkipping(), batch_size=8)
     batches = skipper(pieces(40, 5))

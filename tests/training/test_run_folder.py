@@ -131,7 +131,7 @@ def test_while_a_link_is_cleared_the_final_checkpoint_goes_last(linked, monkeypa
 
     monkeypatch.setattr(Path, "rename", killed)
     with RunFolder(linked, 2) as folder, pytest.raises(KeyboardInterrupt):
-        folder.clear_checkpoints()
+        folder.checkpoints.clear()
     assert folder.checkpoints.names() == ["final"]
 
 

@@ -87,8 +87,12 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._guard.start()
-        self._mine.add(f"beat/{self.rank}", 1)
-        self._thread.start()
+        try:
+            self._mine.add(f"beat/{self.rank}", 1)
+            self._thread.start()
+        except BaseException:
+            self._over.set()
+            raise
         return self
 
     def __exit__(

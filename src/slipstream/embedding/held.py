@@ -8,7 +8,7 @@ one), to be clipped or added to. Memory that somebody else still holds when the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+import weakref
 from functools import partial
 from typing import Any, cast
 
@@ -20,11 +20,13 @@ from slipstream.kernels.types import Lookups
 
 _holders: Any = getattr(torch._C, "_storage_Use_Count", None)
 _running: Any = getattr(torch._C, "_current_graph_task_id", None)
-_MOST_PASSES = 8
-"""Backward passes at a time, of several threads or nested, beyond which some must have ended in an error."""
+_MANY_PASSES = 8
+"""Backward passes at a time, of several threads or nested, from which on those that ended in an error are removed."""
+_SMALL = 16384
+"""Elements that are copied in some microseconds."""
 
 _lock = threading.Lock()
-_passes: dict[int, list[tuple[Tensor, int]]] = {}
+_passes: dict[int, list[tuple[weakref.ref[Tensor], int]]] = {}
 """What the running backward passes have handed over, and its version then."""
 
 
@@ -48,43 +50,46 @@ def keep(tensor: Tensor) -> Tensor:
         UnsupportedOption: It was changed before that.
     """
     number = -1 if _holders is None or _running is None else _running()
-    if number < 0:
+    if number < 0 or tensor.numel() <= _SMALL:
         return tensor.detach().clone()
     kept = tensor.detach()
     version = 0 if kept.is_inference() else kept._version
     with _lock:
         others = _passes.get(number)
         if others is not None:
-            others.append((kept, version))
+            others.append((weakref.ref(kept), version))
             return kept
-        over = [_passes.popitem()[1] for _ in range(len(_passes) + 1 - _MOST_PASSES)]
-        _passes[number] = [(kept, version)]
-    for tensors in over:
-        _separate(tensor for tensor, _ in tensors)
+        if len(_passes) >= _MANY_PASSES:
+            for gone in [key for key, tensors in _passes.items() if all(tensor() is None for tensor, _ in tensors)]:
+                del _passes[gone]
+        _passes[number] = [(weakref.ref(kept), version)]
     cast(Any, torch.autograd.Variable)._execution_engine.queue_callback(partial(_end, number))
     return kept
 
 
 def _end(number: int) -> None:
     with _lock:
-        tensors = _passes.pop(number, [])
-    changed = any(version != tensor._version for tensor, version in tensors if not tensor.is_inference())
-    _separate(tensor for tensor, _ in tensors)
-    if changed:
-        raise UnsupportedOption(
-            "the gradient of what was looked up, or its ids, were changed in place before the backward pass had ended",
-            remedy="give the lookup a gradient of its own: emb(ids) * 1.0",
-        )
-
-
-def _separate(tensors: Iterable[Tensor]) -> None:
-    """Give a copy to those whose memory others have, too; parts of one tensor may share theirs."""
+        found = [(tensor(), version) for tensor, version in _passes.pop(number, [])]
+    # By the memory that it is in: parts of one tensor may share theirs.
     sharing: dict[int, tuple[Any, list[Tensor]]] = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        sharing.setdefault(storage._cdata, (storage, []))[1].append(tensor)
-    for storage, parts in sharing.values():
-        if _holders(storage._cdata) > _ALONE + len(parts) - 1:
+    changed = set[int]()
+    for tensor, version in found:
+        if tensor is not None:
+            storage = tensor.untyped_storage()
+            sharing.setdefault(storage._cdata, (storage, []))[1].append(tensor)
+            if not tensor.is_inference() and tensor._version != version:
+                changed.add(storage._cdata)
+    del found
+    for key, (storage, parts) in sharing.items():
+        alone = _holders(key) <= _ALONE + len(parts) - 1
+        # They have one version, too: where nobody else is left, it was the rest of a larger tensor that was changed.
+        if key in changed and not (alone and storage.nbytes() > sum(part.nbytes for part in parts)):
+            raise UnsupportedOption(
+                "the gradient of what was looked up, or its ids, were changed in place before the backward pass had "
+                "ended",
+                remedy="give the lookup a gradient of its own: emb(ids) * 1.0",
+            )
+        if not alone:
             for part in parts:
                 part.data = part.clone()
 

@@ -206,6 +206,8 @@ class Site:
     """
 
     _handles: ClassVar[itertools.count[int]] = itertools.count(1)
+    changes: ClassVar[int] = 0
+    """How often a table got a site or another weight: what :meth:`table_of` says may be another then."""
     _alive: ClassVar[weakref.WeakValueDictionary[int, Site]] = weakref.WeakValueDictionary()
 
     def __init__(self, tables: Sequence[Table]) -> None:
@@ -215,6 +217,7 @@ class Site:
     def _take_handle(self) -> None:
         self.place_tokens()
         self.handle = next(self._handles)
+        Site.changes += 1
         self._alive[self.handle] = self
         readers: dict[int, list[int]] = {}
         for feature, table in enumerate(self.tables):
@@ -253,6 +256,7 @@ class Site:
         other = self.table_of(weight)
         if other is not None and other is not table:
             return Site([other])
+        Site.changes += 1
         if sum(table in site.tables for site in list(self._alive.values())) == 1:
             table.weight = weight
             return self

@@ -51,7 +51,7 @@ def _say_dense() -> None:
         'untouched="dense" passes over whole tables in every step, as torch.optim does; '
         'untouched="lazy" touches only the rows of the batch',
         SlowPathWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
@@ -137,7 +137,9 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         densified: list[tuple[nn.Parameter, RowGradient]] = []
         everything = [group["params"] for group in self.param_groups]
         try:
-            sorted_out = [self._sorted_out(group, densified) for group in self.param_groups]
+            sorted_out: list[tuple[list[nn.Parameter], list[RowGradient]]] = []
+            for group in self.param_groups:
+                sorted_out.append(self._sorted_out(group, densified))
             for group, (_, rows) in zip(self.param_groups, sorted_out, strict=True):
                 if rows:  # what is refused is refused before anything has moved
                     _refuse(self, group)
@@ -197,8 +199,12 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         return dense, rows
 
     def _table_of(self, parameter: nn.Parameter) -> Table | None:
-        """The table of a parameter, looked for once."""
-        known: dict[Tensor, weakref.ref[Table] | None] = vars(self).setdefault("_tables", {})
+        """The table of a parameter, looked for again only when there are others."""
+        known: dict[Tensor, weakref.ref[Table] | None]
+        changes, known = vars(self).get("_tables", (-1, {}))
+        if changes != Site.changes:
+            known = {}
+            vars(self)["_tables"] = Site.changes, known
         if parameter not in known:
             found = Site.table_of(parameter)
             known[parameter] = None if found is None else weakref.ref(found)

@@ -357,6 +357,7 @@ class Skipper:
         Raises:
             ConfigError: The state is of another policy, seed, batch size or model.
         """
+        self._unfinished = None  # an epoch that was going on is not this one
         for name, mine in (("policy", self.policy.name), ("seed", self.seed)):
             if state[name] != mine:
                 raise ConfigError(f"the Skipper's state is of {name} {state[name]!r}, not {mine!r}")

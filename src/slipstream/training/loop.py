@@ -141,7 +141,7 @@ class Trainer:
         self._run = torch.empty(0, dtype=torch.int64)  # what is left of the run at hand, where the policy plans runs
         self._notes = Notes(self)
         self._batches: Batches | None = None
-        self._at_boundary: Callable[[], None] = lambda: None
+        self._at_boundary: Callable[[], bool] = lambda: False
 
     @property
     def position(self) -> Position:
@@ -163,11 +163,12 @@ class Trainer:
         """Whether it can be saved and resumed."""
         return self.cached is None and self.sender.device.type == "cpu"
 
-    def run(self, at_boundary: Callable[[], None] | None = None) -> Outcome:
+    def run(self, at_boundary: Callable[[], bool] | None = None) -> Outcome:
         """Trains, from wherever it stands.
 
         Args:
-            at_boundary: Called wherever the training may be saved; what it raises ends the training there.
+            at_boundary: Called wherever the training may be saved; says whether it was. What it raises ends the
+                training there.
 
         Returns:
             Labels and logits of the scored samples, each ``[N]``.
@@ -282,37 +283,32 @@ class Trainer:
         with torch.inference_mode(), autocast(self.config.bf16, self.config.device):
             return float(self.model.losses(self.sender.send(batch)).mean())
 
-    def _looking(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same, with a look whether the data's files are as they were before each is made: that reads them."""
-        iterator = iter(batches)
-        while True:
-            self.store.check_unchanged()
-            batch = next(iterator, None)
-            if batch is None:
-                return
-            yield batch
-
     def _train(self, batches: Iterable[Batch], end: int) -> None:
         """Trains on batches; while fewer than ``end`` samples have passed in all, it may be saved after each."""
-        batches = self._looking(batches)
+        # To make a batch reads the data's files, so there is a look at them before, after whatever takes time.
+        self.store.check_unchanged()
         # Reading ahead moves the data's position on, so it is done only where it is good for something.
         pairs = ((batch, None) for batch in batches) if self.cached is None else with_next(batches)
         for batch, following in pairs:
             # The rates go by the data that passed before this batch, however many steps become of it.
             self._following = following
             self.training.lap("input")
-            for kept in self._looking(self.skipper.push(batch)):
+            looked = False
+            for kept in self.skipper.push(batch):
                 self.training.lap("policy")
                 self._step(kept)
+                self.store.check_unchanged()
+                looked = True
             self.training.lap("policy")
             self.samples += len(batch)
             self._notes.take(self.samples - len(batch))
-            if self.samples < end:
-                self._at_boundary()
+            saved = self.samples < end and self._at_boundary()
+            if saved or not looked:
+                self.store.check_unchanged()
             self.training.lap()
 
     def _finish(self, batches: Iterator[Batch]) -> None:
-        for batch in self._looking(batches):
+        for batch in batches:
             self._step(batch)
 
     def _step(self, batch: Batch) -> None:
@@ -337,9 +333,9 @@ class Trainer:
         return logits
 
     def _between_predictions(self) -> None:
-        self.store.check_unchanged()
         if self.ranks is None:  # ranks have not the same number of batches to predict
             self._at_boundary()
+        self.store.check_unchanged()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here: tensors, numbers, and dicts and lists of them.

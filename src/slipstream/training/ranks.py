@@ -101,6 +101,8 @@ class Ranks:
                 self._watch = stack.enter_context(watch)
                 if met is not None:
                     self._join(met)
+                else:
+                    self.restarted = self._restarts > 0
             stack.pop_all()  # left in __exit__
         return self
 

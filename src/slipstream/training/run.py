@@ -101,7 +101,9 @@ def train(
             if not resume:
                 folder.check_over()
             result = _finished(folder, config, store) if resume else None
-            if resume and result is None and (loaded := folder.checkpoints.newest()) is not None:
+            # Of a run that is being replaced nothing is gone on with.
+            anew = folder.is_whole and folder.is_being_replaced
+            if resume and result is None and not anew and (loaded := folder.checkpoints.newest()) is not None:
                 termination.remedy = _GO_ON.format(folder.path)
         if ranks is not None:
             result = _broadcast(ranks, result)
@@ -138,6 +140,8 @@ def _finished(folder: RunFolder, config: TrainConfig, store: Store | None) -> Re
         if folder.is_being_replaced:  # by this training, which was killed before it had moved anything
             return None
         raise
+    if not config.checkpoint.final:
+        folder.checkpoints.clear()
     folder.complete()
     return result
 
@@ -199,7 +203,7 @@ def _train(
         tell(everyone, RunDone(result))
         if folder is not None:
             if not config.checkpoint.final:
-                folder.clear_checkpoints()
+                folder.checkpoints.clear()
             folder.complete()
     return result
 
@@ -217,12 +221,13 @@ def _run(trainer: Trainer, folder: RunFolder | None, loaded: Loaded | None, term
     with termination.deferred(), closing(saver):
         outcome = trainer.run(saver.at_boundary)
         # One that was over already is saved: a second would only take its place.
-        if trainer.config.checkpoint.final and not (loaded is not None and loaded.manifest.finished):
+        over = loaded is not None and loaded.manifest.finished
+        if trainer.config.checkpoint.final and not over:
             saver.save(finished=True)
     out = trainer.config.out
     if folder is not None and folder.checkpoints.names():
         termination.remedy = _GO_ON.format(out)
-    asked = termination.requested and termination.remedy == _GO_ON.format(out)
+    asked = out is not None and termination.requested and (trainer.config.checkpoint.final or over)
     if trainer.ranks is not None:
         asked = trainer.ranks.broadcast(asked)
     if asked:  # while it was deferred; from here on it ends at once

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from slipstream.data.atomic import fsync_path, partial_name
+from slipstream.data.atomic import fsync_path
 from slipstream.errors import ConfigError, OutputError
 from slipstream.training.checkpoint.folder import FOLDER, CheckpointFolder
 from slipstream.training.checkpoint.manifest import NAME
@@ -104,7 +104,7 @@ class RunFolder:
                 old.mkdir(exist_ok=True)
                 (old / PUT_AWAY).write_text("The finished run that a training replaces; gone when that is complete.\n")
             # Before the result: with none beside it, a checkpoint of the old run would be gone on with.
-            self.clear_checkpoints()
+            self.checkpoints.clear()
             if self.has_result:
                 for name in _FILES:
                     if (self.path / name).exists():
@@ -113,18 +113,6 @@ class RunFolder:
                 fsync_path(self.path)
         except OSError as error:
             raise OutputError(old, error) from error
-
-    def clear_checkpoints(self) -> None:
-        """Removes all checkpoints; where their folder is a link, to another disk say, both are the user's and stay."""
-        path = self.checkpoints.path
-        if not path.is_symlink():
-            self.checkpoints.clear()
-            return
-        for name in self.checkpoints.names():  # the final one last: an older one alone would be gone on with
-            doomed = partial_name(path / name)
-            (path / name).rename(doomed)
-            fsync_path(path)
-            shutil.rmtree(doomed)
 
     def complete(self) -> None:
         """Removes what this training has replaced, now that it is over, and nothing else.

@@ -49,8 +49,8 @@ class Saver:
             ranks.wishes = lambda: (termination.requested, self._saves and ranks.first and self._time_is_up())
         self._last_time, self._last_step = time.monotonic(), trainer.steps
 
-    def at_boundary(self) -> None:
-        """Saves if it is time.
+    def at_boundary(self) -> bool:
+        """Saves if it is time; whether it was.
 
         Raises:
             Interrupted: The training was asked to end, and is saved.
@@ -68,8 +68,10 @@ class Saver:
             remedy = f"saved; go on with --resume {out}" if self._saves else "nothing of it was saved"
             raise Interrupted(ASKED_TO_END, remedy=remedy)
         steps = self._settings.steps
-        if late or (steps is not None and self._trainer.steps - self._last_step >= steps):
+        due = late or (steps is not None and self._trainer.steps - self._last_step >= steps)
+        if due:
             self.save()
+        return due
 
     def _time_is_up(self) -> bool:
         minutes = self._settings.minutes

@@ -254,8 +254,11 @@ class CheckpointFolder:
                 _remove(self.path / name)
 
     def clear(self) -> None:
-        """Removes all checkpoints."""
-        if self.path.is_dir():
+        """Removes all checkpoints; where their folder is a link, to another disk say, both are the user's and stay."""
+        if self.path.is_symlink():
+            for name in self.names():  # the final one last: an older one alone would be gone on with
+                _remove(self.path / name)
+        elif self.path.is_dir():
             _remove(self.path)
 
 
