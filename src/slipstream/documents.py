@@ -113,7 +113,7 @@ def parse_yaml(text: str, *, file: str | Path | None = None) -> Any:
     except (ValueError, OverflowError) as error:
         # What looks like a number or a date and is none: 2020-13-45, 0x_, an integer of 5,000 digits.
         raise DataError(f"holds a value that is none: {error}", file=file, remedy="put it in quotes") from error
-    _check_texts(tree, file)
+    check_texts(tree, file)
     return tree
 
 
@@ -188,7 +188,7 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"is not JSON: {error}", file=path, remedy="check that it is the right file") from error
     except RecursionError as error:
         raise DataError("is nested too deeply", file=path, remedy="check that it is the right file") from error
-    _check_texts(tree, path)
+    check_texts(tree, path)
     return tree
 
 
@@ -196,8 +196,16 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _check_texts(tree: Any, file: str | Path | None) -> None:
-    """No NUL and no half of a surrogate pair: neither can be a path, and the second cannot be written."""
+def check_texts(tree: Any, file: str | Path | None) -> None:
+    """No NUL and no half of a surrogate pair: neither can be a path, and the second cannot be written.
+
+    Args:
+        tree: Nested dicts and lists.
+        file: For the error.
+
+    Raises:
+        DataError: There is one.
+    """
     waiting, seen = [tree], set[int]()
     while waiting:
         value = waiting.pop()

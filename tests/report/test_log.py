@@ -63,8 +63,9 @@ def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path, how: str) -> None
         line(step=True).strip(),
         line(phase_seconds={"input": "x"}).strip(),
         b"9" * 10_000,
+        b'{"event": "start", "total_samples": 1, "commit": "\\ud800"}',
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_what_cannot_be_read_is_passed_over_and_counted(bad: bytes) -> None:
     log = RunLog()

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from slipstream.documents import check_texts
 from slipstream.errors import DataError
 
 LONGEST_LINE = 1 << 20
@@ -131,9 +132,10 @@ class RunLog:
                 raise ValueError("no event")
             if tree["event"] not in groups:
                 return
+            check_texts(tree, None)
             kind, group = groups[tree.pop("event")]
             read = kind.model_validate(tree)
-        except (ValueError, RecursionError):  # of JSON, of UTF-8 and of pydantic
+        except (ValueError, RecursionError, DataError):  # of JSON, UTF-8 and pydantic; a text that cannot be written
             self.unreadable += 1
             return
         if isinstance(read, Start):
