@@ -34,7 +34,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_a_folder_whose_name_is_no_text_is_refused_at_the_start(tmp_path):
-    with pytest.raises(ConfigError, match=r".*run\\udcff: its name is not UTF-8; rename it"):
+    with pytest.raises(ConfigError, match=r"^out .*run\\udcff: its name is not UTF-8; rename it"):
         train(configured(tmp_path / NO_TEXT, data=tmp_path / "none"))  # before any data is looked at
     assert names(tmp_path) == set()
 

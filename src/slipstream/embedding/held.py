@@ -80,18 +80,19 @@ def _end(number: int) -> None:
             if not tensor.is_inference() and tensor._version != version:
                 changed.add(storage._cdata)
     del found
+    spoilt = False
     for key, (storage, parts) in sharing.items():
         alone = _holders(key) <= _ALONE + len(parts) - 1
         # They have one version, too: where nobody else is left, it was the rest of a larger tensor that was changed.
-        if key in changed and not (alone and storage.nbytes() > sum(part.nbytes for part in parts)):
-            raise UnsupportedOption(
-                "the gradient of what was looked up, or its ids, were changed in place before the backward pass had "
-                "ended",
-                remedy="give the lookup a gradient of its own: emb(ids) * 1.0",
-            )
+        spoilt |= key in changed and not (alone and storage.nbytes() > sum(part.nbytes for part in parts))
         if not alone:
             for part in parts:
                 part.data = part.clone()
+    if spoilt:
+        raise UnsupportedOption(
+            "the gradient of what was looked up, or its ids, were changed in place before the backward pass had ended",
+            remedy="give the lookup a gradient of its own: emb(ids) * 1.0",
+        )
 
 
 def _alone() -> int:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from slipstream.embedding.held import keep, keep_lookups
 from slipstream.embedding.table import Site
 from slipstream.embedding.unseen import refuse_ddp, refuse_other_weights, refuse_transforms
 from slipstream.errors import ConfigError, UnsupportedOption
@@ -182,7 +183,7 @@ class _LookUp(torch.autograd.Function):
                 "the ids or sample weights of a lookup were changed in place between forward and backward",
                 remedy="give each forward pass tensors of its own (ids.clone())",
             )
-        ctx.site.receive(ctx.lookups, grad)
+        ctx.site.receive(keep_lookups(ctx.lookups), keep(grad))
         return None, None, None, None, None
 
 

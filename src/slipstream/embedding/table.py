@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from slipstream.embedding.held import keep, keep_lookups
 from slipstream.embedding.row_gradient import RowGradient
 from slipstream.embedding.unseen import refuse_hooks
 from slipstream.errors import ConfigError
@@ -265,10 +264,12 @@ class Site:
         return Site([own])
 
     def receive(self, lookups: Lookups, grad: Tensor) -> None:
-        """Hand the gradient [B, F, D] of the pooled output to the tables that are trained."""
-        grad = keep(grad)
+        """Hand the gradient [B, F, D] of the pooled output to the tables that are trained.
+
+        Both are read until the optimizer's step, and must not change (see :mod:`slipstream.embedding.held`).
+        """
         sampler = self._sampler()
-        taken = keep_lookups(lookups) if sampler is None else sampler(self.tables, lookups, grad)
+        taken = lookups if sampler is None else sampler(self.tables, lookups, grad)
         block = RowGradients(taken, grad, ())
         for table, features in self._readers:
             if table.weight.requires_grad:

@@ -200,11 +200,10 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
 
     def _table_of(self, parameter: nn.Parameter) -> Table | None:
         """The table of a parameter, looked for again only when there are others."""
-        known: dict[Tensor, weakref.ref[Table] | None]
-        changes, known = vars(self).get("_tables", (-1, {}))
-        if changes != Site.changes:
-            known = {}
-            vars(self)["_tables"] = Site.changes, known
+        known: dict[Tensor, weakref.ref[Table] | None] = vars(self).setdefault("_tables", {})
+        if vars(self).get("_tables_changes") != Site.changes:
+            known.clear()
+            vars(self)["_tables_changes"] = Site.changes
         if parameter not in known:
             found = Site.table_of(parameter)
             known[parameter] = None if found is None else weakref.ref(found)

@@ -46,7 +46,7 @@ from slipstream.training.result import Result
 from slipstream.training.run_folder import CONFIG, METRICS, MODEL, RESULT, RunFolder, check_paths
 from slipstream.training.saved import save_model
 from slipstream.training.saver import Saver, check_data, check_same, restore
-from slipstream.training.termination import ASKED_TO_END, Termination
+from slipstream.training.termination import ASKED_TO_END, SAVED, Termination
 from slipstream.training.warm_up import warm_up
 
 
@@ -104,7 +104,7 @@ def train(
             # Of a run that is being replaced nothing is gone on with.
             anew = folder.is_whole and folder.is_being_replaced
             if resume and result is None and not anew and (loaded := folder.checkpoints.newest()) is not None:
-                termination.remedy = _GO_ON.format(folder.path)
+                termination.remedy = SAVED.format(folder.path)
         if ranks is not None:
             result = _broadcast(ranks, result)
             loaded = loaded if result is not None else ranks.broadcast_loaded(loaded)
@@ -208,9 +208,6 @@ def _train(
     return result
 
 
-_GO_ON = "saved; go on with --resume {}"
-
-
 def _run(trainer: Trainer, folder: RunFolder | None, loaded: Loaded | None, termination: Termination) -> Outcome:
     """Trains, and saves meanwhile and at the end."""
     if not trainer.savable:
@@ -226,12 +223,12 @@ def _run(trainer: Trainer, folder: RunFolder | None, loaded: Loaded | None, term
             saver.save(finished=True)
     out = trainer.config.out
     if folder is not None and folder.checkpoints.names():
-        termination.remedy = _GO_ON.format(out)
+        termination.remedy = SAVED.format(out)
     asked = out is not None and termination.requested and (trainer.config.checkpoint.final or over)
     if trainer.ranks is not None:
         asked = trainer.ranks.broadcast(asked)
     if asked:  # while it was deferred; from here on it ends at once
-        raise Interrupted(ASKED_TO_END, remedy=_GO_ON.format(out))
+        raise Interrupted(ASKED_TO_END, remedy=SAVED.format(out))
     return outcome
 
 

@@ -42,8 +42,7 @@ class RunFolder:
         keep: Checkpoints to keep.
 
     Raises:
-        ConfigError: It is a file, its name is not UTF-8, another training is at work in it, or its checkpoints are a
-            link that leads nowhere.
+        ConfigError: It is a file, another training is at work in it, or its checkpoints are a link that leads nowhere.
         OutputError: It cannot be made.
     """
 
@@ -131,7 +130,6 @@ class RunFolder:
             raise OutputError(old, error) from error
 
     def __enter__(self) -> RunFolder:
-        _check_text(self.path, "run folder")
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file", remedy="choose another run folder")
         try:

@@ -16,7 +16,7 @@ from slipstream.training.config import TrainConfig
 from slipstream.training.events import CheckpointSaved, Listener, tell
 from slipstream.training.loop import Trainer
 from slipstream.training.state import tensors_of_rows
-from slipstream.training.termination import ASKED_TO_END, Termination
+from slipstream.training.termination import ASKED_TO_END, NOT_SAVED, SAVED, Termination
 
 MAY_DIFFER = ("data", "cache", "out", "threads", "checkpoint", "on_nonfinite", "max_memory", "report_points")
 """Settings that do not change what a training computes; the data is compared by its fingerprint."""
@@ -65,7 +65,7 @@ class Saver:
             if self._ranks is not None:  # who leaves before the first rank has written is missed by it
                 self._ranks.broadcast(None)
             out = self._trainer.config.out
-            remedy = f"saved; go on with --resume {out}" if self._saves else "nothing of it was saved"
+            remedy = SAVED.format(out) if self._saves else NOT_SAVED
             raise Interrupted(ASKED_TO_END, remedy=remedy)
         steps = self._settings.steps
         due = late or (steps is not None and self._trainer.steps - self._last_step >= steps)

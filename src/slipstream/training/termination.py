@@ -12,6 +12,8 @@ from typing import Any
 from slipstream.errors import Interrupted
 
 ASKED_TO_END = "asked to end (SIGTERM)"
+SAVED = "saved; go on with --resume {}"
+NOT_SAVED = "nothing of it was saved"
 
 
 class Termination:
@@ -23,7 +25,7 @@ class Termination:
 
     def __init__(self) -> None:
         self.requested = False
-        self.remedy = "nothing of it was saved"
+        self.remedy = NOT_SAVED
         """What is said when it ends the training at once."""
         self._deferred = False
         self._before: Any = None
