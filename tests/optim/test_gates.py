@@ -163,24 +163,41 @@ def test_tables_and_seeds_draw_apart() -> None:
             assert 0.4 < float((one == other).float().mean()) < 0.6
 
 
-def test_a_gate_or_state_of_another_size_is_refused() -> None:
-    for spoil in ("gate", "state"):
-        table = Embedding(10, 4)
-        optimizer = optim.Adam(table.parameters())
+def test_a_gate_or_state_that_does_not_fit_is_refused_before_anything_has_moved() -> None:
+    for spoil in ("gate", "dtype", "state"):
+        table, dense = Embedding(10, 4), torch.nn.Linear(4, 1)
+        optimizer = optim.Adam([*table.parameters(), *dense.parameters()])
         if spoil == "gate":
             table.table.gate = torch.zeros(3, dtype=torch.uint8)
+        elif spoil == "dtype":
+            table.table.gate = torch.zeros(10, dtype=torch.bool)
         else:
-            other = optim.Adam(Embedding(3, 4).parameters())
-            weight = other.param_groups[0]["params"][0]
-            other.state[weight] = {"step": 1, "exp_avg": torch.zeros(3, 4), "exp_avg_sq": torch.zeros(3, 4)}
-            optimizer.load_state_dict(other.state_dict())
-        table(torch.arange(10)).sum().backward()
+            optimizer.state[table.weight] = {
+                "step": 1,
+                "exp_avg": torch.zeros(3, 4),
+                "exp_avg_sq": torch.zeros(3, 4),
+            }
+        dense(table(torch.arange(10))).sum().backward()
         said = {
-            "gate": r"gate of a table with weight \(10, 4\)",
+            "gate": r"gate of table .* is torch.uint8 \(3,\) on cpu, not torch.uint8 \(10,\) on cpu; .*set_gate",
+            "dtype": r"gate of table .* is torch.bool \(10,\)",
             "state": r"exp_avg of table .* not of shape \(10, 4\)",
         }
+        before = dense.weight.detach().clone()
         with pytest.raises(UnsupportedOption, match=said[spoil]):
             optimizer.step()
+        assert torch.equal(dense.weight.detach(), before)
+
+
+def test_a_loaded_state_of_a_table_of_another_size_is_refused() -> None:
+    table, other = Embedding(10, 4), optim.Adam(Embedding(3, 4).parameters())
+    optimizer = optim.Adam(table.parameters())
+    weight = other.param_groups[0]["params"][0]
+    other.state[weight] = {"step": 1, "exp_avg": torch.zeros(3, 4), "exp_avg_sq": torch.zeros(3, 4)}
+    optimizer.load_state_dict(other.state_dict())
+    table(torch.arange(10)).sum().backward()
+    with pytest.raises(UnsupportedOption, match=r"exp_avg of table .* not of shape \(10, 4\)"):
+        optimizer.step()
 
 
 def test_ids_changed_in_place_between_forward_and_backward_are_refused() -> None:

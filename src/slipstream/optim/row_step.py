@@ -5,14 +5,11 @@ Dense parameters go to torch's optimizer, row gradients to one fused kernel call
 
 from __future__ import annotations
 
-import sys
 import warnings
 import weakref
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Mapping
-from functools import cache, wraps
-from importlib import import_module
-from types import MethodType
+from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -20,12 +17,20 @@ from torch import Tensor, nn
 
 from slipstream.embedding.memory import zeros_like_table
 from slipstream.embedding.row_gradient import RowGradient
-from slipstream.embedding.table import OPEN, Site, Table
+from slipstream.embedding.table import Site, Table
 from slipstream.errors import ConfigError, UnsupportedOption
 from slipstream.kernels import reference, registry
 from slipstream.kernels.parallel import SlowPathWarning
 from slipstream.kernels.types import TableSet, TableState, UpdateSettings
 from slipstream.optim.plan import Part, joined
+from slipstream.optim.refusals import (
+    refuse_dense,
+    refuse_gate,
+    refuse_options_of_torch,
+    refuse_state,
+    refuse_unknown_options,
+)
+from slipstream.optim.unwrapped import hooked_when_watched, unwrapped, without_compiler
 
 Untouched = Literal["lazy", "dense"]
 """What happens to rows that a step does not touch.
@@ -69,6 +74,8 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
     """torch's optimizer for the dense parameters."""
     gate_seed: int = 0
     """Key of the random draws of gates between 0 and 255."""
+    profile_hook_step = staticmethod(hooked_when_watched)
+    """What torch puts around ``step``."""
 
     @abstractmethod
     def _settings(self, group: Group, step: int) -> UpdateSettings:
@@ -80,7 +87,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         for group in self.param_groups:
             group.setdefault("untouched", untouched)
             group.setdefault("on_skip", on_skip)
-            _check_group(group)
+            refuse_unknown_options(group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """See torch, whose ``load_state_dict`` ends here; groups that torch's optimizer saved get our options."""
@@ -90,35 +97,10 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
             for name in ("untouched", "on_skip"):
                 group.setdefault(name, defaults[name])
 
-    @staticmethod
-    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """What torch puts around ``step``, hooks and a label for its profiler, only while there are any of them.
-
-        The label alone costs a quarter of the Python in a step. ``torch.compile`` leaves the step out of its graphs:
-        kernels take addresses.
-        """
-        hooked: Callable[..., Any] = torch.optim.Optimizer.profile_hook_step(func)
-        outside_graphs: dict[Callable[..., Any], Callable[..., Any]] = {}
-        torchs = import_module("torch.optim.optimizer")
-        of_all: tuple[Any, Any] = torchs._global_optimizer_pre_hooks, torchs._global_optimizer_post_hooks
-
-        @wraps(func)
-        def step(self: RowStep, *args: Any, **kwargs: Any) -> Any:
-            watched = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or any(of_all)
-            profiled = torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-            run = hooked if watched or profiled else func
-            if "torch._dynamo" in sys.modules:  # else nothing is being compiled, and asking would load the compiler
-                if run not in outside_graphs:
-                    outside_graphs[run] = cast(Any, torch.compiler).disable(run)
-                run = outside_graphs[run]
-            return run(self, *args, **kwargs)
-
-        return step
-
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters; see torch."""
-        _plain(super().add_param_group)(param_group)
-        _check_group(self.param_groups[-1])
+        without_compiler(super().add_param_group)(param_group)
+        refuse_unknown_options(self.param_groups[-1])
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all parameters.
@@ -142,7 +124,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                 sorted_out.append(self._sorted_out(group, densified))
             for group, (_, rows) in zip(self.param_groups, sorted_out, strict=True):
                 if rows:  # what is refused is refused before anything has moved
-                    _refuse(self, group)
+                    refuse_options_of_torch(type(self).__name__, group)
                     work.append((group, rows, self._plan(group, rows)))
             for group, (dense, _) in zip(self.param_groups, sorted_out, strict=True):
                 group["params"] = dense
@@ -212,7 +194,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
 
     def _becomes_dense(self, table: Table) -> None:
         """Hand a table's state to torch's optimizer, which steps it by a dense gradient."""
-        _refuse_dense(table)
+        refuse_dense(table)
         state = self.state.get(table.weight, {})
         if self.rowwise and any(state.get(name) is not None for name in self.row_state):
             raise UnsupportedOption(
@@ -225,7 +207,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
     def _dense_step(self) -> None:
         # Without torch's two wrappers: one would run the hooks of this optimizer a second time (it is there once an
         # optimizer of torch's class was made), one keeps gradients off, as they are here, and imports the compiler.
-        step = _unwrapped(_unwrapped(self.dense_optimizer.step, "torch.optim.optimizer"), "torch.optim.optimizer")
+        step = unwrapped(unwrapped(self.dense_optimizer.step, "torch.optim.optimizer"), "torch.optim.optimizer")
         step(cast(Any, self))
 
     def _overflowed(self) -> bool:
@@ -296,11 +278,17 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                 )
                 if any(state.get(name) is None for name in needed):
                     self._new_state(weight, group, state)
-                self._check_state(gradients[position].table, state)
+                refuse_gate(gradients[position].table)
+                refuse_state(gradients[position].table, state, self.row_state, rowwise=self.rowwise)
             plan = [self._part(positions, gradients) for positions in kinds.values()]
             if len(plans) > _MOST_PLANS:
                 plans.clear()
             plans[key] = plan
+        else:
+            for part in plan:
+                for owner, table in zip(part.owners, part.tables, strict=True):
+                    if owner.gate is not table.gate:
+                        refuse_gate(owner)
         return plan
 
     def _part(self, positions: list[int], gradients: list[RowGradient]) -> Part:
@@ -338,21 +326,6 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
             now = reference.wrap_step(int(state["step"]))  # nothing before counts as missed
             state["last_step"] = torch.full((weight.shape[0],), now, dtype=torch.int32, device=weight.device)
 
-    def _check_state(self, table: Table, state: Mapping[str, Any]) -> None:
-        """The kernel takes what its rule needs for given; a state may have been loaded, or put there by hand."""
-        whole, rows = tuple(table.weight.shape), tuple(table.weight.shape[:1])
-        shapes = dict.fromkeys(self.row_state, rows if self.rowwise else whole) | {"last_step": rows}
-        for name, shape in shapes.items():
-            value = state.get(name)
-            if value is None:  # it needs none
-                continue
-            if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise UnsupportedOption(
-                    f"{name} of table {table.name!r} is {found}, not of shape {shape}",
-                    remedy="load the state of a table of the same size, from an optimizer of the same kind",
-                )
-
     def _fresh(self, weight: Tensor, group: Group) -> Tensor:
         """The start of a table's state: float32, for a table of float64 as that."""
         return zeros_like_table(weight, rowwise=self.rowwise)
@@ -362,11 +335,11 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
 
     def state_dict(self) -> dict[str, Any]:
         """See torch."""
-        return _plain(super().state_dict)()
+        return without_compiler(super().state_dict)()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See torch; row-wise and integer states keep their shape and dtype."""
-        _plain(super().load_state_dict)(state_dict)
+        without_compiler(super().load_state_dict)(state_dict)
         vars(self).update(_plans={}, _captured={})
         kept = ("last_step", *self.row_state)
         saved = {i: s for i, s in state_dict["state"].items() if any(name in s for name in kept)}
@@ -379,56 +352,9 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                     self.state[parameter][name] = value.to(parameter.device, copy=True)
 
 
-def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of torch's optimizer without the wrapper that keeps it out of compiled graphs.
-
-    The wrapper imports the compiler: 125 MB and a second that a training without it has no use for.
-    """
-    if torch.compiler.is_compiling() or not isinstance(method, MethodType):
-        return method
-    return MethodType(_unwrapped(method.__func__, "torch._compile"), method.__self__)
-
-
-def _unwrapped(function: Callable[..., Any], module: str) -> Callable[..., Any]:
-    """What torch's own wrapper, made in ``module``, is put around; anything else as it is: others' patches stay.
-
-    Checked with torch 2.6 and 2.13.
-    """
-    own = getattr(function, "__globals__", {}).get("__name__") == module  # ``__module__`` is that of what is wrapped
-    return getattr(function, "__wrapped__", function) if own else function
-
-
 def _reciprocal(scale: Tensor) -> float | Tensor:
     """1 / GradScaler's scale; on a GPU a tensor, for which nobody waits."""
     return 1.0 / float(scale.item()) if scale.device.type == "cpu" else scale.float().reciprocal()
-
-
-def _refuse(optimizer: RowStep, group: Group) -> None:
-    for name in ("amsgrad", "maximize", "nesterov", "dampening", "differentiable", "capturable"):
-        if group.get(name):
-            raise UnsupportedOption(
-                f"{type(optimizer).__name__}: {name}={group[name]!r} is not supported for tables",
-                remedy='put the tables in a parameter group without it, or use untouched="dense"',
-            )
-
-
-def _check_group(group: Group) -> None:
-    for name, allowed in (("untouched", ("lazy", "dense")), ("on_skip", ("freeze", "catch_up"))):
-        if group.get(name, allowed[0]) not in allowed:
-            raise ConfigError(f"{name}={group[name]!r} is not an option", remedy=f"use one of {allowed}")
-
-
-def _refuse_dense(table: Table) -> None:
-    if table.drawn_by() is not None:
-        raise UnsupportedOption(
-            f"lookups of table {table.name!r} are drawn (policy row_importance), and its gradient is dense",
-            remedy='it needs untouched="lazy" and a weight that is used only for lookups',
-        )
-    if table.gate is not None and bool((table.gate != OPEN).any()):
-        raise UnsupportedOption(
-            f"table {table.name!r} has gates, and its gradient is dense",
-            remedy='gates need untouched="lazy" and a weight that is used only for lookups',
-        )
 
 
 __all__ = ["OnSkip", "RowStep", "Untouched"]

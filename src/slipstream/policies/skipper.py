@@ -27,10 +27,10 @@ from slipstream.restored import whole_number
 from slipstream.staleness.own_past import Losses
 
 _INPUT_STREAM = 0x51D5
+"""Mixed into the seed, so that inputs and gates (which hash rows and steps) never share draws."""
 FEW_KEPT = 8
 """Inputs that a batch keeps in the mean below which weights correct for its choice: an input's own label then moves the
 probabilities of all, more than an offset of first order says."""
-"""Mixed into the seed, so that inputs and gates (which hash rows and steps) never share draws."""
 
 
 def cross_entropies(model: nn.Module, batch: Batch) -> Tensor:
