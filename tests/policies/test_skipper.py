@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+import warnings
 import weakref
 
 import pytest
@@ -306,13 +307,41 @@ def test_progress_and_lookups_reach_the_policy_until_detached() -> None:
 
 
 def test_a_skipper_in_the_place_of_another_alone_is_heard() -> None:
-    model, policy = TwoTables(), Recorder()
+    model = TwoTables()
     for _ in range(3):
+        policy = Recorder()
         skipper = Skipper(model, policy)
     model(make_batch(0, 8).inputs).sum().backward()
     assert policy.seen == 2 * 8
     del skipper
     assert not any(table.listeners for table in tables(model).values())
+
+
+def test_a_policy_serves_one_skipper_at_a_time() -> None:
+    policy = NoSkipping()
+    first = Skipper(TwoTables(), policy)
+    with pytest.raises(ConfigError, match=r"'none' serves another Skipper.*detach"):
+        Skipper(TwoTables(), policy)
+    first.detach()
+    second = Skipper(TwoTables(), policy)
+    first.detach()  # serves nobody any more: the second's place is not its to give up
+    with pytest.raises(ConfigError, match="serves another Skipper"):
+        Skipper(TwoTables(), policy)
+    del second
+    Skipper(TwoTables(), policy)
+
+
+def test_gates_of_before_that_nobody_will_open_are_said() -> None:
+    model = TwoTables()
+    first = Skipper(model, Random(0.5, level="rows"))
+    first.detach()
+    with pytest.warns(UserWarning, match=r"'user.weight' and 1 more: .*policy 'none' sets none.*set_gate\(None\)"):
+        Skipper(model, NoSkipping())
+    for table in tables(model).values():
+        table.set_gate(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Skipper(model, NoSkipping())
 
 
 @pytest.mark.parametrize("policy", ["random", Random])
@@ -324,7 +353,7 @@ def test_what_is_no_policy(policy: object) -> None:
 @pytest.mark.parametrize("policy", [Random(0.5), NoSkipping()], ids=["random", "none"])
 def test_what_is_no_batch(policy: Policy) -> None:
     for to_batch, who in ((None, "the loader yields dict"), (lambda batch: batch, "to_batch makes dict")):
-        skipper = Skipper(TwoTables(), policy, to_batch=to_batch)
+        skipper = Skipper(TwoTables(), copy.deepcopy(policy), to_batch=to_batch)
         with pytest.raises(ConfigError, match=f"{who}.*Columns"):
             next(skipper([{"user": torch.ones(3)}]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +16,7 @@ from torch.nn import functional
 from slipstream.data.batch import Batch
 from slipstream.embedding import tables as tables_of
 from slipstream.embedding.cached import cached_tables
-from slipstream.embedding.table import Table
+from slipstream.embedding.table import OPEN, Table
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
 from slipstream.policies.base import Gated, Policy, Progress
@@ -31,6 +32,9 @@ _INPUT_STREAM = 0x51D5
 FEW_KEPT = 8
 """Inputs that a batch keeps in the mean below which weights correct for its choice: an input's own label then moves the
 probabilities of all, more than an offset of first order says."""
+
+_SERVED: weakref.WeakValueDictionary[int, Skipper] = weakref.WeakValueDictionary()
+"""The Skipper of each policy, by the policy's id: a Skipper holds its policy, so that the id stays its own."""
 
 
 def cross_entropies(model: nn.Module, batch: Batch) -> Tensor:
@@ -66,7 +70,7 @@ class Skipper:
 
     Args:
         model: The model; its tables are found by ``slipstream.embedding.tables``.
-        policy: What to skip; serves this Skipper only.
+        policy: What to skip; serves this Skipper only, until :meth:`detach`.
         batch_size: Inputs in each batch handed out (the last of an epoch may have fewer). None: that of the first
             batch pushed, if the policy skips inputs; else batches keep their sizes.
         seed: Seed of all draws.
@@ -81,7 +85,12 @@ class Skipper:
             weights, in the first epoch: the loss varies less.
 
     Raises:
-        ConfigError: ``batch_size`` is below 1, ``policy`` is none, or it skips rows and the model has no table of ours.
+        ConfigError: ``batch_size`` is below 1, ``policy`` is none or serves another Skipper, or it skips rows and the
+            model has no table of ours.
+
+    Warns:
+        UserWarning: Rows have gates that are not open, of a Skipper of before or set by hand, and the policy sets none,
+            so that they stay so. One that skips rows leaves them until it decides for the first time.
     """
 
     def __init__(
@@ -101,6 +110,11 @@ class Skipper:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
         if not isinstance(cast(Any, policy), Policy):
             raise ConfigError(f"policy={policy!r} is no policy", remedy="make one, as slipstream.policies.Random(0.5)")
+        if id(policy) in _SERVED:
+            raise ConfigError(
+                f"policy {policy.name!r} serves another Skipper, whose counts would mix with this one's",
+                remedy="make one for each, or detach() the other",
+            )
         self.policy = policy
         found: Mapping[str, Gated] = {**tables_of(model), **cached_tables(model)}
         self.tables: Mapping[str, Gated] = found if tables is None else tables
@@ -140,6 +154,8 @@ class Skipper:
         for table in self.tables.values():
             if policy.skips_rows and isinstance(table, Table):
                 table.by_sample, table.sampler = False, None  # whatever an earlier policy did
+        if not policy.skips_rows:
+            self._say_gates()
         policy.attach(self.tables, seed=seed)
         policy.attach_model(model, losses)
         if total_samples is not None and batch_size is not None:
@@ -156,6 +172,7 @@ class Skipper:
         ]
         self._stop_listening = weakref.finalize(self, stop_listening, heard, listener)
         self._stop_listening.atexit = False
+        _SERVED[id(policy)] = self
 
     def __call__(self, loader: Iterable[Any]) -> Iterator[Batch]:
         """One epoch: the batches to train on.
@@ -270,6 +287,19 @@ class Skipper:
     def detach(self) -> None:
         """Stops watching the tables, and drawing of their lookups. Gates stay as they are."""
         self._stop_listening()
+        if _SERVED.get(id(self.policy)) is self:
+            del _SERVED[id(self.policy)]
+
+    def _say_gates(self) -> None:
+        gates = {name: getattr(table, "gate", None) for name, table in self.tables.items()}
+        shut = [name for name, gate in gates.items() if gate is not None and bool((gate != OPEN).any())]
+        if shut:
+            others = f" and {len(shut) - 1} more" if len(shut) > 1 else ""
+            warnings.warn(
+                f"tables {shut[0]!r}{others}: rows have gates that are not open, and policy {self.policy.name!r} sets "
+                "none, so they stay so; table.set_gate(None) opens all",
+                stacklevel=3,
+            )
 
     @property
     def corrects_by_offset(self) -> bool:
