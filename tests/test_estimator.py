@@ -127,3 +127,11 @@ def test_an_unknown_policy_is_named() -> None:
     X, y = clicks(100)
     with pytest.raises(ConfigError, match="'nonsense'"):
         SlipstreamClassifier(policy="nonsense").fit(X, y)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_categories_that_float64_confuses_are_refused(dtype: Any) -> None:
+    X = np.array([[1, 2**53 - 1], [2, 2**60], [3, 2**60 + 1], [4, 5]], dtype=dtype)
+    with pytest.raises(ValueError, match=r"row 1 of column 1 is 2\^53 or more.*OrdinalEncoder"):
+        SlipstreamClassifier(categorical_features=[1]).fit(X, [0, 1, 0, 1])
+    SlipstreamClassifier(categorical_features=[0], epochs=1).fit(X, [0, 1, 0, 1])

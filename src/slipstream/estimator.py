@@ -112,7 +112,7 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
             sample_weight: Factor of each sample's loss, [N].
 
         Raises:
-            ValueError: As scikit-learn's classifiers do, on data that cannot be used.
+            ValueError: As scikit-learn's classifiers do, on data that cannot be used; also on categories of 2^53 or more.
         """
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(y)
@@ -136,6 +136,13 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
 
     def _learn_columns(self, X: np.ndarray[Any, Any]) -> None:
         columns = _columns(self.categorical_features, X.shape[1])
+        for column in columns:
+            if (confused := np.abs(X[:, column]) >= 2**53).any():
+                raise ValueError(
+                    f"categorical_features: row {int(confused.argmax())} of column {column} is 2^53 or more, where "
+                    "float64, which X becomes, takes different values for the same; encode the column with "
+                    "sklearn.preprocessing.OrdinalEncoder"
+                )
         self._categorical = columns
         self._numeric = [column for column in range(X.shape[1]) if column not in columns]
         self._categories = [np.unique(X[:, column]) for column in columns]

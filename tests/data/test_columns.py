@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import slipstream as sl
 from slipstream.data import Batch, Columns, Inputs
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, IndexOutOfRange
 from slipstream.policies import NoSkipping, Random
 
 
@@ -94,3 +94,26 @@ def test_batches_that_carry_different_things_are_not_joined() -> None:
         Batch.concat([Columns(["a"])({"a": torch.arange(2)}), Columns(["b"])({"b": torch.arange(2)})])
     plain = Batch(Inputs(torch.empty(1, 0), torch.zeros(1, 1)), torch.zeros(1), torch.zeros(1), torch.ones(1))
     assert Batch.concat([plain, plain]).carried is None
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        torch.tensor([7, 2**32 + 5]),
+        torch.tensor([7, -(2**31) - 1]),
+        torch.tensor([7.0, float("nan")]),
+        torch.tensor([[7, 8], [9, 2**31]]),
+    ],
+)
+def test_ids_that_int32_would_wrap_around_are_refused(ids: Tensor) -> None:
+    columns = Columns(ids=["u"], label="y")
+    columns({"u": torch.arange(3), "y": torch.ones(3)})
+    with pytest.raises(IndexOutOfRange, match=r"column 'u', sample 4 .* is no row of a table; .*hash % rows"):
+        columns({"u": ids, "y": torch.ones(2)})
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64, torch.float32, torch.float64])
+def test_ids_of_any_dtype(dtype: torch.dtype) -> None:
+    batch = Columns(ids=["u"])({"u": torch.tensor([0, 5, 100], dtype=dtype)})
+    assert batch.inputs.ids.tolist() == [[0], [5], [100]]
+    assert Columns(ids=["u"])({"u": torch.empty(0, dtype=dtype)}).inputs.ids.shape == (0, 1)

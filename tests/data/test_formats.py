@@ -1,5 +1,8 @@
 """The named formats, on made files and, where it is there, on the shared real data."""
 
+import itertools
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -272,6 +275,38 @@ def test_negatives_follow_the_stated_distribution():
         np.testing.assert_allclose(share, chance / chance.sum(), atol=4e-3)
     whole = NegativeDrawer(items, users, 51, NegativeOptions(per_positive=4))
     assert (whole.draw(100, 300)[50:] == whole.draw(150, 300)).all()
+
+
+def test_negatives_of_two_seeds_have_nothing_to_do_with_each_other():
+    items = np.zeros(20_000, dtype=np.int32)
+    users = np.arange(20_000, dtype=np.int32)
+    options = [NegativeOptions(per_positive=1, method="uniform", seed=seed) for seed in (0, 1, 7)]
+    drawn = [NegativeDrawer(items, users, 10_001, each).draw(0, 20_000) for each in options]
+    for one, two in itertools.combinations(drawn, 2):
+        for apart in range(-8, 9):  # positions of one seed beside those of the other
+            assert (one[8:-8] == two[8 + apart : len(two) - 8 + apart]).mean() < 0.005
+        both = [np.bincount(side.ravel(), minlength=10_001) for side in (one, two)]
+        assert abs(np.corrcoef(*both)[0, 1]) < 0.05
+
+
+def test_negatives_of_slices_are_drawn_apart(tmp_path):
+    def slice_of(day: int) -> Path:
+        rows = ["user,item", *(f"{user},{user * 7 % 100}" for user in range(100 * day, 100 * day + 100))]
+        path = tmp_path / f"day{day}.csv"
+        path.write_text("\n".join(rows) + "\n")
+        return path
+
+    options = PrepareOptions(negatives=3, negative_method="uniform")
+    first = prepare(slice_of(0), tmp_path / "0", format="pairs", options=options)
+    second = prepare(slice_of(1), tmp_path / "1", extend=first.path, options=options)
+    third, again = (prepare(slice_of(2), tmp_path / name, extend=second.path, options=options) for name in ("2", "3"))
+    sets = []
+    for store in (second, third, again):
+        names = [feature.name for feature in store.one_hot]
+        ids = store.ids.numpy()[:, names.index("item")]
+        sets.append(ids[store.labels.numpy() == 0])
+    assert (sets[0] == sets[1]).mean() < 0.1
+    assert (sets[1] == sets[2]).all()
 
 
 def test_one_item_has_no_negatives():

@@ -291,3 +291,24 @@ def test_the_models_losses_add_them_and_their_predictions_do_not() -> None:
         assert torch.allclose(model.loss(batch), (wanted * batch.weights).mean())
     assert not build_model(MatrixFactorizationConfig(objective="bpr"), features, 0).adds_logit_offset
     assert not build_model(TwoTowerConfig(objective="softmax"), features, 0).adds_logit_offset
+
+
+@pytest.mark.parametrize("power", [1.0, 4.0])
+def test_the_offset_of_a_rare_label_at_a_high_power(power: float) -> None:
+    # One label in 10,000 is kept always, of the others about half: both labels' offsets are the log of that.
+    policy, draw, size = Importance(0.5, score="label", power=power), torch.Generator().manual_seed(0), 4096
+    kept: list[list[torch.Tensor]] = [[], []]
+    offsets: list[list[torch.Tensor]] = [[], []]
+    for i in range(120):
+        labels = (torch.rand(size, generator=draw) < 1e-4).float()
+        inputs = Inputs(torch.empty(size, 0), torch.zeros(size, 0, dtype=torch.int32))
+        batch = Batch(inputs, labels, torch.arange(i * size, (i + 1) * size), torch.ones(size))
+        keep = policy.keep_probability(batch)
+        assert keep is not None
+        offset = policy.logit_offset(batch)
+        for label in (0, 1) if i > 40 else ():
+            kept[label].append(keep[labels == label])
+            offsets[label].append(offset[labels == label])
+    share = [float(torch.cat(side).mean()) for side in kept]
+    for side in offsets:
+        assert float(torch.cat(side).mean()) == pytest.approx(math.log(share[1] / share[0]), abs=0.01)

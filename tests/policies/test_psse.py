@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.policies.support import TwoTables
+from tests.policies.support import TwoTables, make_batch
 
 from slipstream.errors import ConfigError
-from slipstream.policies import PSSE, Progress, Skipper
+from slipstream.policies import PSSE, Combine, Progress, Skipper, build_policy
 from slipstream.staleness import CountedRows, Rule, SketchedRows
+from slipstream.training.config import TrainConfig
 
 SCORES = ["rows", "sketch"]
 USERS, ITEMS = [0, 0, 0, 0, 1, 1, 2], [3, 3, 3, 3, 3, 3, 3]
@@ -157,6 +160,57 @@ def test_a_roomy_sketch_keeps_what_counts_keep(ids: list[int], rule: Rule, dtype
     assert all(torch.equal(one.marks[name], two.marks[name]) for name in num_rows)
     assert one.rows == two.rows
     assert one.share == pytest.approx(two.share)
+
+
+def test_every_epoch_fades_by_its_own_time() -> None:
+    model, day = TwoTables(rows=2), 86_400
+    policy = PSSE(
+        cut="min_count", min_count=17.0, half_life=1.0 * day, half_life_unit="seconds", warmup_steps=1, every=1
+    )
+    user, _ = Skipper(model, policy).tables.values()
+    for step in range(120):
+        policy.update_gates(Progress(step, 0, step % 40 * day, epoch=step // 40))
+        if step % 40 == 39:  # eight a day, of which those of the days before count half, a quarter …
+            assert model.user.table.gate.tolist() == [0, 0]
+        policy.observe_lookups(user, torch.tensor([0] * 8))
+
+
+def test_an_older_state_or_slice_begins_at_its_own_time() -> None:
+    policy = PSSE(0.5, half_life=10.0, half_life_unit="seconds")
+    first = Skipper(TwoTables(rows=2), policy)
+    policy.update_gates(Progress(0, 0, 1000, epoch=1))
+    state = policy.state_dict()
+    other = PSSE(0.5, half_life=10.0, half_life_unit="seconds")
+    second = Skipper(TwoTables(rows=2), other)
+    rows = {"user.weight": 2, "item.weight": 2}
+    other.continue_from(state, rows)
+    other.update_gates(Progress(0, 0, 400, epoch=1))
+    assert other.state_dict()["clock"] == 400
+    other.load_state_dict({name: value for name, value in state.items() if name != "epoch"})
+    other.update_gates(Progress(0, 0, 1100, epoch=0))
+    other.update_gates(Progress(0, 0, 900, epoch=0))
+    assert other.state_dict()["clock"] == 1100
+    assert first is not second
+
+
+def test_one_sample_from_the_future_does_not_carry_the_clock_away() -> None:
+    policy = PSSE(0.5, half_life=10.0, half_life_unit="seconds")
+    skipper = Skipper(TwoTables(), policy)
+    for start in (0, 100):
+        batch = make_batch(start, 100)
+        time = torch.arange(start, start + 100)
+        time[-1] = 95_000_000_000
+        list(skipper.push(replace(batch, time=time)))
+    assert policy.state_dict()["clock"] == 149
+
+
+def test_time_and_another_order_of_the_samples_are_refused_together() -> None:
+    timed = PSSE(half_life_unit="seconds")
+    with pytest.raises(ConfigError, match=r"'order' orders the samples, and rows='psse' .* time; set half_life"):
+        Combine(build_policy("order"), timed)
+    with pytest.raises(ValueError, match=r"goes by the samples' time .*: use shuffle=false"):
+        TrainConfig(data="d", shuffle=True, policy={"name": "psse", "half_life_unit": "seconds"})
+    TrainConfig(data="d", shuffle=True, policy={"name": "psse", "half_life_unit": "seconds", "half_life": None})
 
 
 @pytest.mark.parametrize("time", [-86_400, 1_700_000_000_000_000_000])

@@ -296,7 +296,7 @@ def test_progress_and_lookups_reach_the_policy_until_detached() -> None:
     skipper = Skipper(model, policy, total_samples=20)
     for batch in skipper(pieces(20, 8)):
         model(batch.inputs).sum().backward()
-    assert policy.progress == [(0, 0, 70, 0.4, 0), (1, 8, 150, 0.8, 0), (2, 16, 190, 1.0, 0)]
+    assert policy.progress == [(0, 0, 30, 0.4, 0), (1, 8, 110, 0.8, 0), (2, 16, 170, 1.0, 0)]
     assert policy.seen == 2 * 20
     with torch.no_grad():
         model(make_batch(0, 8).inputs)
@@ -315,6 +315,32 @@ def test_a_skipper_in_the_place_of_another_alone_is_heard() -> None:
     assert policy.seen == 2 * 8
     del skipper
     assert not any(table.listeners for table in tables(model).values())
+
+
+def test_the_mean_weight_finds_back_to_one_after_a_change_of_the_budget() -> None:
+    policy = Random(0.95)
+    skipper = Skipper(TwoTables(), policy, batch_size=10_000)
+    means = [float(batch.weights.mean()) for batch in skipper(pieces(600_000, 20_000))]
+    policy.set_budget(0.25)
+    assert means[-1] == pytest.approx(1.0, abs=0.01)
+    means = [float(batch.weights.mean()) for batch in skipper(pieces(600_000, 20_000))]
+    assert means[-1] == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_state_of_before_counts_all_that_was_kept() -> None:
+    batches = pieces(4000, 100)
+    skipper = Skipper(TwoTables(), Random(0.5), batch_size=100)
+    before = [batch for part in batches[:20] for batch in skipper.push(part)]
+    assert before
+    state = copy.deepcopy(skipper.state_dict())
+    old = {name: value for name, value in state.items() if name != "lately"} | {"dropped": 0}
+    after: list[list[Batch]] = []
+    for saved in (state, old):
+        other = Skipper(TwoTables(), Random(0.5), batch_size=100)
+        other.load_state_dict(saved)
+        after.append([batch for part in batches[20:] for batch in other.push(part)])
+    for one, two in zip(*after, strict=True):
+        assert torch.equal(one.weights, two.weights)
 
 
 def test_a_policy_serves_one_skipper_at_a_time() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipstream.data.batch import Bag, Batch, Inputs
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, IndexOutOfRange
 from slipstream.policies import Random, Slipstream, build_policy
 from slipstream.staleness import TailInputs
 
@@ -74,3 +74,22 @@ def test_a_state_of_more_features_is_refused_before_anything_is_counted():
     tail.load_state_dict({"seen": [torch.zeros(4, dtype=torch.uint8)] * 4})
     with pytest.raises(ConfigError, match="3 sparse features, those of before had 4"):
         tail.pass_by(inputs_of(np.zeros((1, 2)), [[0]]))
+
+
+@pytest.mark.parametrize("ids", [[[0, -5]], [[-1_294_967_296, 0]]])
+def test_ids_that_are_no_rows_are_refused_before_compiled_code(ids: list[list[int]]) -> None:
+    with pytest.raises(IndexOutOfRange, match=r"feature [01]: an id is -\d+; use row numbers"):
+        TailInputs(3).pass_by(batch_of(ids).inputs)
+
+
+@pytest.mark.parametrize("offsets", [[0, 10**9], [0, -1], [5, 1], [0]])
+def test_bags_outside_their_ids_are_refused_before_compiled_code(offsets: list[int]) -> None:
+    bag = Bag(torch.zeros(3, dtype=torch.int32), torch.tensor(offsets))
+    with pytest.raises(IndexOutOfRange, match="offsets"):
+        TailInputs(3).pass_by(Inputs(torch.empty(1, 0), torch.empty(1, 0, dtype=torch.int32), (bag,)))
+
+
+def test_an_id_beyond_all_tables_takes_no_memory() -> None:
+    bag = Bag(torch.tensor([2**40]), torch.tensor([0, 1]))
+    with pytest.raises(IndexOutOfRange, match="an id is 1099511627776"):
+        TailInputs(3).pass_by(Inputs(torch.empty(1, 0), torch.empty(1, 0, dtype=torch.int32), (bag,)))

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from slipstream.data.batch import Batch, Inputs
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, IndexOutOfRange
+
+_INT32 = torch.iinfo(torch.int32)
+_NARROW = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32)
 
 
 class Columns:
@@ -26,7 +29,8 @@ class Columns:
 
     Args:
         ids: Names of the columns that hold row ids, ``[B]`` or ``[B, n]``, in the order of the model's tables where the
-            policy tells tables apart by their column (``slipstream`` does). Any dtype.
+            policy tells tables apart by their column (``slipstream`` does). Any dtype, below 2^31: 64-bit hashes are
+            no rows.
         label: Name of the column of labels, ``[B]`` or ``[B, 1]``; None: all 1, as in logs of positives.
         dense: Names of columns of numbers.
         index: Name of a column of sample numbers. None: numbered as they pass, which is enough unless a training is to
@@ -53,6 +57,7 @@ class Columns:
 
         Raises:
             ConfigError: A column is missing, or columns have different numbers of samples.
+            IndexOutOfRange: An id is not in int32's range.
         """
         columns = _columns(batch)
         wanted = [*self.ids, *self.dense, *(name for name in (self.label, self.index, self.time) if name is not None)]
@@ -66,11 +71,14 @@ class Columns:
         def joined(names: Sequence[str], dtype: torch.dtype) -> Tensor:
             if not names:
                 return torch.empty(size, 0, dtype=dtype)
-            return torch.cat([columns[name].detach().reshape(size, -1).to(dtype) for name in names], dim=1)
+            flat = (columns[name].detach() for name in names)
+            return torch.cat([(c.flatten(1) if c.dim() > 1 else c.unsqueeze(1)).to(dtype) for c in flat], dim=1)
 
         def one(name: str, dtype: torch.dtype) -> Tensor:
             return columns[name].detach().reshape(size).to(dtype)
 
+        for name in self.ids:
+            _check_ids(name, columns[name], self._passed)
         self._passed += size
         return Batch(
             inputs=Inputs(joined(self.dense, torch.float32), joined(self.ids, torch.int32)),
@@ -82,6 +90,22 @@ class Columns:
             time=None if self.time is None else one(self.time, torch.int64),
             carried=columns,
         )
+
+
+def _check_ids(name: str, ids: Tensor, passed: int) -> None:
+    """Raise IndexOutOfRange for ids that int32 would wrap around."""
+    if ids.dtype in _NARROW or not ids.numel():
+        return
+    low, high = ids.aminmax()
+    if bool(low >= _INT32.min) and bool(high <= _INT32.max):
+        return
+    wrong = ~((ids >= _INT32.min) & (ids <= _INT32.max)).reshape(ids.shape[0], -1).all(1)
+    sample = int(wrong.nonzero()[0])
+    raise IndexOutOfRange(
+        f"column {name!r}, sample {passed + sample} of those that passed: {ids[sample].flatten()[:3].tolist()} "
+        "is no row of a table",
+        remedy="use row numbers below 2^31, as hash % rows",
+    )
 
 
 def _columns(batch: Any) -> dict[str, Tensor]:

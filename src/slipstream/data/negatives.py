@@ -33,14 +33,18 @@ class NegativeOptions(BaseModel):
 
 
 @numba.njit(cache=True, nogil=True)
+def _mixed(h: np.uint64) -> np.uint64:
+    h = (h ^ (h >> _U30)) * _MUL1
+    h = (h ^ (h >> _U27)) * _MUL2
+    return h ^ (h >> _U31)
+
+
+@numba.njit(cache=True, nogil=True)
 def _random(seed: np.uint64, positive: int, negative: int, attempt: int) -> np.uint64:
     # splitmix64 over a counter: a draw depends on nothing but its own numbers.
     h = seed
     for part in (np.uint64(positive), np.uint64(negative * 64 + attempt)):
-        h = (h ^ part) + _GOLDEN
-        h = (h ^ (h >> _U30)) * _MUL1
-        h = (h ^ (h >> _U27)) * _MUL2
-        h = h ^ (h >> _U31)
+        h = _mixed((h ^ part) + _GOLDEN)
     return h
 
 
@@ -83,7 +87,7 @@ def _any_item(
 
 
 class NegativeDrawer:
-    """Draws negatives for positives in time order. The draws of a positive depend only on the seed and its position.
+    """Draws negatives for positives in time order. A positive's draws depend only on seed, stream and its position.
 
     A negative is never the clicked item; with ``uniform`` and ``popularity`` it is none of the user's positives
     either, nor row 0. Where 32 tries find none (the first click has no predecessor), there is none.
@@ -93,14 +97,22 @@ class NegativeDrawer:
         users: int32 ``[n]``, their users; only looked at by ``uniform`` and ``popularity``.
         num_rows: Rows of the items' table.
         options: How to draw.
+        stream: uint64, keeps slices of a log apart, whose positions all begin at 0.
     """
 
     def __init__(
-        self, items: npt.NDArray[np.int32], users: npt.NDArray[np.int32], num_rows: int, options: NegativeOptions
+        self,
+        items: npt.NDArray[np.int32],
+        users: npt.NDArray[np.int32],
+        num_rows: int,
+        options: NegativeOptions,
+        *,
+        stream: int = 0,
     ) -> None:
         self.options = options
         self._items, self._users, self._num_rows = items, users, num_rows
-        self._seed = np.uint64(options.seed & 0xFFFFFFFFFFFFFFFF)
+        # Mixed, since a seed that is 1 more would draw as this one does at the neighbouring positions.
+        self._seed = _mixed(np.uint64(options.seed & 0xFFFFFFFFFFFFFFFF)) ^ np.uint64(stream)
         self._known = np.empty(0, dtype=np.uint64)
         self._mass = np.empty(0)
         if options.method != "recent":

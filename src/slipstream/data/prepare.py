@@ -82,7 +82,8 @@ def prepare(
                 writer = stage.writer(encoder, out, overwrite=overwrite)
                 with writer:
                     order = None if rises else time_order(encoded)
-                    splits = rewrite(encoded, writer, order, negatives, data.schema, splits, stage.report)
+                    drawn = (order, negatives, data.schema, splits, stage.report)
+                    splits = rewrite(encoded, writer, *drawn, is_slice=previous is not None)
                     return stage.commit(writer, encoder, negatives, splits)
             return stage.commit(writer, encoder, negatives, splits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +30,12 @@ def rewrite(
     schema: Schema,
     splits: Mapping[str, tuple[int, int]],
     report: Callable[[str, int], None],
+    *,
+    is_slice: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """Copies ``store`` into ``writer`` in ``order`` (None: as it is), with negatives after each sample.
+
+    Those of a slice of a longer log (``is_slice``) are drawn apart from those of the others.
 
     Returns:
         The named ranges ``splits`` of ``store``, as they lie in what was written.
@@ -47,7 +52,8 @@ def rewrite(
     ids = store.ids.numpy()
     chosen = slice(None) if order is None else order
     items, users = np.ascontiguousarray(ids[chosen, item]), np.ascontiguousarray(ids[chosen, user])
-    drawer = NegativeDrawer(items, users, store.one_hot[item].num_rows, negatives)
+    stream = int.from_bytes(blake2b(items.tobytes() + users.tobytes(), digest_size=8).digest()) if is_slice else 0
+    drawer = NegativeDrawer(items, users, store.one_hot[item].num_rows, negatives, stream=stream)
     bounds = sorted({bound for split in splits.values() for bound in split})
     moved = dict.fromkeys(bounds, 0)
     for positives, drawn, labels in drawer.pieces(_PIECE // (1 + negatives.per_positive)):

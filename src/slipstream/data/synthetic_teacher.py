@@ -72,6 +72,12 @@ def _hash(seed, counter, stream):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
+def _slot(f, epoch, kind):  # type: ignore[no-untyped-def]
+    """A stream for each feature below 65,536, epoch and kind below 256."""
+    return ((epoch >> 16) << 40) + (f << 24) + ((epoch & 0xFFFF) << 8) + kind
+
+
+@njit(inline="always")
 def _uniform(seed, counter, stream):  # type: ignore[no-untyped-def]
     return float(_hash(seed, counter, stream) >> np.uint64(11)) * _TO_UNIT
 
@@ -130,14 +136,14 @@ def draw(  # type: ignore[no-untyped-def]
                 age = now * teacher.effect_drift + _uniform(seed, row, (f << 8) + _SLOT_PHASE + 16)
                 epoch = int(age)
                 mix = age - epoch
-            bits = _hash(seed, row, (f << 24) + (epoch << 8) + _ROW_VECTOR)
-            alone = _hash(seed, row, (f << 24) + (epoch << 8) + _ROW_FIRST_ORDER)
+            bits = _hash(seed, row, _slot(f, epoch, _ROW_VECTOR))
+            alone = _hash(seed, row, _slot(f, epoch, _ROW_FIRST_ORDER))
             next_bits = np.uint64(0)
             norm = 1.0
             effect = _field(alone, 0)
             if mix > 0.0:
-                next_bits = _hash(seed, row, (f << 24) + ((epoch + 1) << 8) + _ROW_VECTOR)
-                next_alone = _hash(seed, row, (f << 24) + ((epoch + 1) << 8) + _ROW_FIRST_ORDER)
+                next_bits = _hash(seed, row, _slot(f, epoch + 1, _ROW_VECTOR))
+                next_alone = _hash(seed, row, _slot(f, epoch + 1, _ROW_FIRST_ORDER))
                 norm = 1.0 / math.sqrt(mix * mix + (1.0 - mix) * (1.0 - mix))
                 effect = ((1.0 - mix) * effect + mix * _field(next_alone, 0)) * norm
             first_order += shrink * effect

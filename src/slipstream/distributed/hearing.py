@@ -55,7 +55,7 @@ class _OverRanks(Policy):
         self.skips_inputs, self.skips_rows = inner.skips_inputs, inner.skips_rows
         self.plans_order, self.plans_runs = inner.plans_order, inner.plans_runs
         self.wants_losses, self.decides_alone = inner.wants_losses, inner.decides_alone
-        self.chooses_by_label = inner.chooses_by_label
+        self.chooses_by_label, self.follows_time = inner.chooses_by_label, inner.follows_time
         self._tables: list[Gated] = []
         self._number: dict[int, int] = {}
         self._steps: list[Progress] = []  # not passed on yet

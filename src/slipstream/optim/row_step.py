@@ -56,7 +56,7 @@ def _say_dense() -> None:
         'untouched="dense" passes over whole tables in every step, as torch.optim does; '
         'untouched="lazy" touches only the rows of the batch',
         SlowPathWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
 
 

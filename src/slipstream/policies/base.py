@@ -66,7 +66,8 @@ class Progress(NamedTuple):
     samples: int
     """Samples in those batches."""
     time: int | None
-    """Unix seconds of this batch's last sample, or None when the data has no time."""
+    """Unix seconds of this batch, the median of its samples, or None when the data has no time. A median, since one
+    sample with a wrong clock would carry a batch's latest far ahead."""
     share: float | None = None
     """Share of the training that has passed, in [0, 1], or None when its length is not known."""
     epoch: int = 0
@@ -148,6 +149,8 @@ class Policy:
     """Whether it orders the samples run by run, by :meth:`test_positions` and :meth:`next_run`."""
     wants_losses: bool = False
     """Whether ``observe_losses`` is to be called."""
+    follows_time: bool = False
+    """Whether it goes by the samples' time, in whose order they must come: refuses shuffling."""
     decides_alone: bool = False
     """Whether ``keep_probability`` depends on nothing but the batches given to it, not on the model's steps: a training
     with small batches then has it decide on several at a time."""

@@ -54,12 +54,18 @@ class Combine(Policy):
             )
         if inputs.plans_order and rows.plans_order:
             raise ConfigError("policy 'combine': inputs and rows both plan the order of the data")
+        if inputs.plans_order and rows.follows_time:
+            raise ConfigError(
+                f"policy 'combine': inputs={inputs.name!r} orders the samples, and rows={rows.name!r} goes by time",
+                remedy="set half_life_unit to steps or samples",
+            )
         if not 0.0 <= split <= 1.0:
             raise ConfigError(f"policy 'combine': split must be in [0, 1], got {split}")
         self.inputs, self.rows = inputs, rows
         self.parts = (inputs, rows)
         self.skips_inputs, self.skips_rows = inputs.skips_inputs, rows.skips_rows
         self.plans_order = inputs.plans_order or rows.plans_order
+        self.follows_time = inputs.follows_time or rows.follows_time
         planner = inputs if inputs.plans_runs else rows
         self.plans_runs = planner.plans_runs
         if planner.plans_runs:

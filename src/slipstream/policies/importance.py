@@ -253,9 +253,10 @@ class Importance(Policy):
         free = (keep > least) & (keep < 1.0)
         if fresh is not None:
             free &= ~fresh
-        own = torch.where(free, chance, 0.0)
+        own = torch.where(free, chance, 0.0).double()  # rare labels to a high power: float32 loses them in the sum
         rest = (own.sum() - own).clamp_min(0.0)
-        other = ((factor * rest + keep) * other / (rest + other).clamp_min(1e-12)).clamp_(least, 1.0)
+        expected = (factor * rest + keep) * other / (rest + other).clamp_min(torch.finfo(torch.float32).tiny)
+        other = expected.float().clamp_(least, 1.0)
         offset = torch.where(batch.labels > 0, keep / other, other / keep).log_()
         return offset if fresh is None else offset.masked_fill_(fresh, 0.0)
 

@@ -111,7 +111,7 @@ class PSSE(Policy):
         top_k: ``cut=top_k``: rows that are updated, 1 or more; with a sketch at most ``sketch_heavy``.
         min_count: ``cut=min_count``: (decayed) accesses of a row that is updated, above 0.
         half_life: Units after which an access counts half, above 0; None: exact counts.
-        half_life_unit: ``steps``, ``samples`` or ``seconds``.
+        half_life_unit: ``steps``, ``samples`` or ``seconds``, of data that comes in the order of its time.
         warmup_steps: Steps before the first decision, 0 or more; None: 500, and at most a tenth of the training.
         every: Steps between decisions, 1 or more.
         scope: ``model`` or ``table``.
@@ -165,6 +165,7 @@ class PSSE(Policy):
                 "sketch_heavy": sketch_heavy,
             },
         )
+        self.follows_time = half_life is not None and half_life_unit == "seconds"
         self._cadence = Cadence(self.name, warmup_steps, every)
         self._tables: dict[str, Gated] = {}
         self._name_of: dict[int, str] = {}
@@ -172,6 +173,7 @@ class PSSE(Policy):
         self._popular: PopularRows = self._scores_of({}, 0)
         self._tail: dict[str, TailCounts] = {}
         self._clock: int | None = None
+        self._epoch = -1  # of the clock; -1: none yet, of this training
         self._decisions = 0
         self._last: dict[str, float] = {}
 
@@ -253,7 +255,10 @@ class PSSE(Policy):
         now = self._now(progress)
         if self._clock is not None and now > self._clock:
             self._popular.advance(now - self._clock)
-        self._clock = now if self._clock is None else max(now, self._clock)
+        # Late samples age nothing; an epoch, or a training that continues another, may begin again at an earlier time.
+        again = self._clock is None or progress.epoch != self._epoch
+        self._clock = now if again or self._clock is None else max(now, self._clock)
+        self._epoch = progress.epoch
         if self.decides(progress):
             self._decide()
 
@@ -301,7 +306,7 @@ class PSSE(Policy):
         self._decisions += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, gates, clock, number of decisions and the last one's figures."""
+        """Counts, gates, clock and its epoch, number of decisions and the last one's figures."""
         state: dict[str, Any] = {
             "counts": self._popular.state_dict(),
             "tail": {name: tail.seen for name, tail in self._tail.items()},
@@ -309,7 +314,7 @@ class PSSE(Policy):
             "decisions": self._decisions,
             "last": dict(self._last),
         }
-        return state if self._clock is None else state | {"clock": self._clock}
+        return state if self._clock is None else state | {"clock": self._clock, "epoch": self._epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state.
@@ -324,6 +329,7 @@ class PSSE(Policy):
         for name, gate in state["gates"].items():
             copy_into(self._tables[name].open_gate(), gate, f"gates of {name}")
         self._clock = whole_number(state, "clock", least=-(2**63), most=2**63 - 1) if "clock" in state else None
+        self._epoch = whole_number({"epoch": -1, **state}, "epoch", least=-1)
         self._decisions, self._last = whole_number(state, "decisions"), dict(state["last"])
 
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
@@ -336,7 +342,7 @@ class PSSE(Policy):
             }
         tail = {name: grow_rows(seen, rows[name]) for name, seen in state["tail"].items()}
         gates = {name: grow_rows(gate, rows[name], OPEN) for name, gate in state["gates"].items()}
-        self.load_state_dict({**state, "counts": counts, "tail": tail, "gates": gates})
+        self.load_state_dict({**state, "counts": counts, "tail": tail, "gates": gates, "epoch": -1})
 
     def report(self) -> dict[str, Any]:
         """Settings, number of decisions, and of the last one: rows kept and the share of accesses that they hold."""

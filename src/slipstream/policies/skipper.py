@@ -29,6 +29,9 @@ from slipstream.staleness.own_past import Losses
 
 _INPUT_STREAM = 0x51D5
 """Mixed into the seed, so that inputs and gates (which hash rows and steps) never share draws."""
+MEMORY = 1 << 14
+"""Kept inputs by which the mean weight is held at 1: few enough to find back there soon after a change of the budget,
+enough that it wavers by half a percent."""
 FEW_KEPT = 8
 """Inputs that a batch keeps in the mean below which weights correct for its choice: an input's own label then moves the
 probabilities of all, more than an offset of first order says."""
@@ -56,11 +59,11 @@ class Skipper:
     ``for batch in skipper.push(chunk)``, and :meth:`flush` at the end.
 
     An input is kept when the hash of (its index, seed, epoch) is below its probability p: a decision never depends on
-    how inputs are batched. A kept input weighs (1/p) · (kept so far / decided so far), the expected gradient's
-    direction being that of the full data and the mean weight about 1, so a learning rate keeps its meaning.
-    Inputs that a policy drops for good (p = 0) count in neither number. A loop that adds ``batch.logit_offset`` to its
-    logits, and says so by ``adds_logit_offset``, lets a policy that chooses by the label correct there, at weights of
-    1, as long as each input is new to the policy: in the first epoch.
+    how inputs are batched. A kept input weighs (1/p) · (kept / decided, of late), the expected gradient's direction
+    being that of the full data and the mean weight about 1, so a learning rate keeps its meaning. Inputs that a policy
+    drops for good (p = 0) count in neither number. A loop that adds ``batch.logit_offset`` to its logits, and says so
+    by ``adds_logit_offset``, lets a policy that chooses by the label correct there, at weights of 1, as long as each
+    input is new to the policy: in the first epoch.
 
     Decisions are made on the CPU: batches come from a loader and are handed out there; a training on a GPU sends what
     it was handed (``batch.to(device, non_blocking=True)``). Gates, signals and counts of accesses lie where the tables
@@ -144,7 +147,7 @@ class Skipper:
         self.weights: Tensor | None = None
         """float32 [B], those of the batch handed out last, for losses that are not computed in the loop itself."""
         self._samples = 0
-        self._dropped = 0
+        self._lately = (0, 0)  # kept and decided, older ones fading
         self._first_epoch = 0
         self._unfinished: object | None = None
         self._earlier = (0, 0)  # steps and samples of trainings that this one continues
@@ -233,12 +236,10 @@ class Skipper:
         if probability.shape != (size,):
             shape = list(probability.shape)
             raise ConfigError(f"policy {self.policy.name!r} gave probabilities of shape {shape} for {size} inputs")
-        seed, decided = self.seed ^ _INPUT_STREAM, self.inputs_seen - size - self._dropped
-        rows, weights, dropped = registry.keep(
-            batch.index, seed, self.epoch, probability, batch.weights, self.inputs_kept, decided
-        )
+        seed, (kept, decided) = self.seed ^ _INPUT_STREAM, self._lately
+        rows, weights, dropped = registry.keep(batch.index, seed, self.epoch, probability, batch.weights, kept, decided)
         self.inputs_kept += rows.numel()
-        self._dropped += dropped
+        self._lately = _faded(kept + rows.numel(), decided + size - dropped)
         if self.corrects_by_offset:
             offset = self.policy.logit_offset(batch)
             if offset.shape != (size,):
@@ -263,7 +264,7 @@ class Skipper:
             yield self._hand_out(full)
 
     def _hand_out(self, batch: Batch, epoch: int | None = None) -> Batch:
-        time = int(batch.time[-1]) if batch.time is not None and self.policy.skips_rows and len(batch) else None
+        time = int(batch.time.median()) if batch.time is not None and self.policy.skips_rows and len(batch) else None
         epoch = self.epoch if epoch is None else epoch
         share = min(self.inputs_seen / self.total_samples, 1.0) if self.total_samples else None
         steps, samples = self._earlier
@@ -352,7 +353,7 @@ class Skipper:
             "steps": self.steps,
             "epoch": self.epoch,
             "samples": self._samples,
-            "dropped": self._dropped,
+            "lately": list(self._lately),
             "earlier": list(self._earlier),
             "first_epoch": self._first_epoch,
             "lookups": lookups,
@@ -397,7 +398,12 @@ class Skipper:
         self.batch_size = None if state["batch_size"] is None else whole_number(state, "batch_size", least=1)
         self.inputs_seen, self.inputs_kept = whole_number(state, "inputs_seen"), whole_number(state, "inputs_kept")
         self.steps, self.epoch = whole_number(state, "steps"), whole_number(state, "epoch")
-        self._samples, self._dropped = whole_number(state, "samples"), whole_number(state, "dropped")
+        self._samples = whole_number(state, "samples")
+        if "lately" in state:
+            kept, decided = (whole_number(state["lately"], place, of="lately ") for place in (0, 1))
+        else:  # a state of before: all that was kept and decided
+            kept, decided = self.inputs_kept, self.inputs_seen - whole_number(state, "dropped")
+        self._lately = _faded(kept, decided)
         self._earlier = _earlier(state)
         self._first_epoch = whole_number({"first_epoch": 0, **state}, "first_epoch")
         waiting = dict(state["waiting"])
@@ -411,6 +417,10 @@ class Skipper:
         self._packer.load_state_dict(waiting, self.batch_size)
         # The tables' own counters may or may not have been restored.
         self.row_updates.set(whole_number(state, "lookups"), whole_number(state, "skipped"))
+
+
+def _faded(kept: int, decided: int) -> tuple[int, int]:
+    return (kept, decided) if kept <= MEMORY else (MEMORY, round(decided * MEMORY / kept))
 
 
 def _earlier(state: Mapping[str, Any]) -> tuple[int, int]:

@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, IndexOutOfRange
+from slipstream.kernels.bounds import checked_offsets
 from slipstream.restored import copy_into
 from slipstream.staleness.compiled import count_up_to, mark_below, on_host
 
 if TYPE_CHECKING:
     from slipstream.data.batch import Inputs
+
+MOST_ROWS = 2**31
+"""Of a table: ids are int32."""
 
 
 class TailCounts:
@@ -73,11 +77,12 @@ class TailInputs:
 
         Raises:
             ConfigError: The inputs before, or those of the state that was taken over, had more features.
+            IndexOutOfRange: An id can be no row, or bags are not within their ids.
         """
         size, columns = inputs.ids.shape
         one_each = np.arange(size + 1, dtype=np.int64)
         lookups = [(inputs.ids[:, place].contiguous(), one_each) for place in range(columns)]
-        lookups += [(bag.values, bag.offsets.numpy()) for bag in inputs.bags]
+        lookups += [(bag.values, checked_offsets(bag.offsets, bag.values.numel(), size).numpy()) for bag in inputs.bags]
         if len(self._seen) > len(lookups):
             raise ConfigError(
                 f"the inputs have {len(lookups)} sparse features, those of before had {len(self._seen)}",
@@ -89,7 +94,13 @@ class TailInputs:
         touches = marked.numpy()
         for place, (ids, offsets) in enumerate(lookups):
             if ids.numel():
-                self._seen[place] = counts = _grown(self._seen[place], int(ids.max()) + 1)
+                low, high = (int(end) for end in ids.aminmax())
+                if low < 0 or high >= MOST_ROWS:
+                    raise IndexOutOfRange(
+                        f"feature {place}: an id is {low if low < 0 else high}",
+                        remedy=f"use row numbers, from 0 to {MOST_ROWS - 1}",
+                    )
+                self._seen[place] = counts = _grown(self._seen[place], high + 1)
                 mark_below(counts.seen.numpy(), ids.numpy(), offsets, self.limit, touches)
         for counts, (ids, offsets) in zip(self._seen, lookups, strict=True):
             counts.add(ids[int(offsets[0]) : int(offsets[-1])])

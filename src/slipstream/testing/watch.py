@@ -54,7 +54,7 @@ class Watched(Policy):
         self.skips_inputs, self.skips_rows = policy.skips_inputs, policy.skips_rows
         self.plans_order, self.plans_runs = policy.plans_order, policy.plans_runs
         self.wants_losses, self.decides_alone = policy.wants_losses, policy.decides_alone
-        self.chooses_by_label = policy.chooses_by_label
+        self.chooses_by_label, self.follows_time = policy.chooses_by_label, policy.follows_time
         says = type(policy).logit_offset is not Policy.logit_offset
         check(says or not policy.chooses_by_label, self.name, "says chooses_by_label, and has no logit_offset")
         self._tables: Mapping[str, Gated] = {}

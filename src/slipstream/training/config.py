@@ -232,6 +232,10 @@ class TrainConfig(_Section):
             )
         if build_policy(self.policy).plans_order and (self.mode == "prequential" or self.shuffle):
             raise ValueError(f"policy {self.policy.name} orders the samples: use mode=holdout and shuffle=false")
+        if build_policy(self.policy).follows_time and self.shuffle:
+            raise ValueError(
+                f"policy {self.policy.name} goes by the samples' time (half_life_unit=seconds): use shuffle=false"
+            )
         if self.optimizer.untouched == "dense" and build_policy(self.policy).skips_rows:
             raise ValueError(f"policy {self.policy.name} skips row updates, which needs untouched=lazy")
         if self.row_cache_bytes is not None:
