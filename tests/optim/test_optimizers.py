@@ -649,6 +649,91 @@ def test_a_dense_gradient_between_those_of_lookups(ours, torchs, options, by_han
     torch.testing.assert_close(mine.weight, plain.weight, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [(torch.optim.AdamW, optim.AdamW), (torch.optim.SGD, optim.SGD)], ids=["AdamW", "SGD"])
+@pytest.mark.parametrize("switch", [False, True])
+def test_catch_up_with_dense_gradients_between_those_of_lookups(kind, switch: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.Embedding(6, 4)
+    mine = convert(copy.deepcopy(plain))
+    options = {"lr": 0.1} if kind[0] is torch.optim.AdamW else {"lr": 0.1, "momentum": 0.9}
+    ours = kind[1](mine.parameters(), on_skip="catch_up", **options)
+    for model, optimizer in ((plain, kind[0](plain.parameters(), **options)), (mine, ours)):
+        for number in range(9):
+            dense = number % 3 == 1
+            if switch and optimizer is ours:
+                ours.param_groups[0]["untouched"] = "dense" if dense else "lazy"
+            optimizer.zero_grad()
+            loss = model(torch.arange(6)).pow(2).sum()
+            (loss if switch or not dense else loss + model.weight.pow(2).sum()).backward()
+            optimizer.step()
+    torch.testing.assert_close(mine.weight, plain.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dense_gradient_finds_all_rows_caught_up() -> None:
+    # Row 1 waits for three steps; its moments and decay have gone on as those of a row with gradients of 0 would.
+    table = Embedding(2, 4)
+    start = table.weight.detach().clone()
+    optimizer = optim.AdamW(table.parameters(), lr=0.1, weight_decay=0.5, on_skip="catch_up")
+    for ids in ([0, 1], [0], [0], [0]):
+        optimizer.zero_grad()
+        table(torch.tensor(ids)).sum().backward()
+        optimizer.step()
+    moment = optimizer.state[table.weight]["exp_avg"][1].clone()
+    before = table.weight[1].detach().clone()
+    optimizer.zero_grad()
+    table.weight.grad = torch.zeros(2, 4)
+    optimizer.step()
+    state = optimizer.state[table.weight]
+    torch.testing.assert_close(state["exp_avg"][1], moment * 0.9**4)
+    assert state["last_step"].tolist() == [5, 5] and int(state["step"]) == 5
+    moved = before * (1 - 0.1 * 0.5) ** 4
+    assert not torch.equal(before, start[1])
+    assert ((table.weight[1] - moved).abs() < 0.1).all()
+
+
+def test_momentum_that_is_off_for_a_while_is_left_alone_as_by_torch() -> None:
+    torch.manual_seed(0)
+    plain = nn.Embedding(6, 4)
+    mine = convert(copy.deepcopy(plain))
+    for model, optimizer in (
+        (plain, torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)),
+        (mine, optim.SGD(mine.parameters(), lr=0.1, momentum=0.9)),
+    ):
+        for number in range(9):
+            optimizer.param_groups[0]["momentum"] = 0.0 if number in (3, 4) else 0.9
+            optimizer.zero_grad()
+            model(torch.arange(6)).pow(2).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(mine.weight, plain.weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_state_of_another_dtype_is_cast_as_by_torch(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"table": nn.Embedding(6, 4), "head": nn.Linear(4, 1)}).to(dtype)
+    torchs = torch.optim.Adam(model.parameters())
+    model["head"](model["table"](torch.arange(6))).sum().backward()
+    torchs.step()
+    mine = convert(copy.deepcopy(model).float())
+    ours = optim.Adam(mine.parameters())
+    ours.load_state_dict(torchs.state_dict())
+    for parameter in mine.parameters():
+        assert ours.state[parameter]["exp_avg"].dtype == torch.float32
+    ours.zero_grad()
+    mine["head"](mine["table"](torch.arange(6))).sum().backward()
+    ours.step()
+
+
+def test_a_copy_of_an_optimizer_draws_gates_alike() -> None:
+    optimizer = optim.SGD(Embedding(6, 3).parameters(), lr=0.1)
+    optimizer.gate_seed = 7
+    assert copy.deepcopy(optimizer).gate_seed == 7
+    older = {name: value for name, value in optimizer.__getstate__().items() if name != "gate_seed"}
+    other = optim.SGD(Embedding(6, 3).parameters(), lr=0.1)
+    other.__setstate__(older)
+    assert other.gate_seed == 0
+
+
 def test_a_state_of_one_number_a_row_does_not_take_dense_gradients() -> None:
     table = Embedding(6, 3)
     optimizer = optim.RowwiseAdagrad(table.parameters(), lr=0.1)

@@ -28,6 +28,7 @@ from slipstream.policies import (
     Policy,
     Progress,
     Random,
+    RowImportance,
     Skipper,
     Slipstream,
 )
@@ -357,16 +358,18 @@ def test_a_policy_serves_one_skipper_at_a_time() -> None:
     Skipper(TwoTables(), policy)
 
 
-def test_gates_of_before_that_nobody_will_open_are_said() -> None:
+def test_gates_of_before_are_said() -> None:
     model = TwoTables()
-    first = Skipper(model, Random(0.5, level="rows"))
-    first.detach()
-    with pytest.warns(UserWarning, match=r"'user.weight' and 1 more: .*policy 'none' sets none.*set_gate\(None\)"):
-        Skipper(model, NoSkipping())
-    for table in tables(model).values():
-        table.set_gate(None)
+    Skipper(model, Random(0.5, level="rows")).detach()
+    for policy in (NoSkipping(), RowImportance(0.5), PSSE()):
+        said = rf"'user.weight' and 1 more: .*unless policy '{policy.name}' sets them; table.set_gate\(None\) opens all"
+        with pytest.warns(UserWarning, match=said):
+            Skipper(model, policy).detach()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        Skipper(model, Random(0.7, level="rows")).detach()  # sets its own
+        for table in tables(model).values():
+            table.set_gate(None)
         Skipper(model, NoSkipping())
 
 

@@ -124,11 +124,15 @@ def empty_table(rows: int, dim: int, device: Any = None) -> Tensor:
     return advise_huge_pages(torch.empty(rows, dim, dtype=torch.float32, device=device))
 
 
+def state_dtype(weight: Tensor) -> torch.dtype:
+    """What a table's optimizer state is kept in: float32, for float64 tables float64."""
+    return weight.dtype if weight.dtype == torch.float64 else torch.float32
+
+
 def zeros_like_table(weight: Tensor, *, rowwise: bool = False) -> Tensor:
     """Optimizer state of a table: zeros [R, D], or [R] with ``rowwise``; float32, for float64 tables float64."""
     shape = weight.shape[:1] if rowwise else weight.shape
-    dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
-    return advise_huge_pages(torch.empty(shape, dtype=dtype, device=weight.device)).zero_()
+    return advise_huge_pages(torch.empty(shape, dtype=state_dtype(weight), device=weight.device)).zero_()
 
 
 def mapped_table(path: Path | str, rows: int, dim: int, *, read_around: bool | None = None) -> Tensor:

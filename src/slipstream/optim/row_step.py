@@ -15,13 +15,14 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from slipstream.embedding.memory import zeros_like_table
+from slipstream.embedding.memory import state_dtype, zeros_like_table
 from slipstream.embedding.row_gradient import RowGradient
 from slipstream.embedding.table import Site, Table
 from slipstream.errors import ConfigError, UnsupportedOption
 from slipstream.kernels import reference, registry
 from slipstream.kernels.parallel import SlowPathWarning
 from slipstream.kernels.types import TableSet, TableState, UpdateSettings
+from slipstream.optim.catching_up import catch_up_all, note_caught_up
 from slipstream.optim.plan import Part, joined
 from slipstream.optim.refusals import (
     refuse_dense,
@@ -89,6 +90,10 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
             group.setdefault("on_skip", on_skip)
             refuse_unknown_options(group)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """See torch, which copies and pickles by it; with the key of the gates' draws."""
+        return {**super().__getstate__(), "gate_seed": self.gate_seed}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """See torch, whose ``load_state_dict`` ends here; groups that torch's optimizer saved get our options."""
         super().__setstate__(state)
@@ -128,9 +133,15 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                     work.append((group, rows, self._plan(group, rows)))
             for group, (dense, _) in zip(self.param_groups, sorted_out, strict=True):
                 group["params"] = dense
+            behind = self._behind()
             if any(group["params"] for group in self.param_groups):
                 with torch.no_grad():
+                    for group, parameter, state in behind:
+                        settings = self._settings(group, int(state["step"]) + 1)
+                        catch_up_all(parameter, state, self._row_state_of(group), settings)
                     self._dense_step()
+                    for _, _, state in behind:
+                        note_caught_up(state)
         finally:
             for group, params in zip(self.param_groups, everything, strict=True):
                 group["params"] = params
@@ -141,6 +152,16 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                 for group, rows, plan in work:
                     self._row_step(group, rows, plan)
         return loss
+
+    def _behind(self) -> list[tuple[Group, nn.Parameter, dict[str, Any]]]:
+        """Of the parameters with a dense gradient the tables that have rows to catch up."""
+        return [
+            (group, parameter, self.state[parameter])
+            for group in self.param_groups
+            if group["on_skip"] == "catch_up"
+            for parameter in group["params"]
+            if parameter.grad is not None and "last_step" in self.state.get(parameter, ())
+        ]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """See torch; with ``set_to_none`` without the label for its profiler, which costs more than the work."""
@@ -263,7 +284,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         options = (self._row_state_of(group), group["on_skip"], self.gate_seed)
         key = (options, *[id(gradient.table) for gradient in gradients])
         plan = plans.get(key)
-        if plan is None or not all(part.is_of(self.state, self.row_state) for part in plan):
+        if plan is None or not all(part.is_of(self.state, options[0]) for part in plan):
             kinds: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
             for position, gradient in enumerate(gradients):
                 weight = gradient.table.weight
@@ -280,7 +301,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                     self._new_state(weight, group, state)
                 refuse_gate(gradients[position].table)
                 refuse_state(gradients[position].table, state, self.row_state, rowwise=self.rowwise)
-            plan = [self._part(positions, gradients) for positions in kinds.values()]
+            plan = [self._part(positions, gradients, options[0]) for positions in kinds.values()]
             if len(plans) > _MOST_PLANS:
                 plans.clear()
             plans[key] = plan
@@ -291,13 +312,13 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                         refuse_gate(owner)
         return plan
 
-    def _part(self, positions: list[int], gradients: list[RowGradient]) -> Part:
+    def _part(self, positions: list[int], gradients: list[RowGradient], names: tuple[str, ...]) -> Part:
         owners = [gradients[i].table for i in positions]
         states = [self.state[table.weight] for table in owners]
         order = {id(p): i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         tables = TableSet()
         for table, state in zip(owners, states, strict=True):
-            first, second = (*(state.get(name) for name in self.row_state), None, None)[:2]
+            first, second = (*(state.get(name) for name in names), None, None)[:2]
             # Else equal ids of all tables would draw alike.
             seed = (self.gate_seed << 20) + order.get(id(table.weight), 0)
             last_step = state.get("last_step")
@@ -338,7 +359,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         return without_compiler(super().state_dict)()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See torch; row-wise and integer states keep their shape and dtype."""
+        """See torch; row-wise and integer states keep their shape, and tables' states what they are computed in."""
         without_compiler(super().load_state_dict)(state_dict)
         vars(self).update(_plans={}, _captured={})
         kept = ("last_step", *self.row_state)
@@ -348,8 +369,11 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         for position, parameter in zip(ids, flat, strict=True):
             for name in kept:  # torch casts every state to the parameter's dtype
                 value = saved.get(position, {}).get(name)
-                if isinstance(value, Tensor) and value.dtype != self.state[parameter][name].dtype:
-                    self.state[parameter][name] = value.to(parameter.device, copy=True)
+                if not isinstance(value, Tensor) or (name != "last_step" and self._table_of(parameter) is None):
+                    continue
+                dtype = torch.int32 if name == "last_step" else state_dtype(parameter)
+                if self.state[parameter][name].dtype != dtype:
+                    self.state[parameter][name] = value.to(parameter.device, dtype, copy=True)
 
 
 def _reciprocal(scale: Tensor) -> float | Tensor:

@@ -92,8 +92,8 @@ class Skipper:
             model has no table of ours.
 
     Warns:
-        UserWarning: Rows have gates that are not open, of a Skipper of before or set by hand, and the policy sets none,
-            so that they stay so. One that skips rows leaves them until it decides for the first time.
+        UserWarning: Rows have gates that are not open, of a Skipper of before or set by hand. They stay so until the
+            policy sets gates, if it does.
     """
 
     def __init__(
@@ -157,9 +157,9 @@ class Skipper:
         for table in self.tables.values():
             if policy.skips_rows and isinstance(table, Table):
                 table.by_sample, table.sampler = False, None  # whatever an earlier policy did
-        if not policy.skips_rows:
-            self._say_gates()
+        before = self._shut_gates()
         policy.attach(self.tables, seed=seed)
+        self._say_gates(before)
         policy.attach_model(model, losses)
         if total_samples is not None and batch_size is not None:
             with suppress(ConfigError):  # the length is for defaults; whether it is enough, a Trainer decides
@@ -291,14 +291,18 @@ class Skipper:
         if _SERVED.get(id(self.policy)) is self:
             del _SERVED[id(self.policy)]
 
-    def _say_gates(self) -> None:
+    def _shut_gates(self) -> dict[str, Tensor]:
+        """Copies of the tables' gates where some are not open."""
         gates = {name: getattr(table, "gate", None) for name, table in self.tables.items()}
-        shut = [name for name, gate in gates.items() if gate is not None and bool((gate != OPEN).any())]
-        if shut:
-            others = f" and {len(shut) - 1} more" if len(shut) > 1 else ""
+        return {name: gate.clone() for name, gate in gates.items() if gate is not None and bool((gate != OPEN).any())}
+
+    def _say_gates(self, before: dict[str, Tensor]) -> None:
+        left = [name for name, gate in self._shut_gates().items() if name in before and torch.equal(gate, before[name])]
+        if left:
+            others = f" and {len(left) - 1} more" if len(left) > 1 else ""
             warnings.warn(
-                f"tables {shut[0]!r}{others}: rows have gates that are not open, and policy {self.policy.name!r} sets "
-                "none, so they stay so; table.set_gate(None) opens all",
+                f"tables {left[0]!r}{others}: rows have gates of before that are not open, and stay so unless policy "
+                f"{self.policy.name!r} sets them; table.set_gate(None) opens all",
                 stacklevel=3,
             )
 
