@@ -8,9 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
+import typer.main
 
 from slipstream.cli import entry
 from slipstream.cli.entry import bound_spin
+from slipstream.errors import ConfigError
+from slipstream.training.config import default_cache
 
 COMMANDS = (
     "prepare",
@@ -128,6 +132,79 @@ def test_a_lack_of_memory_is_one_line_and_status_2(
     assert said in line and "smaller batches" in line
     with pytest.raises(type(error)):
         entry.run(["train", "--debug"])
+
+
+def command_of(function: Callable[[], None]) -> Callable[..., int]:
+    app = typer.Typer()
+    app.command()(function)
+    return typer.main.get_command(app)
+
+
+def test_a_file_that_is_cut_off_is_no_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut_off() -> None:
+        raise EOFError("Ran out of input")  # numba's, of an index that is empty
+
+    monkeypatch.setattr(entry, "_command", lambda: command_of(cut_off))
+    assert entry.run([]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("slipstream: a file is cut off (Ran out of input): most likely the cache")
+    assert "*.nbi" in said
+
+
+def test_ctrl_c_is_130_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "_command", interrupted)
+    assert entry.run(["train"]) == 130
+    monkeypatch.setattr(entry, "_command", lambda: command_of(interrupted))
+    assert entry.run([]) == 130
+
+
+def test_who_stops_reading_costs_no_file(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    page, figures = tmp_path / "page.html", tmp_path / "figures.csv"
+    command = [sys.executable, "-m", "slipstream", "compare", str(make_run("full")), "--html", str(page)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run(
+            [*command, "--csv", str(figures)],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert page.is_file() and figures.is_file()
+
+
+def test_kernels_have_a_cache_where_nothing_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(entry.atexit, "register", lambda *_, **__: None)
+    for given in ({"NUMBA_CACHE_DIR": "/mine"}, {}):
+        environment = dict(given)
+        entry.give_kernels_a_cache(environment)  # this installation can be written
+        assert environment == given
+    monkeypatch.setattr(entry.os, "access", lambda *_: False)
+    environment = {}
+    entry.give_kernels_a_cache(environment)
+    folder = Path(environment["NUMBA_CACHE_DIR"])
+    assert folder.is_dir() and "compiled anew" in capsys.readouterr().err
+    folder.rmdir()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(ConfigError, match="no home folder; set cache, or XDG_CACHE_HOME"):
+        default_cache()
 
 
 def test_another_runtime_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

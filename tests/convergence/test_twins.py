@@ -213,7 +213,7 @@ def test_catch_up_equals_its_definition(kind: str) -> None:
                     m[rows] = beta1 ** (missed + 1) * m[rows] + grad
                     w[rows] -= lr * m[rows]
                     continue
-                w[rows] *= (1 - lr * decay) ** (missed + 1)
+                w[rows] *= ((1 - lr * decay) ** (missed.double() + 1)).to(w.dtype)
                 m[rows] = beta1 ** (missed + 1) * m[rows] + (1 - beta1) * grad
                 v[rows] = beta2 ** (missed + 1) * v[rows] + (1 - beta2) * grad.square()
                 size = lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step)

@@ -23,6 +23,7 @@ from slipstream.data.prepare import PrepareOptions, encode_raw, open_or_prepare,
 from slipstream.data.sources import TextSource
 from slipstream.data.split import named_splits, split_by_time
 from slipstream.errors import ConfigError, DataError, NotPrepared, OutputError
+from slipstream.training.saved import Wanted
 
 STOP = PrepareOptions()
 QUARANTINE = PrepareOptions(on_bad_row="quarantine")
@@ -530,3 +531,48 @@ def test_what_a_new_users_csv_stumbles_over_says_what_to_do(tmp_path: Path) -> N
     table.write_text('liked?,"Price, EUR",Dish\n1,1.5,"Soup,\nhot"\n')
     with pytest.raises(DataError, match=r"t\.csv:2: a quote is not closed.*take the line break out"):
         prepare(table, tmp_path / "out", schema=Schema.load(schema))
+
+
+def test_data_of_another_vocabulary_is_told_apart_even_where_all_counts_are_equal(tmp_path: Path) -> None:
+    stores = []
+    for name, values in (("mon", "ab"), ("tue", "ba")):
+        rows = [f"{i % 2},{values[0] if i % 3 else values[1]}" for i in range(60)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["label,user", *rows]) + "\n")
+        schema = Schema(label="label", categorical=("user",))
+        stores.append(prepare(tmp_path / f"{name}.csv", tmp_path / name, format="csv", schema=schema))
+    mine, other = stores
+    assert [feature.num_rows for feature in mine.features] == [feature.num_rows for feature in other.features]
+    wanted = Wanted.of(mine)
+    wanted.check(mine)
+    with pytest.raises(DataError, match="was encoded differently from the training data"):
+        wanted.check(other)
+    again = prepare(tmp_path / "mon.csv", tmp_path / "again", format="csv", schema=schema)
+    wanted.check(again)
+
+
+def test_a_vocabulary_with_other_values_than_the_encoder_says_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("label,user\n0,a\n1,b\n0,a\n")
+    schema = Schema(label="label", categorical=("user",))
+    store = prepare(tmp_path / "a.csv", tmp_path / "store", format="csv", schema=schema)
+    (store.path / "store.json").unlink()  # with its checksums
+    file = store.path / "vocabulary" / "user.parquet"
+    pl.read_parquet(file).reverse().write_parquet(file)
+    with pytest.raises(DataError, match="holds other values than the data was encoded with"):
+        Encoder.load(store.path)
+
+
+def test_a_slice_is_prepared_with_the_options_of_what_it_extends(tmp_path: Path) -> None:
+    def write(name: str, users: list[int]) -> Path:
+        rows = ["user,item", *(f"{user},{i % 7}" for i, user in enumerate(users))]
+        (tmp_path / name).write_text("\n".join(rows) + "\n")
+        return tmp_path / name
+
+    chosen = {"min_frequency": 3, "negatives": 4, "negative_method": "uniform", "seed": 5}
+    one = prepare(write("1.csv", [1, 2, 3] * 7), tmp_path / "1", options=PrepareOptions(**chosen))
+    two = prepare(write("2.csv", [7, 8, 9] * 7 + [11, 12]), tmp_path / "2", extend=one.path)
+    given = PrepareOptions(negatives=1, min_frequency=1)
+    three = prepare(tmp_path / "2.csv", tmp_path / "3", extend=one.path, options=given)
+    assert [store.features[0].num_rows for store in (one, two, three)] == [4, 7, 9]
+    drawn = [store.manifest.provenance["negatives"] for store in (one, two, three)]
+    assert drawn[0] == drawn[1] == {"per_positive": 4, "method": "uniform", "window": 3000, "seed": 5}
+    assert drawn[2] == {**drawn[0], "per_positive": 1}

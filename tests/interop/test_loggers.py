@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 from tests.cli.test_run_commands import call
 
 from slipstream.errors import ConfigError, NotInstalled
+from slipstream.interop import loggers
 from slipstream.interop.loggers import LOGGERS, make_logger
+from slipstream.training import RunDone, TrainConfig
+from slipstream.training import train as run_training
 
 MODEL = "model: {name: dlrm, embedding_dim: 4, bottom: [4], top: [8]}\nbatch_size: 64\nlog_every: 5\n"
 
@@ -74,3 +78,30 @@ def test_an_unknown_logger_and_a_training_without_folder(data: Path, tmp_path: P
         make_logger("comet", tmp_path)
     with pytest.raises(ConfigError, match="add --out"):
         call("train", data / "data", "--logger", "tensorboard", "--quiet")
+
+
+def test_results_without_an_auc_and_a_logger_that_fails_cost_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[str, float] = {}
+
+    class Failing:
+        def __call__(self, event: object) -> None:
+            if isinstance(event, RunDone):
+                logged.update(loggers._outcome(event.result))
+                raise RuntimeError("the network is down")
+
+    (tmp_path / "pairs.csv").write_text("user,item\n" + "".join(f"{n % 40},{(n + n // 40) % 30}\n" for n in range(600)))
+    config = TrainConfig(
+        data=tmp_path / "pairs.csv",
+        cache=tmp_path / "cache",
+        out=tmp_path / "run",
+        model={"name": "mf", "embedding_dim": 4, "objective": "bpr"},
+        batch_size=64,
+        prepare={"negatives": 0},
+    )
+    with pytest.raises(RuntimeError, match="network"):
+        run_training(config, listeners=[Failing()])
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["auc"] is None and "result/auc" not in logged
+    assert logged["result/ranking/ndcg"] == pytest.approx(result["ranking"]["ndcg"])

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from slipstream.errors import DataError
-from slipstream.report.runs import baseline, differing_settings, load_runs, same_data
+from slipstream.report.html import compare_page
+from slipstream.report.runs import baseline, differing_settings, load_runs, unlike
 from slipstream.report.table import columns, comparison, csv_text, terminal_table
 
 
@@ -53,9 +54,26 @@ def test_a_comparison_of_runs_on_different_data_says_that_it_means_nothing(make_
         file = folder / "result.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"dataset": f"of {folder.name}"}))
     runs = load_runs(folders)
-    assert same_data(runs[:1]) and not same_data(runs)
+    assert not unlike(runs[:1]) and unlike(runs) == "are of different data"
     assert "mean nothing" not in str(terminal_table(runs[:1]).caption)
     assert "mean nothing" in str(terminal_table(runs).caption)
+
+
+def test_a_comparison_of_runs_scored_on_different_samples_says_that_it_means_nothing(
+    make_run: Callable[..., Path],
+) -> None:
+    like = {"mode": "holdout", "samples_scored": 500}
+    runs = load_runs([make_run("a", **like), make_run("b", **like), make_run("c", **{**like, "samples_scored": 600})])
+    assert unlike(runs[:2]) == "" and "mean nothing" not in str(terminal_table(runs[:2]).caption)
+    assert "the runs were scored on different samples" in str(terminal_table(runs).caption)
+    assert "The runs were scored on different samples" in compare_page(runs)
+
+
+def test_names_of_runs_are_no_markup(make_run: Callable[..., Path]) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(terminal_table(load_runs([make_run("full[old]"), make_run("[red]a", "random")]), width=200))
+    text = console.export_text()
+    assert "against full[old]" in text and "[red]a" in text
 
 
 def test_tables_agree_with_the_results(make_run: Callable[..., Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -111,3 +112,32 @@ def test_a_copy_may_be_of_another_dtype_and_not_of_another_model() -> None:
     assert other.taken
     with pytest.raises(ConfigError, match="another model"):
         other.load_state_dict({"tensors": [tensor[:1] for tensor in state["tensors"]]})
+
+
+class Keeping(TwoTables):
+    """Keeps what it computed, for losses of its own."""
+
+    def forward(self, inputs):
+        out = super().forward(inputs)
+        self.last, self.all, self.by_name = out, [out * 2], {"logits": out * 3}
+        return out
+
+
+def test_a_model_that_keeps_what_it_computed_can_be_copied() -> None:
+    model, batch = Keeping(), make_batch(0, 16)
+    past = EarlierSelf(model, cross_entropies)
+    kept = cross_entropies(model, batch)
+    past.take()
+    assert torch.equal(past.losses(batch), kept.detach()) and model.last.grad_fn is not None
+    past.load_state_dict(past.state_dict())
+    (kept + model.last + model.all[0]).sum().backward()
+    assert model.user.weight.grad is not None
+
+
+def test_what_cannot_be_copied_is_named() -> None:
+    model = nn.ModuleDict({"deep": TwoTables()})
+    model["deep"].lock = threading.Lock()
+    past = EarlierSelf(model, cross_entropies)
+    with pytest.raises(ConfigError, match="attribute 'lock' of module deep"):
+        past.take()
+    assert not past.taken

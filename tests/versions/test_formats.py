@@ -1,8 +1,8 @@
 """What earlier versions wrote stays readable; what later ones will write is refused with a clear word.
 
-``tests/fixtures/store_v1`` and ``run_v1`` were written by version 0.1.0 and never change, nor does ``store_v2``, whose
-encoder is of version 2, nor ``checkpoint_v1``: a training that was interrupted after a full checkpoint and one of some
-rows, and the same training finished. A new format gets its own fixtures beside them.
+``tests/fixtures/store_v1`` and ``run_v1`` were written by version 0.1.0 and never change, nor do ``store_v2`` and
+``store_v3``, whose encoders are of versions 2 and 3, nor ``checkpoint_v1``: a training that was interrupted after a
+full checkpoint and one of some rows, and the same training finished. A new format gets its own fixtures beside them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FINGERPRINT = "9da1c15d00eb"
 
 def test_there_are_fixtures_of_every_format() -> None:
     found = FORMAT_VERSION, ENCODER_VERSION, saved.FORMAT_VERSION, manifest.FORMAT_VERSION
-    assert found == (1, 2, 1, 1), "add fixtures of the new format"
+    assert found == (1, 3, 1, 1), "add fixtures of the new format"
 
 
 def test_a_store_of_format_1() -> None:
@@ -42,7 +42,7 @@ def test_a_store_of_format_1() -> None:
     assert int(store.labels.sum()) == store.manifest.num_positives
 
 
-@pytest.mark.parametrize(("folder", "version"), [(STORE, 1), (FIXTURES / "store_v2", 2)])
+@pytest.mark.parametrize(("folder", "version"), [(STORE, 1), (FIXTURES / "store_v2", 2), (FIXTURES / "store_v3", 3)])
 def test_its_encoder_encodes_the_same_file_alike(folder: Path, version: int) -> None:
     store, encoder = Store.open(folder), Encoder.load(folder)
     assert encoder.spec.encoder_version == version
@@ -62,11 +62,14 @@ def test_a_training_goes_on_from_checkpoints_of_format_1(tmp_path: Path) -> None
     run = shutil.copytree(CHECKPOINTS / "interrupted", tmp_path / "run")
     newest = CheckpointFolder(run).newest()
     assert newest is not None and newest.manifest.kind == "rows" and newest.manifest.position["steps"] == 6
+    lines = newest.state["listeners"]["JsonlMetrics"]["text"]
+    assert isinstance(lines, str)  # later checkpoints hold them as bytes
     config = load_config(run / "config.yaml").model_copy(update={"data": STORE, "out": run})
     result = train(config, resume=True)
     kept = json.loads((CHECKPOINTS / "finished" / "result.json").read_text(encoding="utf-8"))
     assert result.auc == pytest.approx(kept["auc"]) and result.log_loss == pytest.approx(kept["log_loss"])
     weights = [load_file(folder / "model.safetensors") for folder in (run, CHECKPOINTS / "finished")]
+    assert (run / "metrics.jsonl").read_text(encoding="utf-8").startswith(lines)
     for name, weight in weights[1].items():
         np.testing.assert_allclose(weights[0][name], weight, rtol=1e-5, atol=1e-7)
 

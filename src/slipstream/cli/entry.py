@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import cache
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, cast
 
 from slipstream.errors import Interrupted, SlipstreamError
@@ -23,6 +27,7 @@ _LESS = (
     "use smaller batches or tables (model.embedding_dim, hash_rows in prepare) or a larger machine "
     "(train --max-memory SIZE refuses what needs more before it begins)"
 )
+_REMOVE_CACHE = "remove the files *.nbi in NUMBA_CACHE_DIR, or else below the folder of slipstream or ~/.cache/numba"
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
@@ -52,6 +57,32 @@ def keep_freed_memory() -> None:
         if not mallopt(_M_MMAP_THRESHOLD, 256 << 20):
             mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the greatest that older versions take
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+def give_kernels_a_cache(environment: MutableMapping[str, str]) -> None:
+    """Have compiled kernels kept in a temporary folder of this process where Numba finds no other place.
+
+    A container's installation may be read-only and its user without a home; Numba then refuses to compile.
+
+    Args:
+        environment: The process's environment, changed in place.
+    """
+    if environment.get("NUMBA_CACHE_DIR"):
+        return
+    package = Path(__file__).parent.parent / "kernels"
+    beside = package / "__pycache__"
+    own = Path(environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if os.access(beside if beside.exists() else package, os.W_OK) or os.access(_nearest(own), os.W_OK):
+        return
+    folder = tempfile.mkdtemp(prefix="slipstream-kernels-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    environment["NUMBA_CACHE_DIR"] = folder
+    complain("warning: kernels are compiled anew, a minute or so: no cache can be written; set NUMBA_CACHE_DIR")
+
+
+def _nearest(path: Path) -> Path:
+    """The folder itself, or the one in which it could be made."""
+    return next((each for each in (path, *path.parents) if each.exists()), Path("/"))
 
 
 @cache
@@ -84,8 +115,17 @@ def run(arguments: Sequence[str]) -> int:
     usage_error = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
     try:
         return _command()(args=arguments, prog_name="slipstream", standalone_mode=False) or 0
-    except typer.Abort:
+    except KeyboardInterrupt:
         return 130
+    except typer.Abort as error:
+        cut_off = error.__cause__ or error.__context__
+        if not isinstance(cut_off, EOFError):
+            return 130
+        if debug:
+            raise
+        # Click takes it for an end of the keyboard's input, which no command reads.
+        complain(f"a file is cut off ({cut_off}): most likely the cache of compiled kernels; {_REMOVE_CACHE}")
+        return 2
     except usage_error as error:
         if debug:
             raise
@@ -99,8 +139,9 @@ def run(arguments: Sequence[str]) -> int:
             complain(str(error))
         return TERMINATED if isinstance(error, Interrupted) else 2
     except BrokenPipeError:
-        # Who read our output wants no more of it (`slipstream compare … | head`). Python flushes once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from slipstream.cli.output import silence_stdout
+
+        silence_stdout()  # who read our output wants no more of it
         return 0
     except OSError as error:
         if debug:
@@ -160,6 +201,7 @@ def main() -> None:
     """Run the command line and exit with its status."""
     bound_spin(os.environ)
     keep_freed_memory()
+    give_kernels_a_cache(os.environ)
     for stream in (sys.stdout, sys.stderr):
         # A file name need not be text.
         if isinstance(stream, TextIOWrapper):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from slipstream.cli import output
 from slipstream.cli.train import ranking_facts
@@ -79,5 +80,7 @@ def score_table(evaluation: Evaluation) -> Table:
     scored |= {f"new in {feature}": scores for scores in evaluation.new_items.values()}
     for name, scores in scored.items():
         figures = (scores.auc, scores.log_loss, scores.calibration)
-        table.add_row(name, f"{scores.samples:,}", *("–" if figure is None else f"{figure:.4f}" for figure in figures))
+        table.add_row(
+            Text(name), f"{scores.samples:,}", *("–" if figure is None else f"{figure:.4f}" for figure in figures)
+        )
     return table

@@ -23,8 +23,9 @@ from slipstream.data.text import Text, hash_text
 from slipstream.data.vocabulary import Hashes, Lookup
 from slipstream.errors import DataError, NotPrepared, first_problem
 
-ENCODER_VERSION = 2
-"""2: vocabularies may extend earlier ones (``lineage``). Version 1 is read as it is."""
+ENCODER_VERSION = 3
+"""2: vocabularies may extend earlier ones (``lineage``). 3: it says which values they hold (``vocabulary``), so that
+two that differ in nothing but their values are told apart. Versions 1 and 2 are read as they are."""
 ENCODER = "encoder.json"
 CALENDAR_ROWS = {"hour": 25, "weekday": 8}
 """Rows of the tables of calendar features: 24 hours, 7 weekdays, and row 0."""
@@ -40,6 +41,9 @@ class SparseSpec(BaseModel):
     num_rows: int = Field(ge=1, le=MAX_ROWS)
     """Rows of the table including row 0 (out of vocabulary; a hashed feature never uses it)."""
     multi_hot: bool = False
+    vocabulary: str | None = None
+    """Sha256 of the vocabulary's values in the order of their ids (of their hashes); None where there is none, and
+    before version 3."""
 
 
 class DenseSpec(BaseModel):
@@ -210,6 +214,8 @@ class Encoder:
             if lookup.num_values != sparse.num_rows - 1:
                 what = f"holds {lookup.num_values:,} values instead of {sparse.num_rows - 1:,}"
                 raise DataError(what, file=file, remedy=_AGAIN)
+            if sparse.vocabulary not in (None, lookup.digest):
+                raise DataError("holds other values than the data was encoded with", file=file, remedy=_AGAIN)
         return cls(spec, lookups)
 
 

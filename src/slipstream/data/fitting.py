@@ -207,5 +207,11 @@ class Fitter:
             return SparseSpec(name=name, kind="hash", num_rows=self._hash_rows, multi_hot=multi_hot)
         known = None if self._previous is None else self._previous.vocabulary(name)
         path = self._folder / vocabulary_file(name)
-        lookups[name] = self._counters.pop(name).finish(path, self._min_frequency, known)
-        return SparseSpec(name=name, kind="vocabulary", num_rows=lookups[name].num_values + 1, multi_hot=multi_hot)
+        lookup = lookups[name] = self._counters.pop(name).finish(path, self._min_frequency, known)
+        return SparseSpec(
+            name=name,
+            kind="vocabulary",
+            num_rows=lookup.num_values + 1,
+            multi_hot=multi_hot,
+            vocabulary=lookup.digest,
+        )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slipstream.data.names import DenseTransform, NegativeMethod
 from slipstream.data.negatives import NegativeOptions
@@ -12,6 +14,7 @@ from slipstream.data.schema import MAX_ROWS
 from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
+    from slipstream.data.encoder import EncoderSpec
     from slipstream.data.formats import RawData
 
 
@@ -44,6 +47,25 @@ class PrepareOptions(BaseModel):
     """Seed of the negatives, and of the order of pairs."""
     threads: int = Field(default=2, ge=1, le=64)
     """Threads that parse and encode, beside the one that reads and writes."""
+
+
+def as_before(options: PrepareOptions, encoder: EncoderSpec, provenance: Mapping[str, Any]) -> PrepareOptions:
+    """The options for a slice of data that extends a prepared one: what was not said is as it was there.
+
+    Args:
+        options: Those that were given.
+        encoder: Of the data set that is extended.
+        provenance: Of its manifest.
+    """
+    before: dict[str, Any] = {
+        "min_frequency": encoder.min_frequency,
+        "nan": "missing" if encoder.nan_is_missing else "error",
+    }
+    with suppress(ValidationError):  # whoever writes stores may say there what they like
+        drawn = NegativeOptions.model_validate(provenance.get("negatives"))
+        before |= {"negatives": drawn.per_positive, "negative_method": drawn.method}
+        before |= {"negative_window": drawn.window, "seed": drawn.seed}
+    return options.model_copy(update={k: v for k, v in before.items() if k not in options.model_fields_set})
 
 
 def negative_options(data: RawData, options: PrepareOptions) -> NegativeOptions | None:

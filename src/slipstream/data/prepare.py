@@ -9,9 +9,9 @@ from pathlib import Path
 
 from slipstream.data.encoder import Encoder
 from slipstream.data.formats import open_raw
-from slipstream.data.manifest import MANIFEST
+from slipstream.data.manifest import MANIFEST, read_manifest
 from slipstream.data.names import FORMATS
-from slipstream.data.options import PrepareOptions, negative_options
+from slipstream.data.options import PrepareOptions, as_before, negative_options
 from slipstream.data.passes import Passes
 from slipstream.data.raw_batches import encode_raw
 from slipstream.data.rewrite import rewrite, time_order
@@ -44,7 +44,8 @@ def prepare(
         schema: What the columns are, for the formats ``csv`` and ``parquet``; None: inferred.
         options: See :class:`PrepareOptions`.
         extend: A prepared data set whose vocabularies are extended: values that it knows keep their ids, new ones come
-            after them, dense columns are transformed as there. For the next slice of data that a model goes on with.
+            after them, dense columns are transformed as there, and options that are not given are those of there
+            (negatives, ``min_frequency``, ``nan``). For the next slice of data that a model goes on with.
         overwrite: Replace a store that is already at ``out``.
         progress: Called with the stage (``"order"``, ``"fit"``, ``"encode"``, ``"write"``) and the rows done in it.
 
@@ -60,6 +61,8 @@ def prepare(
     check_target(out, overwrite=overwrite)
     if extend is not None:
         spec = Encoder.load(extend).spec
+        there = (Path(extend) / MANIFEST).is_file()
+        options = as_before(options, spec, read_manifest(Path(extend)).provenance if there else {})
         format = format or spec.format
         schema = spec.columns if schema is None and format in ("csv", "parquet") else schema
     data = open_raw(source, format=format, schema=schema, label_threshold=options.label_threshold, seed=options.seed)

@@ -7,6 +7,7 @@ million.
 from __future__ import annotations
 
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,6 +197,8 @@ class Lookup:
         size = 1 << max(4, (hashes.size * 4 // 3).bit_length())
         self._keys, self._ids = np.zeros(size, dtype=np.uint64), np.zeros(size, dtype=np.int32)
         self.num_values = hashes.size
+        self.digest = sha256(np.ascontiguousarray(hashes, dtype="<u8").data).hexdigest()
+        """Of the values and their order."""
         twice = _insert(self._keys, self._ids, hashes)
         if twice >= 0:
             raise DataError("a value stands twice in the vocabulary", line=twice + 1, remedy="prepare the data again")

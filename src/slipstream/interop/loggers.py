@@ -212,7 +212,10 @@ def _figures(kind: str, scores: Scores) -> dict[str, float]:
 
 def _outcome(result: Result) -> dict[str, float]:
     names = ("auc", "log_loss", "calibration", "seconds", "share_of_inputs_trained", "share_of_row_updates_skipped")
-    return {f"result/{name}": float(getattr(result, name)) for name in names}
+    found = {name: getattr(result, name) for name in names} | {
+        f"ranking/{name}": value for name, value in (result.ranking.model_dump() if result.ranking else {}).items()
+    }
+    return {f"result/{name}": float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -85,7 +85,7 @@ ARGUMENTS = np.dtype(
         ("one_minus_beta1", "f4"),  # rounded from float64, as torch does
         ("one_minus_beta2", "f4"),
         ("weight_decay", "f4"),
-        ("shrink", "f4"),  # 1 - lr * weight_decay
+        ("shrink", "f8"),  # 1 - lr * weight_decay; next to 1 float32 would spoil its powers
         ("step_size", "f4"),  # Adam: lr * sqrt(1 - beta2^step) / (1 - beta1^step)
     ],
     align=True,
@@ -191,9 +191,9 @@ def update_worker(rule: int, dim: int) -> Any:
                     waited = np.float64(max(since, 0))
                     store_i32(last_step, row, np.int32(wrapped))
                 if decoupled:
-                    keep = shrink
+                    keep = np.float32(shrink)
                     if waited > 0:
-                        keep = np.float32(math.pow(np.float64(shrink), waited + 1.0))
+                        keep = np.float32(math.pow(shrink, waited + 1.0))
                     scale_row(width, (w, keep))
                 elif decay != np.float32(0.0):
                     add_row(width, (g, w, decay))

@@ -14,9 +14,11 @@ from slipstream.kernels.cuda_pool import bag_range
 
 @triton.jit(do_not_specialize=["count", "rows", "amount"])
 def count_rows(counts, ids, flag, count, rows, amount, BLOCK: tl.constexpr):
-    """Adds ``amount`` to ``counts[id]`` for each id.
+    """Adds ``amount`` to ``counts[id]`` for each id; int32 counts stop at 2^31 - 1.
 
-    Every addition to a row adds the same number, so their order does not show in the sum.
+    Every addition to a row adds the same number, so their order does not show in the sum. Where one leaves a negative
+    count, the same program then puts the end in its place. A launch adds less than 2^31 to a row, so that no count gets
+    back to 0 by way of negative ones, and the last write to a row that went beyond its end is that end.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < count
@@ -24,7 +26,11 @@ def count_rows(counts, ids, flag, count, rows, amount, BLOCK: tl.constexpr):
     bad = mask & ((row < 0) | (row >= rows))
     note_outside(flag, bad, tl.zeros_like(row), at, row, tl.zeros_like(row) + rows, 2)
     value = (tl.zeros([BLOCK], tl.float32) + amount).to(counts.dtype.element_ty)
-    tl.atomic_add(counts + tl.where(bad, 0, row), value, mask=mask & (bad == 0), sem="relaxed")
+    place, mask = counts + tl.where(bad, 0, row), mask & (bad == 0)
+    before = tl.atomic_add(place, value, mask=mask, sem="relaxed")
+    if counts.dtype.element_ty == tl.int32:
+        end = tl.full([BLOCK], 2147483647, tl.int32)
+        tl.atomic_xchg(place, end, mask=mask & ((before < 0) | (before > end - value)), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["size", "count", "sample_stride", "feature_stride"])

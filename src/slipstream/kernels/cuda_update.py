@@ -140,7 +140,9 @@ def update_rows(
             tl.debug_barrier()
 
             # Steps that passed the row by since its last update.
-            waited = tl.where(remembers, tl.maximum(step - 1 - last, 0), 0).to(tl.float32)
+            # They are kept in 32 bits: beyond 2^31 they wrap, and so does their difference.
+            since = (step - 1 - last).to(tl.int32)
+            waited = tl.where(remembers, tl.maximum(since, 0), 0).to(tl.float32)
             tl.store(last_at, (tl.zeros_like(last) + step).to(tl.int32), mask=remembers)
             if DECOUPLED:
                 keep = tl.where(waited > 0, _power(_number(settings, 14), waited + 1.0), _number(settings, 10))

@@ -13,6 +13,8 @@ STEP_FACTOR = 0xD1B54A32D192ED03
 SEED_FACTOR = 0x8CB92BA72F3D8DD7
 SAMPLE_SHIFT = 32
 """Bits of a key that number a row; those above number the sample, from 1, where samples draw for themselves."""
+CANDIDATE_SHIFT = 48
+"""Bits of a key that number whoever draws rows; those above number its candidates, from 0."""
 MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
 
@@ -45,13 +47,20 @@ def hash_uniform(keys: Tensor, seed: int, step: int = 0) -> Tensor:
     return _shift_right(mix(keys, step, seed), 40).to(torch.float32) * (1.0 / (1 << 24))
 
 
+def hash_double(keys: Tensor, seed: int, step: int = 0) -> Tensor:
+    """A number in [0, 1) for each key, float64 with 53 random bits, the first 24 those of :func:`hash_uniform`."""
+    return _shift_right(mix(keys, step, seed), 11).to(torch.float64) * (1.0 / (1 << 53))
+
+
 def draw_rows(keys: Tensor, count: int, num_rows: int, seed: int, step: int = 0) -> Tensor:
     """Rows of a table for each key, drawn uniformly of all but row 0, which stands for what is unknown.
 
+    In integers: a float32 has 24 bits, and could not name most rows of a larger table.
+
     Args:
-        keys: Integers [P], below 2^32 so that no two share a draw.
-        count: K, rows for each; the first is the same for any number.
-        num_rows: Rows of the table, at least 1.
+        keys: Integers [P], below 2^48 so that no two share a draw.
+        count: K, rows for each, 2^16 at most; the first is the same for any number.
+        num_rows: Rows of the table, 1 to 2^31.
         seed: Key of the draws.
         step: Draws of another step are others.
 
@@ -60,9 +69,9 @@ def draw_rows(keys: Tensor, count: int, num_rows: int, seed: int, step: int = 0)
     """
     keys = keys.to(torch.int64).unsqueeze(1)
     if count > 1:
-        keys = keys + (torch.arange(count, device=keys.device) << SAMPLE_SHIFT)
-    drawn = hash_uniform(keys, seed, step) * (num_rows - 1)
-    return (1 + drawn).to(torch.int32).clamp_max(num_rows - 1)
+        keys = keys + (torch.arange(count, device=keys.device) << CANDIDATE_SHIFT)
+    drawn = (_shift_right(mix(keys, step, seed), 32) * (num_rows - 1)) >> 32
+    return (1 + drawn).clamp_max(num_rows - 1).to(torch.int32)
 
 
 def gate_draw(rows: Tensor, step: int, seed: int, samples: Tensor | None = None) -> Tensor:

@@ -29,6 +29,11 @@ def _draw(key: int, salt: np.uint64) -> np.float32:
     return np.float32(np.int64(mix(key, salt) >> np.uint64(40))) * np.float32(1.0 / (1 << 24))
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _double(key: int, salt: np.uint64) -> np.float64:
+    return np.float64(np.int64(mix(key, salt) >> np.uint64(11))) * np.float64(1.0 / (1 << 53))
+
+
 @njit(cache=True, nogil=True)
 def _uniform(keys: npt.NDArray[Any], salt: np.uint64, out: npt.NDArray[np.float32]) -> None:
     for i in range(keys.size):
@@ -37,11 +42,11 @@ def _uniform(keys: npt.NDArray[Any], salt: np.uint64, out: npt.NDArray[np.float3
 
 @njit(cache=True, nogil=True)
 def _rows(keys: npt.NDArray[Any], salt: np.uint64, last: int, out: npt.NDArray[np.int32]) -> None:
-    span = np.float32(last)
+    span = np.uint64(last)
     for i in range(keys.size):
         for k in range(out.shape[1]):
-            drawn = _draw(np.int64(keys[i]) + (k << hashing.SAMPLE_SHIFT), salt) * span
-            out[i, k] = min(np.int32(np.float32(1.0) + drawn), last)
+            draw = mix(np.int64(keys[i]) + (k << hashing.CANDIDATE_SHIFT), salt) >> np.uint64(32)
+            out[i, k] = min(1 + np.int64((draw * span) >> np.uint64(32)), last)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -59,7 +64,8 @@ def _keep(
     for i in range(keys.size):
         p = probability[i]
         rows[count] = i
-        count += _draw(keys[i], salt) < p
+        # 24 bits would keep too many where p is a few times 2^-24 or less.
+        count += int(_double(keys[i], salt) < np.float64(p))
         zeros += p == np.float32(0.0)
     decided += keys.size - zeros
     factor = np.float32((kept + count) / decided) if decided else np.float32(1.0)
@@ -137,8 +143,8 @@ def keep(
 ) -> tuple[Tensor, Tensor, int]:
     """Draws which inputs are kept, and weighs them.
 
-    Input i is kept if ``hash_uniform(keys, seed, step)[i]`` is below its probability. It then weighs its own weight
-    times (inputs kept ÷ inputs decided, these included) / probability.
+    Input i is kept if ``hashing.hash_double(keys, seed, step)[i]`` is below its probability. It then weighs its own
+    weight times (inputs kept ÷ inputs decided, these included) / probability.
 
     Args:
         keys: int32 or int64 [B], on the CPU.

@@ -165,7 +165,8 @@ def _apply(table: TableState, rows: Tensor, grad: Tensor, s: UpdateSettings) -> 
         waited = since.clamp(min=0).unsqueeze(1).to(weight.dtype)
         table.last_step[rows] = wrap_step(s.step)
     if s.decoupled:
-        weight = weight * (1 - s.lr * s.weight_decay) ** (waited + 1)
+        # In float64: next to 1 a float32 would spoil the power.
+        weight = weight * ((1 - s.lr * s.weight_decay) ** (waited.double() + 1)).to(weight.dtype)
     elif s.weight_decay:
         grad = grad + s.weight_decay * weight
     if s.rule == Rule.SGD:

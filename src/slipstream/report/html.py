@@ -8,7 +8,7 @@ from html import escape
 from slipstream.report import plots
 from slipstream.report.figures import figures, outcome
 from slipstream.report.page import environment, page, table, unreadable
-from slipstream.report.runs import Measure, Run, baseline, differing_settings, measure, same_data
+from slipstream.report.runs import Measure, Run, baseline, differing_settings, measure, unlike
 from slipstream.report.table import columns, comparison
 
 
@@ -26,7 +26,7 @@ def compare_page(runs: Sequence[Run], *, title: str = "Slipstream: runs compared
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(origin(base))}</p>',
-        "" if same_data(runs) else "<p>The runs are of different data: differences between them mean nothing.</p>",
+        f"<p>The runs {why}: differences between them mean nothing.</p>" if (why := unlike(runs)) else "",
         _cards(runs),
         '<p class="soft">One run of each: differences of the size of run-to-run spread mean nothing; repeat with other '
         "seeds.</p>",

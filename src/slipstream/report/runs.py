@@ -189,9 +189,12 @@ def baseline(runs: Sequence[Run]) -> Run:
     return next((run for run in runs if run.policy == "none"), runs[0])
 
 
-def same_data(runs: Sequence[Run]) -> bool:
-    """Whether the runs are of one data set, as far as they say."""
-    return len({run.result["dataset"] for run in runs if run.result.get("dataset")}) < 2
+def unlike(runs: Sequence[Run]) -> str:
+    """Why differences between the runs mean nothing, as the end of a sentence on them; empty where they may."""
+    if len({run.result["dataset"] for run in runs if run.result.get("dataset")}) > 1:
+        return "are of different data"
+    scored = {f"{run.result.get('mode')} {run.result.get('samples_scored')}" for run in runs if run.result}
+    return "were scored on different samples (mode, holdout or max_samples)" if len(scored) > 1 else ""
 
 
 def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slipstream.report.columns import GAP, fill, least_width
-from slipstream.report.runs import Run, baseline, same_data
+from slipstream.report.runs import Run, baseline, unlike
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -107,6 +107,7 @@ def terminal_table(runs: Sequence[Run], *, width: int = 80) -> Table:
     """The comparison for a terminal of ``width`` characters; as many columns as fit whole."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     chosen = columns(runs)
     table = Table(
@@ -114,7 +115,7 @@ def terminal_table(runs: Sequence[Run], *, width: int = 80) -> Table:
         show_edge=False,
         padding=(0, GAP - 1, 0, 0),
         pad_edge=False,
-        caption=_caption(runs),
+        caption=Text(_caption(runs)),
         caption_justify="left",
     )
     texts = comparison(runs)
@@ -133,7 +134,8 @@ def terminal_table(runs: Sequence[Run], *, width: int = 80) -> Table:
 
 def _caption(runs: Sequence[Run]) -> str:
     against = f"differences and speed-up against {baseline(runs).name}"
-    return against if same_data(runs) else f"{against}, which mean nothing: the runs are of different data"
+    why = unlike(runs)
+    return f"{against}, which mean nothing: the runs {why}" if why else against
 
 
 def csv_text(runs: Sequence[Run]) -> str:

@@ -107,7 +107,7 @@ class CountedRows:
             cut = share_cut(scores or [torch.empty(0, dtype=self._kind)], rule.value, self._reduce)
             if math.isinf(cut.threshold):
                 return None
-            marks = [score >= cut.threshold for score in scores]
+            marks = [_at_least(score, cut.threshold) for score in scores]
             return Kept(dict(zip(tables, marks, strict=True)), cut.kept_rows, cut.kept_share)
         (total,) = self._of_all(_mass(scores))
         if total == 0.0:
@@ -121,7 +121,7 @@ class CountedRows:
         else:
             # Scores of decayed counts are in units of the increment, which is the same for tables advanced alike.
             units = [count.increment if isinstance(count, DecayedCounts) else 1.0 for count in counts]
-            marks = [score >= rule.value * unit for score, unit in zip(scores, units, strict=True)]
+            marks = [_at_least(score, rule.value * unit) for score, unit in zip(scores, units, strict=True)]
             marks = [mark & (score > 0) for mark, score in zip(marks, scores, strict=True)]
         rows = sum(int(torch.count_nonzero(mark)) for mark in marks)
         held = _mass([score * mark for score, mark in zip(scores, marks, strict=True)])
@@ -223,6 +223,14 @@ class SketchedRows:
         heavy, sizes = self.sketch.heavy(), torch.tensor(list(self._num_rows.values()))
         if bool((heavy.tables >= len(sizes)).any()) or bool((heavy.rows >= sizes[heavy.tables]).any()):
             raise ConfigError("the sketch's state has heavy rows that no table has")
+
+
+def _at_least(scores: Tensor, threshold: float) -> Tensor:
+    """Which scores (int32 or float32 [R]) are at or above the threshold, bool [R]."""
+    if scores.dtype == torch.int32:
+        # torch would compare in float32, which from 2^24 on does not hold every count. Above 2^31 - 1 there is none.
+        return scores > math.ceil(min(threshold, 2.0**31)) - 1
+    return scores >= threshold
 
 
 def _mass(scores: Sequence[Tensor]) -> float:

@@ -40,8 +40,15 @@ def _dlrm_unless_named(value: Any) -> Any:
 
 
 def default_cache() -> Path:
-    """Where prepared raw files are kept: ``slipstream`` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slipstream"
+    """Where prepared raw files are kept: ``slipstream`` in the user's cache folder.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slipstream"
+    except RuntimeError as error:
+        raise ConfigError("this user has no home folder", remedy="set cache, or XDG_CACHE_HOME") from error
 
 
 class _Section(BaseModel):

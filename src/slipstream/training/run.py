@@ -78,8 +78,8 @@ def train(
         The outcome, the same on all ranks.
 
     Raises:
-        ConfigError: Settings and data do not fit together, the run folder is in use or holds an unfinished training,
-            or the configuration is not that of the checkpoint.
+        ConfigError: Settings and data do not fit together, the run folder is in use, holds an unfinished training or
+            files that no training has made, or the configuration is not that of the checkpoint.
         NonFiniteError: The loss or a gradient is no longer finite.
         DataError: The data cannot be used or changed meanwhile, or the scored samples are of one class only.
         CheckpointError: All checkpoints are damaged.
@@ -98,6 +98,7 @@ def train(
         result: Result | None = None
         if config.out is not None and first:
             folder = stack.enter_context(RunFolder(config.out, config.checkpoint.keep))
+            folder.check_ours()
             if not resume:
                 folder.check_over()
             result = _finished(folder, config, store) if resume else None
@@ -164,9 +165,10 @@ def _train(
     began = time.perf_counter()
     curve = _EpochCurve()
     first = ranks is None or ranks.first
-    everyone: list[Listener] = [curve, *listeners] if first else []
-    if folder is not None:
+    everyone: list[Listener] = [curve] if first else []
+    if folder is not None:  # before others': what fails in a logger must not cost the result
         everyone += [JsonlMetrics(folder.path / METRICS), ResultWriter(folder.path)]
+    everyone += listeners if first else ()
     with _closing(everyone):
         if ranks is not None:
             ranks.check_settings(config)
@@ -192,6 +194,8 @@ def _train(
         setup_seconds = time.perf_counter() - began
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         resumed_at = None if loaded is None else trainer.samples
+        if folder is not None:
+            folder.drop_links()
         replaced = None if folder is None else folder.replaced
         tell(everyone, RunStarted(config, trainer.total_samples, parameters, memory, resumed_at, replaced))
         labels, logits = _run(trainer, folder, loaded, termination)
