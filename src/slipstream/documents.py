@@ -7,6 +7,7 @@ than it is (aliases count as what they repeat), nest deeper than code may recurs
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,30 @@ MAX_DEPTH = 64
 MAX_VALUES = 100_000
 """Values of a YAML document, those that aliases repeat counted each time."""
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_YAML = "tag:yaml.org,2002:"
+
+
+class _Loader(_Safe):
+    """Scalars as YAML 1.2 has them: 010 is not 8, 20:00 is not 1200, and a column may be called ``on`` or ``no``."""
+
+
+_NUMBERS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]*)|[-+]?0x[0-9a-fA-F_]+", "-+0123456789"),
+    # As in YAML 1.1, with a point: a folder may be called 1e5, and numbers are taken from texts where they are wanted.
+    "float": (
+        r"[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag.removeprefix(_YAML) not in _NUMBERS]
+    for first, known in _Safe.yaml_implicit_resolvers.items()
+}
+for _name, (_pattern, _first) in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_YAML + _name, re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import yaml
 from pydantic import BaseModel, ConfigDict
 
+from slipstream import documents
 from slipstream.cli.settings import put, resolve, validate
 from slipstream.documents import read_settings
 from slipstream.errors import ConfigError
@@ -134,3 +136,26 @@ def test_settings_without_a_name_belong_to_the_model_that_is_chosen_and_else_to_
     assert resolve(TrainConfig, file, {}).model == DLRMConfig(embedding_dim=8)
     assert resolve(TrainConfig, file, {"model.name": "mf"}).model == MatrixFactorizationConfig(embedding_dim=8)
     assert resolve(TrainConfig, None, {"data": "d"}, ["model.embedding_dim=4"]).model == DLRMConfig(embedding_dim=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((text, text) for text in ("010", "0100", "20:00", "1:30.5", "yes", "on", "No", "1e-3", "a b")),
+        *(("true", True), ("False", False), ("~", None), ("", None)),
+        *(("0", 0), ("-12", -12), ("1_000", 1000), ("0x1F", 31)),
+        *(("1.5", 1.5), (".5", 0.5), ("1.0e-3", 0.001), (".inf", float("inf"))),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    found = documents.parse_yaml(f"a: {text}")["a"]
+    assert found == value and type(found) is type(value)
+    assert documents.parse_yaml(yaml.safe_dump({"a": value})) == {"a": value}
+
+
+def test_a_number_that_yaml_1_1_would_read_otherwise() -> None:
+    config = resolve(TrainConfig, None, {"data": "d"}, ["seed=010", "batch_size=0100", "shuffle=yes"])
+    assert (config.seed, config.batch_size, config.shuffle) == (10, 100, True)
+    for wrong in ("seed=yes", "epochs=on", "max_samples=20:00"):
+        with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
+            resolve(TrainConfig, None, {"data": "d"}, [wrong])

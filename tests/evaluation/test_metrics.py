@@ -7,7 +7,7 @@ from scipy.special import expit
 from sklearn import metrics as sk
 
 from slipstream.errors import DataError
-from slipstream.evaluation import auc, calibration, learning_curve, log_loss, score
+from slipstream.evaluation import auc, calibration, learning_curve, log_loss, metrics, score
 from slipstream.evaluation.metrics import probabilities
 
 # Few distinct logits on purpose: ties are where AUCs differ.
@@ -46,6 +46,15 @@ def test_log_loss_and_calibration_equal_their_definitions(drawn):
         assert calibration(labels, logits) == pytest.approx(probability.mean() / labels.mean())
     else:
         assert calibration(labels, logits) is None
+
+
+def test_figures_do_not_depend_on_the_pieces(monkeypatch):
+    rng = np.random.default_rng(0)
+    labels, logits = (rng.random(1000) < 0.3).astype(np.float32), rng.integers(-9, 9, 1000).astype(np.float32)
+    whole = score(labels, logits)
+    monkeypatch.setattr(metrics, "_PIECE", 7)
+    assert score(labels, logits).model_dump() == pytest.approx(whole.model_dump(), rel=1e-13)
+    assert whole.auc == pytest.approx(sk.roc_auc_score(labels, logits), abs=1e-12)
 
 
 def test_extreme_logits_neither_overflow_nor_tie():

@@ -99,10 +99,16 @@ def test_gini_of_equal_and_of_single_items():
     assert gini(np.repeat(np.arange(6), counts), 6) == pytest.approx(pairs), "half the relative mean difference"
 
 
+def test_gini_where_items_times_listings_are_more_than_int64_holds():
+    assert gini(np.repeat([0, 1], [5_000, 15_000]), 10**15) == pytest.approx(1)
+
+
 def test_diversity_of_the_highest_predictions_by_hand():
     rows, logits = np.array([7, 7, 3, 9, 9, 5]), np.array([3.0, 2.0, 1.0, 0.0, -1.0, -2.0])
     found = diversity_of_highest(rows, logits, share=0.5)
     assert (found.coverage, found.gini) == (0.5, pytest.approx(gini(np.array([0, 0, 1]), 4)))
+    tied = diversity_of_highest(rows, np.array([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]), share=0.5)
+    assert (tied.coverage, tied.gini) == (found.coverage, found.gini), "of equal predictions the earlier ones"
 
 
 def test_ranking_leaves_out_what_is_excluded_and_adds_biases():

@@ -216,7 +216,7 @@ def _encoders() -> Iterator[Case]:
     for name, data in TEXTS.items():
         yield _encoder(name, lambda s, d=data: (s / "encoder.json").write_bytes(d), "encoder.json")
     for path, value in (
-        ("encoder_version", 3),
+        ("encoder_version", 4),
         ("encoder_version", "one"),
         ("format", "excel"),
         ("columns", {}),
@@ -623,7 +623,10 @@ def _checkpoints() -> Iterator[Case]:
         ("gates of another table", f"skipper/policy_state/gates/{table}/$tensor", f"trainer/tables/{_OTHER}/gate"),
     ):
         yield _checkpoint(name, _set(f"{state}/{path}", value))
-    yield _checkpoint("a listener's text is none", _set("state/listeners/JsonlMetrics/text", {}))
+    text = "state/listeners/JsonlMetrics/text"
+    yield _checkpoint("a listener's text is none", _set(text, {}))
+    yield _checkpoint("a listener's text is weights", _set(text, {"$tensor": f"trainer/model/{table}"}))
+    yield _checkpoint("a listener's text is gates", _set(text, {"$tensor": f"trainer/tables/{table}/gate"}))
     for value in ({"$float": "nan"}, -1, 1.5, 10**30):
         yield _checkpoint(f"step {value!r}", _moment("step", value), "another shape or type")
     yield _checkpoint("threads without number", _set("threads", 10**30), command="continue")

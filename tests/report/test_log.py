@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from slipstream.errors import DataError
+from slipstream.report import log as reading
 from slipstream.report.log import LONGEST_LINE, Follower, RunLog, read_log
 
 STEP = {"event": "step", "step": 1, "samples": 64, "loss": 0.5, "dense_lr": 0.1, "embedding_lr": 0.1, "seconds": 1.0}
@@ -87,6 +89,19 @@ def test_kinds_of_later_versions_say_nothing_and_older_lines_are_enough() -> Non
     log.add(b'{"event": "unheard of", "samples": "x"}')
     log.add(line(unknown=3))
     assert log.unreadable == 0 and log.steps[0].inputs_seen == 0 and log.samples == 64 and log.seconds == 1.0
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 10, 17, 18, 100, 1000])
+def test_of_very_many_lines_some_are_kept_evenly_and_the_last(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(reading, "MOST_LINES", 8)
+    log = RunLog()
+    for step in range(count):
+        log.add(line(step=step))
+        assert log.steps[-1].step == step
+    kept = [one.step for one in log.steps]
+    apart = {second - first for first, second in pairwise(kept[:-1])}
+    assert len(apart) <= 1 and kept[0] == 0 and min(count, 5) <= len(kept) <= 9
+    assert kept == list(range(count)) or count > 8, "all of a log of usual length"
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 from slipstream.data import atomic
 from slipstream.embedding.table import Table
 from slipstream.errors import CheckpointError, ConfigError, DataError, Interrupted, OutputError
-from slipstream.training.checkpoint import CheckpointFolder, DamagedCheckpointWarning, folder, tensors
+from slipstream.training.checkpoint import CheckpointFolder, DamagedCheckpointWarning, folder, manifest, tensors
 from slipstream.training.checkpoint.folder import Info
 from slipstream.training.checkpoint.manifest import encode_manifest, read_manifest
 from slipstream.training.checkpoint.touched import Touched
 from slipstream.training.checkpoint.tree import join_tree, split_tree
+from slipstream.training.position import Position
 
 
 def info(steps: int) -> Info:
@@ -304,6 +306,27 @@ def test_what_cannot_be_written_leaves_those_before_it(tmp_path, monkeypatch):
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["step-000000000001"]
     loaded = checkpoints.newest()
     assert loaded is not None and loaded.state == {"step": 1}
+
+
+def test_a_manifest_that_no_reader_takes_is_not_written(tmp_path, monkeypatch):
+    checkpoints = CheckpointFolder(tmp_path, keep=1)
+    size = (checkpoints.save({"text": "x" * 1000}, info(1)) / "manifest.json").stat().st_size
+    for module in (folder, manifest):
+        monkeypatch.setattr(module, "MAX_BYTES", size)
+    with pytest.raises(OutputError, match=r"step-000000000002: cannot be written .*bytes of manifest\.json"):
+        checkpoints.save({"text": "x" * 1001}, info(2))
+    assert [entry.name for entry in checkpoints.path.iterdir()] == ["step-000000000001"]
+    checkpoints.save({"text": "x" * 1000}, info(3))
+    loaded = CheckpointFolder(tmp_path).newest()
+    assert loaded is not None and loaded.state == {"text": "x" * 1000}
+
+
+def test_a_training_goes_on_from_more_samples_than_steps_have_digits():
+    position = Position(epoch=0, samples=10**12, steps=5, predicted=10**12, scoring=False)
+    position.check(10, 2 * 10**12)
+    for wrong in ({"steps": 10**12}, {"samples": 2**53 + 1}, {"predicted": -1}):
+        with pytest.raises(ConfigError, match="cannot stand"):
+            replace(position, **wrong).check(10, 2**60)
 
 
 def test_others_may_read_what_the_umask_lets_them(tmp_path):

@@ -7,6 +7,7 @@ and log-loss.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from slipstream.errors import DataError
 Floats = npt.NDArray[np.floating[Any]]
 
 _LARGEST = float(np.finfo(np.float32).max)
+_PIECE = 1 << 16
+"""Samples of which float64 copies are held at a time: of all they would take many times what the logits do."""
 
 
 class Scores(BaseModel):
@@ -35,26 +38,40 @@ class Scores(BaseModel):
     """Mean of the predicted probabilities ÷ mean of the labels."""
 
 
-def checked(labels: Floats, logits: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Both in float64.
+def checked(labels: Floats, logits: Floats) -> tuple[Floats, Floats]:
+    """Both as arrays of float32 or float64, not copied where they are that already.
 
     Raises:
         DataError: The lengths differ, or a logit is NaN.
     """
-    labels, logits = np.asarray(labels, dtype=np.float64), np.asarray(logits, dtype=np.float64)
+    labels, logits = _floats(labels), _floats(logits)
     if labels.shape != logits.shape or labels.ndim != 1:
         raise DataError(f"labels {labels.shape} and logits {logits.shape} must be vectors of one length")
     _refuse_nan(logits)
     return labels, logits
 
 
-def _refuse_nan(logits: npt.NDArray[np.float64]) -> None:
+def _floats(values: Floats) -> Floats:
+    array = np.asarray(values)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+
+
+def _refuse_nan(logits: Floats) -> None:
     if np.isnan(logits).any():
         raise DataError("a logit is NaN", remedy="lower the learning rate")
 
 
+def _mean(of: Callable[..., npt.NDArray[np.float64]], *vectors: Floats) -> float:
+    """Mean of what ``of`` makes of vectors ``[N]``, handed to it in float64, a piece at a time; N is at least 1."""
+    size, total = vectors[0].size, 0.0
+    for first in range(0, size, _PIECE):
+        pieces = (vector[first : first + _PIECE].astype(np.float64) for vector in vectors)
+        total += float(of(*pieces).sum())
+    return total / size
+
+
 def auc(labels: Floats, logits: Floats) -> float | None:
-    """Area under the ROC curve, from ranks (Mann-Whitney U).
+    """Area under the ROC curve (Mann-Whitney U). Memory: 6 bytes a sample where the logits are float32.
 
     Args:
         labels: ``[N]``; above 0.5 is a positive.
@@ -65,18 +82,16 @@ def auc(labels: Floats, logits: Floats) -> float | None:
     """
     labels, logits = checked(labels, logits)
     positive = labels > 0.5
-    positives = int(positive.sum())
-    negatives = positive.size - positives
-    if not positives or not negatives:
+    positives, negatives = logits[positive], logits[~positive]
+    if not positives.size or not negatives.size:
         return None
-    order = np.argsort(logits, kind="stable")
-    ordered = logits[order]
-    # Ties share the mean of their ranks: a run from first to last (1-based, inclusive) has rank (first + last) / 2.
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    lengths = np.diff(np.r_[starts, ordered.size])
-    ranks = np.repeat(starts + (lengths + 1) / 2, lengths)
-    above = ranks[positive[order]].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * negatives))
+    positives.sort()
+    negatives.sort()
+    twice = 0  # of U, a whole number: for each positive the negatives below it, and again with those of equal logit
+    for first in range(0, positives.size, _PIECE):
+        piece = positives[first : first + _PIECE]
+        twice += sum(int(np.searchsorted(negatives, piece, side).sum()) for side in ("left", "right"))
+    return twice / (2 * positives.size * negatives.size)
 
 
 def log_loss(labels: Floats, logits: Floats) -> float | None:
@@ -87,10 +102,12 @@ def log_loss(labels: Floats, logits: Floats) -> float | None:
         logits: ``[N]``; infinite ones count as the largest of float32.
     """
     labels, logits = checked(labels, logits)
-    logits = np.clip(logits, -_LARGEST, _LARGEST)
-    if not labels.size:
-        return None
-    return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
+
+    def losses(labels: npt.NDArray[np.float64], logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        logits = np.clip(logits, -_LARGEST, _LARGEST)
+        return np.logaddexp(0.0, logits) - labels * logits
+
+    return _mean(losses, labels, logits) if labels.size else None
 
 
 def calibration(labels: Floats, logits: Floats) -> float | None:
@@ -101,8 +118,8 @@ def calibration(labels: Floats, logits: Floats) -> float | None:
         logits: ``[N]``.
     """
     labels, logits = checked(labels, logits)
-    base = labels.mean() if labels.size else 0.0
-    return float(probabilities(logits).mean() / base) if base > 0 else None
+    base = _mean(np.positive, labels) if labels.size else 0.0
+    return _mean(probabilities, logits) / base if base > 0 else None
 
 
 def probabilities(logits: Floats) -> npt.NDArray[np.float64]:

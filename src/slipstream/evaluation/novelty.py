@@ -45,6 +45,11 @@ def score_new_items(
         labels: ``[N]``.
         logits: ``[N]``.
     """
-    trained = np.full(first.size, start) if chunk is None else (start + np.arange(first.size)) // chunk * chunk
-    chosen = {"new": first >= start, "untrained": first >= trained}
-    return {name: score(labels[those], logits[those]) for name, those in chosen.items()}
+    new = first >= start
+    untrained = new.copy()
+    if chunk is not None:
+        for begin in range(0, first.size, _PIECE):  # numbers of all samples would take 8 bytes each, and as much again
+            end = min(begin + _PIECE, first.size)
+            trained = np.arange(start + begin, start + end) // chunk * chunk
+            untrained[begin:end] = first[begin:end] >= trained
+    return {name: score(labels[own], logits[own]) for name, own in (("new", new), ("untrained", untrained))}

@@ -106,4 +106,5 @@ def score_by_popularity(
         logits: ``[N]``.
     """
     of_sample = popularity_buckets(counts)[rows]
-    return {name: score(labels[of_sample == i], logits[of_sample == i]) for i, name in enumerate(BUCKETS)}
+    members = (of_sample == i for i in range(len(BUCKETS)))
+    return {name: score(labels[own], logits[own]) for name, own in zip(BUCKETS, members, strict=True)}

@@ -165,11 +165,11 @@ def gini(lists: npt.NDArray[np.integer[Any]], num_items: int) -> float:
         num_items: Items in the catalogue; those never listed count as 0.
     """
     _, listed = np.unique(lists[lists >= 0], return_counts=True)
-    total = listed.sum()
+    total = float(listed.sum())
     if not total:
         return 0.0
-    # Items never listed stand first and add nothing.
-    place = np.arange(num_items - listed.size + 1, num_items + 1)
+    # Items never listed stand first and add nothing. Floats: items times listings can be more than int64 holds.
+    place = np.arange(num_items - listed.size + 1, num_items + 1, dtype=np.float64)
     return float(((2 * place - num_items - 1) * np.sort(listed)).sum() / (num_items * total))
 
 

@@ -36,9 +36,12 @@ def reliability(labels: Floats, logits: Floats, *, bins: int = 10) -> list[Relia
     """
     labels, logits = checked(labels, logits)
     order = np.argsort(logits, kind="stable")
-    pairs = zip(np.array_split(probabilities(logits[order]), bins), np.array_split(labels[order], bins), strict=True)
-    return [
-        ReliabilityBin(samples=len(own), predicted=float(predicted.mean()), observed=float(own.mean()))
-        for predicted, own in pairs
+    return [  # the samples of a bin at a time: float64 copies of all would take more than the order does
+        ReliabilityBin(
+            samples=len(own),
+            predicted=float(probabilities(logits[own]).mean()),
+            observed=float(labels[own].astype(np.float64).mean()),
+        )
+        for own in np.array_split(order, bins)
         if len(own)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,8 @@ from slipstream.errors import DataError
 LONGEST_LINE = 1 << 20
 """Bytes of a line; longer ones cannot be of ours."""
 _PIECE = 4 << 20
+MOST_LINES = 1 << 15
+"""Lines of a kind that are kept: far more than a chart shows, and some 35 MB."""
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -80,19 +82,43 @@ class Move(_Line):
     seconds: Seconds
 
 
+_Kind = TypeVar("_Kind", bound=_Line)
+
+
+class Thinned(list[_Kind]):
+    """Lines of a kind: all, or of very many every second, fourth, … from the first on, and always the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._taken, self._stride = 0, 1
+
+    def append(self, line: _Kind) -> None:
+        """Takes a line in; what stands there as the last only makes room."""
+        if (self._taken - 1) % self._stride:
+            self.pop()
+        super().append(line)
+        if len(self) > MOST_LINES and self._taken % self._stride == 0:
+            del self[1::2]
+            self._stride *= 2
+        self._taken += 1
+
+
 class RunLog:
-    """The lines of a ``metrics.jsonl``; what cannot be read is passed over and counted."""
+    """The lines of a ``metrics.jsonl``; what cannot be read is passed over and counted.
+
+    Of more than ``MOST_LINES`` lines of a kind some are kept, evenly: a log of millions would take gigabytes.
+    """
 
     def __init__(self) -> None:
         self.start: Start | None = None
-        self.steps: list[Step] = []
-        self.chunks: list[Score] = []
+        self.steps: list[Step] = Thinned()
+        self.chunks: list[Score] = Thinned()
         """Prequential: chunks, each before it was trained on."""
-        self.scores: list[Score] = []
+        self.scores: list[Score] = Thinned()
         """Holdout: some of the samples held out, several times in an epoch."""
-        self.epochs: list[Score] = []
+        self.epochs: list[Score] = Thinned()
         """Holdout: all samples held out, after each epoch."""
-        self.gates: list[Gates] = []
+        self.gates: list[Gates] = Thinned()
         self.moves: list[Move] = []
         self.unreadable = 0
         """Lines passed over."""

@@ -9,16 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import torch
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.spinner import Spinner
+from torch import Tensor
 
-from slipstream.data.atomic import write_text
+from slipstream.data.atomic import write_bytes
 from slipstream.errors import ConfigError, OutputError
 from slipstream.evaluation import Scores
 from slipstream.report.machine import commit, describe_machine
+from slipstream.restored import checked_tensor
 from slipstream.training.config import save_config
 from slipstream.training.events import (
     ChunkScored,
@@ -98,23 +102,37 @@ class JsonlMetrics:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file: IO[str] | None = None
-        self._before = ""  # what a resumed training had written before its checkpoint
+        self._before = b""  # what a resumed training had written before its checkpoint
 
-    def state_dict(self) -> dict[str, str]:
-        """The lines so far."""
-        return {"text": self.path.read_text(encoding="utf-8") if self._file is not None else self._before}
+    def state_dict(self) -> dict[str, Tensor]:
+        """The lines so far, UTF-8 as uint8 ``[bytes]``: a checkpoint's tensors may be of any size, its manifest not."""
+        written = np.frombuffer(bytearray(self._before), np.uint8)
+        return {"text": torch.from_numpy(written if self._file is None else np.fromfile(self.path, np.uint8))}
 
-    def load_state_dict(self, state: Mapping[str, str]) -> None:
-        """Goes on after these lines: what came after them is written anew."""
-        self._before = state["text"].encode().decode()  # a text, and one that can be written
+    def load_state_dict(self, state: Mapping[str, str | Tensor]) -> None:
+        """Goes on after these lines: what came after them is written anew.
+
+        Args:
+            state: As of :meth:`state_dict`; checkpoints of before had the lines as a text.
+
+        Raises:
+            ConfigError: It holds something else.
+        """
+        text = state["text"]
+        if isinstance(text, str):
+            self._before = text.encode()
+        else:
+            shape = (text.numel(),) if isinstance(text, Tensor) else ()
+            self._before = checked_tensor(text, "text", shape, torch.uint8).numpy().tobytes()
+            self._before.decode()  # whatever else is there is no text
 
     def __call__(self, event: Event) -> None:
         """Takes an event."""
         match event:
             case RunStarted():
                 if event.resumed_at is None:
-                    self._before = ""
-                write_text(self.path, self._before)
+                    self._before = b""
+                write_bytes(self.path, self._before)
                 self._file = self.path.open("a", encoding="utf-8", buffering=1)
                 if event.resumed_at is None:
                     self._write(

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from slipstream.errors import ConfigError
-from slipstream.restored import finite_number
+from slipstream.restored import MOST, finite_number
 
-_MOST = 10**12
-"""Steps: names of checkpoints have so many digits."""
+_MOST_STEPS = 10**12 - 1
+"""Names of checkpoints have twelve digits."""
 
 
 class Stopwatch:
@@ -73,8 +73,8 @@ class Position:
         Raises:
             ConfigError: It cannot.
         """
-        numbers = (self.epoch, self.samples, self.steps, self.predicted)
-        counted = all(type(number) is int and 0 <= number < _MOST for number in numbers)
+        limits = ((self.epoch, MOST), (self.samples, MOST), (self.steps, _MOST_STEPS), (self.predicted, MOST))
+        counted = all(type(number) is int and 0 <= number <= most for number, most in limits)
         if not counted or type(self.scoring) is not bool:
             raise ConfigError(f"a training cannot stand at {self}")
         if self.epoch > epochs or max(self.samples, self.predicted) > samples:
