@@ -31,7 +31,9 @@ def test_pool_equals_the_reference(kernels: Any, data: st.DataObject) -> None:
     weights = [eighths((size, dim), generator) for size in sizes]
     ours, truth = kernels.pool(weights, found, dtype), reference.pool(weights, found, dtype)
     assert ours.dtype == dtype and ours.shape == (found.batch_size, len(sizes), dim)
-    if found.mean:  # division rounds differently, by one unit in the last place at most
+    # Triton's interpreter does not round half to even, as a GPU does.
+    to_even = dtype == torch.float32 or ON_GPU or kernels is load("cpu")
+    if found.mean or not to_even:  # division rounds differently, too, by one unit in the last place at most
         torch.testing.assert_close(ours, truth, rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=1e-6)
     else:
         assert torch.equal(ours, truth)
