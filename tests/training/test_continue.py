@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,15 @@ def check_carried(days: list[Store], tmp_path: Path, policy: object, optimizer: 
     assert ours["skipper"]["epoch"] == saved["skipper"]["epoch"]
     assert ours["skipper"]["earlier"] == [saved["skipper"]["steps"], saved["skipper"]["samples"]]
     assert (ours["samples"], ours["steps"], ours["skipper"]["inputs_seen"]) == (0, 0, 0)
+
+
+def test_evaluation_counts_what_a_run_before_was_trained_on(days, tmp_path):
+    first = TrainConfig.model_validate({"data": "x", **SMALL, "out": tmp_path / "1"})
+    train(first, store=days[0])
+    fewer = {"out": tmp_path / "2", "continue_from": tmp_path / "1", "max_samples": 300}
+    train(first.model_copy(update=fewer), store=days[0])
+    once = evaluate(tmp_path / "1", days[0]).trained_on
+    assert once > 300 and evaluate(tmp_path / "2", days[0]).trained_on == once
+    assert evaluate(tmp_path / "2", days[0], start=once - 10).trained_on == 10
+    shutil.rmtree(tmp_path / "1")
+    assert 0 < evaluate(tmp_path / "2", days[0]).trained_on <= 300  # of the rest nobody knows any more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -126,12 +127,26 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
 
 
 def _trained_on(run: Path, config: TrainConfig, store: Store, start: int, stop: int) -> int:
-    """How many of the samples from ``start`` to ``stop`` the run was trained on, if it was on this data."""
-    result = read_json(run / "result.json") if (run / "result.json").is_file() else None
-    if not isinstance(result, dict) or result.get("dataset") != store.fingerprint:
-        return 0
-    trained, _ = ranges(config, store, min(store.num_samples, config.max_samples or store.num_samples))
-    return max(0, min(stop, trained[1]) - max(start, trained[0]))
+    """How many of the samples from ``start`` to ``stop`` the run, or one that it continues, was trained on."""
+    marked = np.zeros(stop - start, dtype=np.bool_)
+    for folder, settings in _lineage(run, config):
+        result = read_json(folder / "result.json") if (folder / "result.json").is_file() else None
+        if isinstance(result, dict) and result.get("dataset") == store.fingerprint:
+            trained, _ = ranges(settings, store, min(store.num_samples, settings.max_samples or store.num_samples))
+            marked[max(0, trained[0] - start) : max(0, trained[1] - start)] = True
+    return int(np.count_nonzero(marked))
+
+
+def _lineage(run: Path, config: TrainConfig) -> Iterator[tuple[Path, TrainConfig]]:
+    """The run, the one that it continues, and so on, as far as their folders are still where they were."""
+    seen: set[Path] = set()
+    while run.resolve() not in seen:
+        yield run, config
+        seen.add(run.resolve())
+        if config.continue_from is None or not (config.continue_from / "config.yaml").is_file():
+            return
+        run = config.continue_from
+        config = load_config(run / "config.yaml")
 
 
 _PIECE = 1 << 20
