@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
+import os
 import shutil
 import threading
 import time
@@ -18,6 +20,7 @@ from tests.cli.test_run_commands import call
 
 from slipstream.errors import ConfigError, DataError
 from slipstream.report.live import terminal
+from slipstream.report.live import watched as watched_module
 from slipstream.report.live.feed import Feed
 from slipstream.report.live.server import MOST_CLIENTS, LiveServer
 from slipstream.report.live.terminal import sparkline, watch_in_terminal
@@ -196,6 +199,29 @@ def test_the_terminal_shows_at_once_what_there_is(
     monkeypatch.setattr(terminal.time, "sleep", lambda seconds: shutil.copy(trained / "result.json", run))
     watch_in_terminal(watched, Console(file=(tmp_path / "screen").open("w")))
     assert shown == [False, True]
+
+
+def test_a_training_that_was_killed_is_said_to_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_module, "PATIENCE", 0.0)
+    run = tmp_path / "run"
+    watched = Watched(run)
+    assert watched.deserted() == ""  # not begun
+    run.mkdir()
+    (run / "config.yaml").write_text("data: d\n")
+    watched.look()
+    with (tmp_path / "run" / "metrics.jsonl").open("wb"):
+        descriptor = os.open(run, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # as a training does
+        assert watched.deserted() == ""
+        os.close(descriptor)
+    said = watched.deserted()
+    assert said.endswith(f"`slipstream train --resume {run}` goes on, and is followed here")
+    assert watched.deserted() == ""  # once
+    monkeypatch.setattr(watched_module, "PATIENCE", 60.0)
+    (run / "metrics.jsonl").write_text("x\n")
+    watched.look()
+    watched._told = False
+    assert watched.deserted() == ""  # there was news a moment ago
 
 
 def test_a_finished_run_is_said_to_be_over(trained: Path) -> None:

@@ -59,7 +59,7 @@ def _serve(watched: Watched, port: int, interval: float) -> None:
         thread.start()
         try:
             output.say(f"open {server.url} (this machine only; Ctrl-C ends)")
-            feed.follow()
+            feed.follow(say=output.say)
             output.say(state(watched.run()))
             _wait_for_pages(server)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from slipstream.report.live.watched import Watched
 from slipstream.report.run_page import run_body
@@ -31,11 +32,12 @@ class Feed:
         self._next = 0.0
         self._stale = True
 
-    def follow(self, poll: float = 0.25) -> None:
+    def follow(self, poll: float = 0.25, say: Callable[[str], None] = print) -> None:
         """Watch until the training is over, and draw its last page.
 
         Args:
             poll: Seconds between two looks at the folder.
+            say: Is told when no training is at work there.
 
         Raises:
             DataError: A file of the run cannot be read.
@@ -47,6 +49,8 @@ class Feed:
                 self._draw(finished)
             if finished:
                 return
+            if word := self.watched.deserted():
+                say(word)
             time.sleep(poll)
 
     def _draw(self, finished: bool) -> None:

@@ -38,6 +38,8 @@ def watch_in_terminal(watched: Watched, console: Console, *, poll: float = 0.5) 
                 stale = False
             if watched.finished:
                 return
+            if word := watched.deserted():
+                live.console.print(Text(word))
             time.sleep(poll)
 
 

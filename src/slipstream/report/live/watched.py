@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import time
 from pathlib import Path
 
 from slipstream.errors import DataError
@@ -9,6 +12,8 @@ from slipstream.report.log import Follower
 from slipstream.report.runs import METRICS, RESULT, Run, open_run
 
 REMEDY = "name a folder given to `slipstream train --out`"
+PATIENCE = 30.0
+"""Seconds without news after which it is asked whether a training is at work."""
 _OURS = ("config.yaml", METRICS, RESULT, "checkpoints", "model.safetensors", ".replaced")
 
 
@@ -26,6 +31,7 @@ class Watched:
         self.folder = Path(folder)
         self._follower = Follower(self.folder / METRICS)
         self._result: tuple[int, int] | None = None
+        self._ask, self._told = 0.0, False
         if self.folder.exists() and not self.folder.is_dir():
             raise DataError("is a file, and no run folder", file=self.folder, remedy=REMEDY)
         if self.folder.is_dir() and not self._is_run() and any(self.folder.iterdir()):
@@ -55,7 +61,29 @@ class Watched:
         except FileNotFoundError:
             result = None
         news, self._result = news or result != self._result, result
+        if news:
+            self._ask = time.monotonic() + PATIENCE
         return news
+
+    def deserted(self) -> str:
+        """Says once that no training is at work in the folder, asked now and then while there is no news; else ""."""
+        if self.finished or time.monotonic() < self._ask or not self.folder.is_dir() or not self._is_run():
+            return ""
+        self._ask = time.monotonic() + PATIENCE
+        try:
+            descriptor = os.open(self.folder, os.O_RDONLY)
+        except OSError:
+            return ""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a training has it alone
+        except OSError:
+            self._told = False
+            return ""
+        finally:
+            os.close(descriptor)
+        told, self._told = self._told, True
+        resume = f"`slipstream train --resume {self.folder}` goes on"
+        return "" if told else f"{self.folder}: no training of this machine is at work; {resume}, and is followed here"
 
     def run(self) -> Run:
         """The run as it was at the last look; empty while there is nothing in the folder.
