@@ -112,7 +112,7 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
             sample_weight: Factor of each sample's loss, [N].
 
         Raises:
-            ValueError: As scikit-learn's classifiers do, on data that cannot be used; also on categories of 2^53 or more.
+            ValueError: As scikit-learn's classifiers do, on data that cannot be used; categories from 2^53 on, too.
         """
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(y)

@@ -150,3 +150,30 @@ def test_a_refused_module_under_two_names_is_left_under_both() -> None:
 def test_a_refused_model_that_is_an_embedding_itself_is_returned() -> None:
     plain = nn.Embedding(5, 3, max_norm=1.0)
     assert convert(plain, strict=False) is plain
+
+
+class Named(nn.Embedding):
+    """A subclass with an attribute of its own, of a name that our modules have."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(5, 3)
+        setattr(self, name, "avazu")
+
+
+@pytest.mark.parametrize("name", ["site", "table", "out_dtype"])
+def test_a_module_with_attributes_of_our_names_is_left_and_reported(name: str) -> None:
+    model = nn.ModuleDict({"named": Named(name), "plain": nn.Embedding(5, 3)})
+    (finding,) = check(model)
+    assert (finding.module, finding.severity) == ("named", "note") and name in finding.problem
+    convert(model)
+    assert type(model["named"]) is Named and getattr(model["named"], name) == "avazu"
+    assert type(model["plain"]) is Embedding
+
+
+def test_a_module_whose_forward_was_replaced_is_left_and_reported() -> None:
+    model = nn.Sequential(nn.Embedding(5, 3))
+    model[0].forward = lambda ids, look_up=model[0].forward: look_up(ids) * 2  # as Accelerate adds its hooks
+    (finding,) = check(model)
+    assert finding.severity == "note" and "forward" in finding.problem
+    convert(model)
+    assert type(model[0]) is nn.Embedding

@@ -53,6 +53,14 @@ def test_embedding_equals_torch(ids: Tensor, padding: int | None) -> None:
     same(plain, mine, ids)
 
 
+@pytest.mark.parametrize("padding", [2, -1])
+def test_padding_set_after_construction_equals_torch(padding: int) -> None:
+    for kind, ours in ((nn.Embedding, Embedding), (nn.EmbeddingBag, EmbeddingBag)):
+        plain, mine = pair(kind, ours, 10, 5)
+        plain.padding_idx = mine.padding_idx = padding
+        same(plain, mine, torch.tensor([[1, 9, 2], [9, 9, 0]]))
+
+
 OFFSETS = {
     "plain": [0, 2, 4],
     "empty-bags": [0, 0, 3, 3],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class _Weight(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "weight" and isinstance(value, nn.Parameter) and "table" in self.__dict__:
-            self.table.weight = value  # load_state_dict(assign=True)
+            self.table = Site.give(self.table, value)  # load_state_dict(assign=True), tying
 
 
 class _Modules(nn.Module):
@@ -180,14 +180,19 @@ class EmbeddingCollection(nn.Module):
                     f"expected {(config.num_embeddings, config.embedding_dim)}"
                 )
             self.tables.add(config.name, _Weight(weight, config.name))
-        self.table_of = {name: cast(_Weight, self.tables[name]).table for name in self.tables}
         # The dictionaries: functional_call and others put parameters straight into them, and nn.Module's own attribute
         # look-up costs more than the lookup of a row.
         self._one_hot_weights = [self.tables[name]._parameters for name in self.one_hot_names]
         self._multi_hot_weights = [self.tables[name]._parameters for name in self.multi_hot_names]
-        self.one_hot = Site([self.table_of[name] for name in self.one_hot_names])
-        self.bags = Site([self.table_of[name] for name in self.multi_hot_names])
+        self.one_hot = Site([self.tables[name].table for name in self.one_hot_names])
+        self.bags = Site([self.tables[name].table for name in self.multi_hot_names])
         self._gathered: dict[tuple[str, ...], Site] = {}
+
+    @property
+    def table_of(self) -> dict[str, Table]:
+        """The tables by name; tied ones are one."""
+        of = dict(zip(self.one_hot_names + self.multi_hot_names, self.one_hot.tables + self.bags.tables, strict=True))
+        return {name: of[name] for name in self.tables}
 
     def forward(self, ids: Tensor, bags: Sequence[BagLike] = ()) -> Tensor:
         """Rows of the one-hot features and pooled rows of the multi-hot ones, [B, F + len(bags), D].
@@ -230,12 +235,13 @@ class EmbeddingCollection(nn.Module):
             IndexOutOfRange: An id is outside its table.
         """
         names = tuple(names)
-        if unknown := [name for name in names if name not in self.table_of]:
-            raise ConfigError(f"there are no tables {unknown}", remedy=f"use names of {list(self.table_of)}")
+        if unknown := [name for name in names if name not in self.tables.keys_by_name]:
+            raise ConfigError(f"there are no tables {unknown}", remedy=f"use names of {list(self.tables)}")
         if ids.dim() != 2 or ids.shape[1] != len(names):
             raise ConfigError(f"got ids of shape {tuple(ids.shape)} for {len(names)} tables")
         if names not in self._gathered:
-            self._gathered[names] = Site([self.table_of[name] for name in names])
+            table_of = self.table_of
+            self._gathered[names] = Site([table_of[name] for name in names])
         weights = [self.tables[name].weight for name in names]
         return look_up(self._gathered[names], weights, ids, out_dtype=self.out_dtype)
 

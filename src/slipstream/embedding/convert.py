@@ -10,7 +10,7 @@ from torch import nn
 from slipstream.embedding.collection import EmbeddingCollection
 from slipstream.embedding.memory import advise_huge_pages, collapse_pages
 from slipstream.embedding.modules import Embedding, EmbeddingBag, _OneTable, refuse_unsupported
-from slipstream.embedding.table import Table
+from slipstream.embedding.table import Site, Table
 from slipstream.errors import UnsupportedOption
 
 _REPLACEMENT: dict[type[nn.Module], type[Embedding | EmbeddingBag]] = {
@@ -20,6 +20,9 @@ _REPLACEMENT: dict[type[nn.Module], type[Embedding | EmbeddingBag]] = {
 
 _ITSELF = "(the model itself)"
 
+_OURS = ("site", "table", "out_dtype", "_adopt")
+"""Names that our modules have and torch's have not."""
+
 
 def _replacement(module: nn.Module) -> type[Embedding | EmbeddingBag] | None:
     """The class that takes the module's place: of ours, or of ours with what the module's own subclass adds."""
@@ -28,9 +31,22 @@ def _replacement(module: nn.Module) -> type[Embedding | EmbeddingBag] | None:
     for plain, ours in _REPLACEMENT.items():
         if isinstance(module, plain):
             kind = type(module)
-            if kind.forward is not plain.forward or module._parameters.get("weight") is None:
+            if _why_left(module, plain) is not None:
                 return None
             return ours if kind is plain else joined_class(ours, kind)
+    return None
+
+
+def _why_left(module: nn.Module, plain: type[nn.Module]) -> str | None:
+    """Why a module cannot be swapped for one that looks rows up in our way, and is otherwise as it was."""
+    if module._parameters.get("weight") is None:
+        return "is parametrized: its weight is computed, not a parameter"
+    if type(module).forward is not plain.forward:
+        return "is a subclass with a forward of its own"
+    if "forward" in vars(module):  # Accelerate's hooks, for example
+        return "has had its forward replaced (convert the model before that)"
+    if taken := [name for name in _OURS if hasattr(module, name)]:
+        return f"has attributes {taken}, names that the converted module needs (rename them)"
     return None
 
 
@@ -80,20 +96,16 @@ def check(model: nn.Module) -> list[Finding]:
                 findings.append(Finding(name or _ITSELF, str(error), "error"))
         elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and not isinstance(module, _OneTable):
             kind = f"{type(module).__module__}.{type(module).__qualname__}"
-            why = (
-                "a subclass with a forward of its own"
-                if module._parameters.get("weight") is not None
-                else "parametrized: its weight is computed, not a parameter"
-            )
-            findings.append(Finding(name or _ITSELF, f"{kind} is {why}; it is left as it is", "note"))
+            why = _why_left(module, next(plain for plain in _REPLACEMENT if isinstance(module, plain)))
+            findings.append(Finding(name or _ITSELF, f"{kind} {why}; it is left as it is", "note"))
     return findings
 
 
 def convert(model: nn.Module, *, strict: bool = True) -> nn.Module:
     """Swap every ``nn.Embedding`` and ``nn.EmbeddingBag`` for ours, in place.
 
-    Subclasses too, unless they have a ``forward`` of their own or a parametrized weight; in nested containers, under
-    several names and with tied weights.
+    Subclasses too, unless they have a ``forward`` of their own, a parametrized weight or attributes of our modules'
+    names; in nested containers, under several names and with tied weights, other models' included.
     Parameters stay the same objects with the same ``state_dict`` keys, so an optimizer made before keeps them, though
     only ``slipstream.optim`` can use their gradients.
 
@@ -113,31 +125,28 @@ def convert(model: nn.Module, *, strict: bool = True) -> nn.Module:
         raise UnsupportedOption(f"cannot convert {listed}", remedy="see slipstream.check(model), or pass strict=False")
     refused_names = {finding.module for finding in errors}
     refused = {id(module) for name, module in model.named_modules() if (name or _ITSELF) in refused_names}
-    by_weight = {id(table.weight): table for table in tables(model).values()}  # tied weights share one table
     by_module: dict[int, _OneTable] = {}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
     if _replacement(model) is not None and id(model) not in refused:
-        by_module[id(model)] = model = _converted(model, by_weight, names)
+        by_module[id(model)] = model = _converted(model)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() leaves out a module's second name
             if child is None:
                 continue
             if _replacement(child) is not None and id(child) not in refused:
                 if id(child) not in by_module:
-                    by_module[id(child)] = _converted(child, by_weight, names)
+                    by_module[id(child)] = _converted(child)
                 setattr(parent, name, by_module[id(child)])
+    tables(model)  # names them
     collapse_pages([advise_huge_pages(module.weight.data) for module in by_module.values()])
     return model
 
 
-def _converted(module: nn.Module, by_weight: dict[int, Table], names: dict[int, str]) -> _OneTable:
+def _converted(module: nn.Module) -> _OneTable:
     kind = _replacement(module)
     assert kind is not None
     new = kind.__new__(kind)
     new.__dict__.update(module.__dict__)  # parameters, hooks and settings stay the same objects
-    weight = new.weight
-    table = by_weight.setdefault(id(weight), Table(weight, names.get(id(weight), "weight")))
-    new._adopt(table)
+    new._adopt(Site.table_of(new.weight) or Table(new.weight))  # one for tied weights, whichever model they are in
     return new
 
 

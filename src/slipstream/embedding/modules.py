@@ -95,7 +95,7 @@ class Embedding(_OneTable, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of ``input``, [*] → [*, D]; ids outside the table raise IndexOutOfRange."""
-        padding = () if self.padding_idx is None else (self.padding_idx,)
+        padding = _padding(self.padding_idx, self.weight)
         ids = input.reshape(-1, 1)
         rows = look_up(self.site, [self.weight], ids, padding=padding, out_dtype=self.out_dtype)
         return rows.view(*input.shape, self.embedding_dim)
@@ -151,7 +151,7 @@ class EmbeddingBag(_OneTable, nn.EmbeddingBag):
             _check_offsets(offsets, self.include_last_offset)
             if not self.include_last_offset:
                 offsets = torch.cat([offsets, offsets.new_full((1,), input.shape[0])])
-        padding = () if self.padding_idx is None else (self.padding_idx,)
+        padding = _padding(self.padding_idx, self.weight)
         pooled = look_up(
             self.site,
             [self.weight],
@@ -163,6 +163,11 @@ class EmbeddingBag(_OneTable, nn.EmbeddingBag):
             out_dtype=self.out_dtype,
         )
         return pooled.view(-1, self.embedding_dim)
+
+
+def _padding(index: int | None, weight: Tensor) -> tuple[int, ...]:
+    """The row [D] of a weight [R, D] that has no gradient, if any; set after construction it may count from the end."""
+    return () if index is None else (index + weight.shape[0] if index < 0 else index,)
 
 
 def _check_offsets(offsets: Tensor, include_last: bool) -> None:

@@ -11,12 +11,14 @@ gradients gets a typed error.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from slipstream.embedding import blocks as of_blocks
+from slipstream.embedding.blocks import Block
 from slipstream.errors import UnsupportedOption
 from slipstream.kernels import reference, registry
 from slipstream.kernels.types import DrawnLookups, RowGradients, TableState
@@ -24,28 +26,27 @@ from slipstream.kernels.types import DrawnLookups, RowGradients, TableState
 if TYPE_CHECKING:
     from slipstream.embedding.table import Table
 
-_aten = torch.ops.aten
-
 
 class _Content:
     """What a row gradient and those detached from it hold together."""
 
-    __slots__ = ("blocks", "dense", "scale", "shared")
+    __slots__ = ("blocks", "dense", "scale")
 
     def __init__(self) -> None:
-        self.blocks: list[tuple[RowGradients, tuple[int, ...]]] = []
+        self.blocks: list[Block] = []
         self.dense: Tensor | None = None
         self.scale: float | Tensor = 1.0
-        self.shared = False
 
 
 class RowGradient(Tensor):
     """Row gradients of one table, accumulated over the backward passes since the last ``zero_grad()``.
 
-    ``detach()`` and ``.data`` are it once more: what is done to them is done to it, as with any gradient.
+    ``detach()`` and ``.data`` are it once more: what is done to them is done to it, as with any gradient. Another dtype
+    or device, which ``model.to(...)`` asks for, has the sum of each row, as torch's gradient would.
 
     Attributes:
-        blocks: (forward pass with its output's gradient, features of it that read the table).
+        blocks: (forward pass with its output's gradient, features of it that read the table). Blocks may be shared with
+            other row gradients; nobody changes them.
         dense: Gradient [R, D] from uses of the weight outside of lookups (a tied output layer), or None.
         scale: Factor on ``blocks``, from scaling and clipping; a scalar tensor where it was made on a GPU.
     """
@@ -54,20 +55,20 @@ class RowGradient(Tensor):
     _content: _Content
 
     @staticmethod
-    def __new__(cls, table: Table) -> RowGradient:
-        """A tensor of the table's shape without memory of its own."""
-        weight = table.weight
-        self = Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype, device=weight.device)
+    def __new__(cls, table: Table, like: Tensor | None = None) -> RowGradient:
+        """A tensor of the table's shape without memory of its own; its dtype and device are those of ``like``."""
+        like = table.weight if like is None else like
+        self = Tensor._make_wrapper_subclass(cls, table.weight.shape, dtype=like.dtype, device=like.device)
         # A weight owns its gradient where Python's collector cannot look: owning the table would keep both forever.
         self._table = weakref.ref(table)
         self._content = _Content()
         return self
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, like: Tensor | None = None) -> None:
         """Empty row gradients of a table."""
 
     @property
-    def blocks(self) -> list[tuple[RowGradients, tuple[int, ...]]]:
+    def blocks(self) -> list[Block]:
         """See above."""
         return self._content.blocks
 
@@ -97,21 +98,59 @@ class RowGradient(Tensor):
             raise UnsupportedOption("the model of this gradient is gone", remedy="keep the model while you train")
         return table
 
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        """It once more; what is assigned, with a dtype and device of its own, takes its place."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        if not isinstance(value, RowGradient):
+            raise unsupported("assignment of a tensor to .data")
+        cast(Any, Tensor.data).__set__(self, value)  # what torch sees of it: dtype and device
+        self._content = value._content
+
     def start(self, block: RowGradients, features: tuple[int, ...], dense: Tensor | None) -> None:
         """Forget everything but one backward pass and a dense gradient."""
-        content = self._content
-        if content.shared:  # with what was detached in an earlier step
-            content = self._content = _Content()
-        content.blocks, content.scale, content.dense = [(block, features)], 1.0, dense
+        content = self._content = _Content()  # what was detached in an earlier step has the other
+        content.blocks, content.dense = [(block, features)], dense
 
     def add_block(self, block: RowGradients, features: tuple[int, ...]) -> None:
         """Add one backward pass."""
+        self._append([(block, features)])
+
+    def add(self, other: RowGradient, alpha: float = 1.0) -> RowGradient:
+        """Add row gradients of the same table times a factor, in place."""
+        mine = {id(block) for block, _ in self.blocks}
+        later = [
+            # The object is the identity of a backward pass: what is added to itself must not be taken for one.
+            (replace(block) if id(block) in mine else block, of)
+            for block, of in of_blocks.scaled(other.blocks, other.scale * float(alpha))
+        ]
+        if other.dense is not None:
+            self.add_dense(other.dense, alpha)
+        self._append(later)
+        return self
+
+    def add_dense(self, other: Tensor, alpha: float = 1.0) -> None:
+        """Add a dense gradient [R, D] times a factor."""
+        self.table.let_go()
+        self.dense = other * alpha if self.dense is None else self.dense.add_(other, alpha=alpha)
+
+    def _append(self, blocks: list[Block]) -> None:
+        self.table.let_go()
         content = self._content
-        scale = content.scale
-        if isinstance(scale, Tensor) or scale != 1.0:  # it holds for what came before, not for what comes
-            content.blocks = [(_scaled(earlier, scale), of) for earlier, of in content.blocks]
+        if isinstance(content.scale, Tensor) or content.scale != 1.0:  # it is of what came before, not of what comes
+            content.blocks = of_blocks.scaled(content.blocks, content.scale)
             content.scale = 1.0
-        content.blocks.append((block, features))
+        content.blocks += blocks
+        # A table that no optimizer steps would keep every batch.
+        if of_blocks.are_too_many(content.blocks, len(blocks), self.numel()) and self._may_be_summed():
+            content.blocks = [of_blocks.of_rows(*self._summed())]
+
+    def _may_be_summed(self) -> bool:
+        """Not where samples draw for themselves, nor where nobody can wait for the number of distinct rows."""
+        return not (self.table.by_sample or (self.is_cuda and torch.cuda.is_current_stream_capturing()))
 
     def for_table(self, position: int) -> list[RowGradients]:
         """The blocks with this table at ``position`` and every other feature left out."""
@@ -142,21 +181,12 @@ class RowGradient(Tensor):
         Not those of uses outside of lookups (``dense``). The sum of a row's contributions is taken in the order of
         backward, so it is the same for any number of threads.
         """
-        weight = self.table.weight
-        ids: list[Tensor] = []
-        grads: list[Tensor] = []
-        for block, features in self.blocks:
-            for feature in features:
-                rows, bags, factor = reference.feature_lookups(block.lookups, feature)
-                used = rows != block.lookups.padding_of(feature)
-                ids.append(rows[used])
-                grad = block.grad[:, feature][bags].to(weight.dtype) * factor.unsqueeze(1).to(weight.dtype)
-                grads.append(grad[used])
-        if not ids:
-            return weight.new_empty(0, dtype=torch.int64), weight.new_empty(0, weight.shape[1])
-        distinct, places = torch.unique(torch.cat(ids).to(torch.int64), return_inverse=True)
-        sums = weight.new_zeros(len(distinct), weight.shape[1]).index_add_(0, places, torch.cat(grads))
-        return distinct, sums if isinstance(self.scale, float) and self.scale == 1.0 else sums.mul_(self.scale)
+        rows, sums = self._summed(self.dtype)
+        return rows, sums if isinstance(self.scale, float) and self.scale == 1.0 else sums.mul_(self.scale)
+
+    def _summed(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        dtype = dtype or reference.computed(self.dtype)
+        return of_blocks.summed(self.blocks, self.shape[1], dtype, self.device)
 
     def squared_norm(self) -> float | Tensor:
         """Sum of squares of the gradient, each row's contributions added up first; on a GPU a scalar tensor."""
@@ -189,22 +219,51 @@ class RowGradient(Tensor):
 
     def alias(self) -> RowGradient:
         """Another object for the same row gradients."""
-        other = RowGradient(self.table)
+        other = RowGradient(self.table, self)
         other._content = self._content
-        self._content.shared = True
         return other
 
     def copy(self) -> RowGradient:
         """The same row gradients in an object of its own."""
-        other = RowGradient(self.table)
+        other = RowGradient(self.table, self)
         content = other._content
         content.blocks, content.scale = list(self.blocks), self.scale
         content.dense = None if self.dense is None else self.dense.clone()
         return other
 
+    def converted(self, dtype: torch.dtype, device: torch.device) -> RowGradient:
+        """The sum of each row in another dtype and on another device.
+
+        Raises:
+            UnsupportedOption: The dtype is none of gradients.
+        """
+        if not dtype.is_floating_point:
+            raise unsupported(f"conversion to {dtype}")
+        rows, sums = self.to_rows()
+        sums = sums.to(device, dtype)
+        other = RowGradient(self.table, sums)
+        if self.blocks:
+            other._content.blocks = [of_blocks.of_rows(rows.to(device), sums)]
+        other.dense = None if self.dense is None else self.dense.to(device, dtype)
+        return other
+
+    def share_memory_(self) -> RowGradient:
+        """Nothing: there is no memory to share, and what a process accumulates is for its own optimizer."""
+        return self
+
+    def apply_(self, *_: Any) -> Any:
+        """Refuse: torch would write to memory that there is none of."""
+        raise unsupported("apply_")
+
+    def __dlpack__(self, *_: Any, **__: Any) -> Any:
+        """Refuse: there is no memory to hand out."""
+        raise unsupported("DLPack")
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        """Name the table and what was accumulated."""
-        return f"RowGradient(table={self.table.name!r}, shape={tuple(self.shape)}, backward_passes={len(self.blocks)})"
+        """Name the table, None if it is gone, and what was accumulated."""
+        table = self._table()
+        name = None if table is None else table.name
+        return f"RowGradient(table={name!r}, shape={tuple(self.shape)}, backward_passes={len(self.blocks)})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse: gradients are not saved."""
@@ -216,110 +275,21 @@ class RowGradient(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        handler = _HANDLERS.get(func)
-        if handler is None:
-            raise _unsupported(func)
-        return handler(*args, **(kwargs or {}))
+        from slipstream.embedding.gradient_operators import HANDLERS  # of this class
+
+        handler = HANDLERS.get(func)
+        if handler is not None:
+            return handler(*args, **(kwargs or {}))
+        # Under torch.inference_mode() operators such as `to` come here before torch has taken them apart.
+        result = func.decompose(*args, **(kwargs or {}))
+        if result is NotImplemented:
+            raise unsupported(func)
+        return result
 
 
-def _converted(*_: Any, **__: Any) -> Tensor:
-    raise UnsupportedOption(
-        "the row gradient of a table cannot change its dtype or device",
-        remedy="call optimizer.zero_grad() before model.to(...), or weight.grad.to_dense()",
-    )
-
-
-def _unsupported(what: object) -> UnsupportedOption:
+def unsupported(what: object) -> UnsupportedOption:
+    """The error for what a row gradient cannot do."""
     return UnsupportedOption(
         f"{what} cannot be applied to the row gradient of a table",
         remedy="use slipstream.optim for optimizers, or call weight.grad.to_dense()",
     )
-
-
-def _scaled(block: RowGradients, factor: float | Tensor) -> RowGradients:
-    return RowGradients(block.lookups, block.grad * factor, block.tables)
-
-
-def _factor(value: Any) -> float | Tensor:
-    """A number, or a scalar on a GPU, for which nobody waits."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise _unsupported("multiplication by a tensor")
-        return value.detach() if value.device.type != "cpu" else float(value.item())
-    return float(value)
-
-
-def _norm(gradient: Tensor, order: Any = 2, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Tensor:
-    if isinstance(gradient, RowGradient):
-        if order not in (2, 2.0):
-            return torch.linalg.vector_norm(gradient.to_dense(), order)
-        norm = gradient.squared_norm() ** 0.5
-        return torch.as_tensor(norm, dtype=dtype or gradient.dtype, device=gradient.device)
-    return torch.linalg.vector_norm(gradient, order, dtype=dtype)
-
-
-def _each(action: Callable[[Tensor, Any], Any]) -> Callable[..., None]:
-    """A foreach operator over lists that mix row gradients and ordinary tensors."""
-
-    def handler(gradients: Sequence[Tensor], other: Any) -> None:
-        others: Iterable[Any] = other if isinstance(other, list | tuple) else [other] * len(gradients)
-        for gradient, value in zip(gradients, others, strict=True):
-            action(gradient, value)
-
-    return handler
-
-
-def _mul_(gradient: Tensor, factor: Any) -> Tensor:
-    return gradient.multiply(_factor(factor)) if isinstance(gradient, RowGradient) else gradient.mul_(factor)
-
-
-def _div_(gradient: Tensor, divisor: Any) -> Tensor:
-    return gradient.multiply(1.0 / _factor(divisor)) if isinstance(gradient, RowGradient) else gradient.div_(divisor)
-
-
-def _add_(gradient: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
-    """Autograd adds the gradient of a use outside of lookups to what the lookups left."""
-    if not isinstance(
-        gradient, RowGradient
-    ):  # torch.optim.SGD: it would work, by a pass over the table that nobody sees
-        raise _unsupported("adding to a tensor")
-    dense = other.to_dense() if isinstance(other, RowGradient) else other
-    gradient.dense = dense * alpha if gradient.dense is None else gradient.dense.add_(dense, alpha=alpha)
-    return gradient
-
-
-def _unscale(gradients: Sequence[Tensor], found_inf: Tensor, inverse_scale: Tensor) -> None:
-    """GradScaler: multiply by the inverse scale, and note whether anything was not finite."""
-    plain = [gradient for gradient in gradients if not isinstance(gradient, RowGradient)]
-    if plain:
-        _aten._amp_foreach_non_finite_check_and_unscale_.default(plain, found_inf, inverse_scale)
-    for gradient in gradients:
-        if isinstance(gradient, RowGradient):
-            found_inf.copy_(torch.maximum(found_inf, gradient.not_finite().to(found_inf)))
-            gradient.multiply(_factor(inverse_scale))
-
-
-def _foreach_norm(gradients: Sequence[Tensor], order: Any = 2, dtype: torch.dtype | None = None) -> list[Tensor]:
-    return [_norm(gradient, order, dtype=dtype) for gradient in gradients]
-
-
-_HANDLERS: dict[Any, Callable[..., Any]] = {
-    _aten.mul_.Tensor: _mul_,
-    _aten.mul_.Scalar: _mul_,
-    _aten.div_.Tensor: _div_,
-    _aten.div_.Scalar: _div_,
-    _aten.add_.Tensor: _add_,
-    _aten.mul.Tensor: lambda gradient, factor: _mul_(gradient.copy(), factor),
-    _aten._to_copy.default: _converted,
-    _aten.zero_.default: RowGradient.clear,
-    _aten.detach.default: RowGradient.alias,
-    _aten.clone.default: lambda gradient, **_: gradient.copy(),
-    _aten.linalg_vector_norm.default: _norm,
-    _aten._foreach_norm.Scalar: _foreach_norm,
-    _aten._foreach_mul_.Scalar: _each(_mul_),
-    _aten._foreach_mul_.Tensor: _each(_mul_),
-    _aten._foreach_mul_.ScalarList: _each(_mul_),
-    _aten._foreach_div_.Scalar: _each(_div_),
-    _aten._foreach_zero_.default: lambda gradients: [gradient.zero_() for gradient in gradients] and None,
-    _aten._amp_foreach_non_finite_check_and_unscale_.default: _unscale,
-}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import sys
 import weakref
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from slipstream.embedding.row_gradient import RowGradient
 from slipstream.embedding.unseen import refuse_hooks
-from slipstream.errors import ConfigError
+from slipstream.errors import ConfigError, UnsupportedOption
 from slipstream.kernels.types import DrawnLookups, Lookups, RowGradients
 
 OPEN = 255
@@ -36,6 +35,8 @@ class _Probe:
 
 _UNSHARED = _Probe().count()
 """References to a spare gradient that nobody else holds."""
+_SMALL = 1 << 15
+"""Numbers of a table's gradients that may outlive ``zero_grad()``: another tensor would take longer than such rows."""
 
 _MOST_TOTALS = 64
 """Tensors of counts that a table remembers: an optimizer makes a new one when it meets other tables or gates."""
@@ -66,6 +67,7 @@ class Table:
     """
 
     sampler: weakref.ref[Sampler] | None = None  # of the class, for models that were pickled before there was one
+    _shared: weakref.ref[Table] | None = None  # what its weight shared before it was untied
 
     def __init__(self, weight: nn.Parameter, name: str = "") -> None:
         self.name = name
@@ -123,6 +125,11 @@ class Table:
     def _counted(self, which: int) -> int:
         return sum(int(totals[position, which]) for totals, position in self._on_device.values())
 
+    @property
+    def sites(self) -> weakref.WeakSet[Site]:
+        """Where it is looked up."""
+        return self.__dict__.setdefault("_sites", weakref.WeakSet())
+
     def drawn_by(self) -> Sampler | None:
         """The sampler, while its policy lives."""
         return None if self.sampler is None else self.sampler()
@@ -159,13 +166,34 @@ class Table:
 
     def moved(self, weight: nn.Parameter, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow a weight that went through ``Module._apply``: to another device, say."""
+        self._have(weight)
+        self.gate, self.signal, self.trail = (_placed(kept, fn) for kept in (self.gate, self.signal, self.trail))
+
+    def take(self, weight: nn.Parameter) -> None:
+        """Have another parameter as the weight: on another device, maybe, as ``load_state_dict(assign=True)`` gives."""
+        self._have(weight)
+        self.gate, self.signal, self.trail = (_on(weight.device, kept) for kept in (self.gate, self.signal, self.trail))
+
+    def _have(self, weight: nn.Parameter) -> None:
         self.weight = weight
-        if self.gate is not None:
-            self.gate = fn(self.gate)
-        if self.signal is not None:
-            self.signal = fn(self.signal)
-        if self.trail is not None:
-            self.trail = fn(self.trail).float()
+        if self.sites:
+            Site.note(self)
+
+    def untied(self, weight: nn.Parameter) -> Table:
+        """A table for a weight [R, D] that was this one's and is no more, while others go on to share it.
+
+        No running policy knows it, so that gates which one set here, and nobody would open there, are not taken over.
+        """
+        own = Table(weight, self.name)
+        own._shared = weakref.ref(self)
+        of_policy = self.listeners or self.drawn_by() is not None or self.signal is not None
+        if self.gate is not None and not of_policy:
+            own.by_sample, own.gate = self.by_sample, _on(weight.device, self.gate.clone())
+        return own
+
+    def is_untied_from(self, other: Table) -> bool:
+        """Whether :meth:`untied` made it of another table."""
+        return self._shared is not None and self._shared() is other
 
     def receive(self, block: RowGradients, features: tuple[int, ...]) -> None:
         """Take the row gradients of one backward pass into ``weight.grad``."""
@@ -174,28 +202,54 @@ class Table:
             refuse_hooks(self.name)
         grad = weight.grad
         if type(grad) is RowGradient:
+            if grad.table is not self:
+                raise UnsupportedOption(
+                    f"the weight of table {self.name!r} has a gradient of another table that has the same weight",
+                    remedy="call optimizer.zero_grad() after you tie weights, and tie by assigning the parameter",
+                )
             grad.add_block(block, features)
             return
         gradient = self._spare
-        if gradient is not None and sys.getrefcount(gradient) <= _UNSHARED:
-            gradient.start(block, features, grad)
-            try:
-                weight.grad = gradient
-                return
-            except RuntimeError:
-                pass  # the weight has become one of another size, type or device: it needs another gradient
-        gradient = self._spare = RowGradient(self)
+        if gradient is None or sys.getrefcount(gradient) > _UNSHARED:
+            gradient = RowGradient(self)
         gradient.start(block, features, grad)
-        weight.grad = gradient
+        try:
+            weight.grad = gradient
+        except RuntimeError:  # the weight has become one of another size, type or device
+            gradient = RowGradient(self)
+            gradient.start(block, features, grad)
+            weight.grad = gradient
+        size, _, dim = block.grad.shape
+        self._spare = gradient if grad is None and size * len(features) * dim <= _SMALL else None
+
+    def let_go(self) -> None:
+        """Keep no gradient longer than ``zero_grad()`` does: it has grown."""
+        self._spare = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and saved models keep: not the listeners and the sampler, which belong to a running policy."""
         counts = {"_lookups": self.lookups, "_skipped": self.skipped, "_on_device": {}}
-        return self.__dict__ | counts | {"listeners": [], "sampler": None, "_spare": None}
+        state = self.__dict__ | counts | {"listeners": [], "sampler": None, "_spare": None, "_shared": None}
+        state.pop("_sites", None)
+        return state
 
     def __repr__(self) -> str:
         """Name and size."""
         return f"Table({self.name!r}, rows={self.num_rows}, dim={self.weight.shape[1]})"
+
+
+def _on(device: torch.device, kept: Tensor | None) -> Tensor | None:
+    """What is kept of rows, on a device; None if there is nothing, as on the meta device."""
+    return None if kept is None or (kept.is_meta and device.type != "meta") else kept.to(device)
+
+
+def _placed(kept: Tensor | None, fn: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """What is kept of rows, where a function of ``Module._apply`` puts tensors.
+
+    What else it does, a cast or ``to_empty``, is for weights.
+    """
+    placed = None if kept is None else fn(kept)
+    return kept if placed is None or placed is kept else _on(placed.device, kept)
 
 
 class Site:
@@ -208,6 +262,7 @@ class Site:
     changes: ClassVar[int] = 0
     """How often a table got a site or another weight: what :meth:`table_of` says may be another then."""
     _alive: ClassVar[weakref.WeakValueDictionary[int, Site]] = weakref.WeakValueDictionary()
+    _of_weight: ClassVar[weakref.WeakValueDictionary[int, Table]] = weakref.WeakValueDictionary()
 
     def __init__(self, tables: Sequence[Table]) -> None:
         self.tables = tuple(tables)
@@ -218,10 +273,16 @@ class Site:
         self.handle = next(self._handles)
         Site.changes += 1
         self._alive[self.handle] = self
+        self._find_readers()
+
+    def _find_readers(self) -> None:
         readers: dict[int, list[int]] = {}
         for feature, table in enumerate(self.tables):
             readers.setdefault(id(table), []).append(feature)
         self._readers = [(self.tables[features[0]], tuple(features)) for features in readers.values()]
+        for table, _ in self._readers:
+            table.sites.add(self)
+            self.note(table)
 
     def place_tokens(self) -> None:
         """Have the tokens where the tables are: backward makes the token's gradient there."""
@@ -243,25 +304,62 @@ class Site:
     @classmethod
     def table_of(cls, weight: Tensor) -> Table | None:
         """The table of a parameter, if it is looked up anywhere."""
-        tables = (table for site in list(cls._alive.values()) for table in site.tables)
-        return next((table for table in tables if table.weight is weight), None)
+        table = cls._of_weight.get(id(weight))
+        # A table goes on to another weight, and an id to another object.
+        return table if table is not None and table.weight is weight and table.sites else None
+
+    @classmethod
+    def note(cls, table: Table) -> None:
+        """Have :meth:`table_of` find a table by its weight."""
+        cls._of_weight[id(table.weight)] = table
+
+    @classmethod
+    def give(cls, table: Table, weight: nn.Parameter) -> Table:
+        """Have a table's weight be another parameter wherever it is looked up.
+
+        Returns:
+            The weight's table from now on: the one that it has already, if it has one.
+        """
+        other = cls.table_of(weight)
+        if other is None or other is table:
+            table.take(weight)
+            for site in table.sites:
+                site.place_tokens()
+        else:
+            cls._replace(table, other)
+        cls.changes += 1
+        return other or table
+
+    @classmethod
+    def _replace(cls, table: Table, other: Table) -> None:
+        for site in list(table.sites):
+            table.sites.discard(site)
+            site.tables = tuple(other if mine is table else mine for mine in site.tables)
+            site._find_readers()
+            site.place_tokens()
 
     def with_weight(self, weight: nn.Parameter) -> Site:
         """The one-table site of a module whose weight became another parameter.
 
-        A tied table stays with the others, and a weight that is a table's already has that table here, too.
+        A tied table stays with the others, and a weight that is a table's already has that table here, too. Weights
+        that are tied again, as after ``load_state_dict(assign=True)``, have the table that they shared before: it is
+        the one that a running policy knows.
         """
         (table,) = self.tables
         other = self.table_of(weight)
-        if other is not None and other is not table:
-            return Site([other])
-        Site.changes += 1
-        if sum(table in site.tables for site in list(self._alive.values())) == 1:
-            table.weight = weight
+        if other is table:
             return self
-        own = copy.copy(table)
-        own.weight = weight
-        return Site([own])
+        Site.changes += 1
+        alone = len(table.sites) == 1
+        if other is not None and not (alone and other.is_untied_from(table)):
+            return Site([other])
+        if not alone:
+            return Site([table.untied(weight)])
+        if other is not None:
+            self._replace(other, table)
+        table.take(weight)
+        self.place_tokens()
+        return self
 
     def receive(self, lookups: Lookups, grad: Tensor) -> None:
         """Hand the gradient [B, F, D] of the pooled output to the tables that are trained.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
@@ -50,10 +51,13 @@ class EarlierSelf:
         return self._copy is not None
 
     def take(self) -> None:
-        """Copies the model as it is now."""
+        """Copies the model as it is now.
+
+        Raises:
+            ConfigError: It cannot be copied.
+        """
         self._copy = None  # before there is another
-        # All of it: tables in host memory are neither parameters nor buffers.
-        self._copy = copy.deepcopy(self._model)
+        self._copy = _copied(self._model)
 
     def losses(self, batch: Batch) -> Tensor:
         """The copy's losses, float32 [B] on the CPU; nothing is learned, and no draw of the training is used up."""
@@ -70,12 +74,52 @@ class EarlierSelf:
         """Takes over a copy."""
         self._copy = None
         if "tensors" in state:
-            self._copy = copy.deepcopy(self._model)
+            self._copy = _copied(self._model)
             with torch.no_grad():
                 for mine, saved in zip(_tensors(self._copy), state["tensors"], strict=True):
                     if mine.shape != saved.shape:  # dtypes may differ: a model may be cast after its state was loaded
                         raise ConfigError("the state's copy is of another model")
                     mine.copy_(saved)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """All of the model: tables in host memory are neither parameters nor buffers."""
+    # What a module keeps of a forward pass, for a loss of its own say, belongs to that pass's graph: no deepcopy.
+    memo: dict[int, Any] = {
+        id(tensor): tensor.detach().clone()
+        for module in model.modules()
+        for tensor in _kept_by(module)
+        if not tensor.is_leaf
+    }
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError, copy.Error, pickle.PicklingError) as error:
+        raise _what_has_no_copy(model, memo) or error from None
+
+
+def _kept_by(module: nn.Module) -> Iterator[Tensor]:
+    """The tensors among a module's attributes, and in those that are dictionaries, lists or tuples."""
+    for value in vars(module).values():
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+        yield from (tensor for tensor in inside if isinstance(tensor, Tensor))
+
+
+_OF_MODULES = ("_parameters", "_buffers", "_modules")
+
+
+def _what_has_no_copy(model: nn.Module, memo: dict[int, Any]) -> ConfigError | None:
+    """Names the attribute that Python cannot copy; None if it is none's fault (memory, say)."""
+    for name, module in model.named_modules():
+        for attribute in [attribute for attribute in vars(module) if attribute not in _OF_MODULES]:
+            try:
+                copy.deepcopy(vars(module)[attribute], dict(memo))
+            except (RuntimeError, TypeError, copy.Error, pickle.PicklingError) as error:
+                return ConfigError(
+                    f"the policy needs a copy of the model, and attribute {attribute!r} of module "
+                    f"{name or '(the model itself)'} has none ({' '.join(str(error).split())})",
+                    remedy="keep it outside the model, tensors detached, or use another policy",
+                )
+    return None
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
