@@ -89,3 +89,34 @@ def test_whatever_a_stores_provenance_says_it_can_be_inspected(odd: object, raw:
     changed = {**json.loads(path.read_text()), "provenance": dict.fromkeys(names, odd)}
     path.write_text(json.dumps(changed), encoding="utf-8")
     assert "fingerprint" in call(inspect, raw[1])
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_is_no_part_of_a_data_set_is_not_removed_with_it(raw: list[str | Path], damaged: bool) -> None:
+    call(prepare, *raw)
+    data = Path(raw[1])
+    if damaged:
+        (data / "store.json").write_text("{}", encoding="utf-8")
+    for place in ("raw.csv", "vocabulary/notes.txt", "run/config.yaml"):
+        (data / place).parent.mkdir(exist_ok=True)
+        (data / place).write_text(HEADER + ROWS, encoding="utf-8")
+        source = data / place if place == "raw.csv" else raw[0]
+        with pytest.raises(DataError, match=rf"data: holds {place}, which is no part .*; move that elsewhere"):
+            call(prepare, source, *raw[1:], "--overwrite")
+        assert (data / place).read_text(encoding="utf-8") == HEADER + ROWS
+        (data / place).unlink()
+    (data / "link").symlink_to(data.parent)
+    with pytest.raises(DataError, match="data: holds link"):
+        call(prepare, *raw, "--overwrite")
+    (data / "link").unlink()
+    call(prepare, *raw, "--overwrite")
+    assert Store.open(data).num_samples == 60
+
+
+def test_a_data_set_is_not_made_of_its_own_files(raw: list[str | Path], tmp_path: Path) -> None:
+    call(prepare, *raw)
+    (tmp_path / "schema.yaml").write_text("label: count\ncategorical: [value]\n", encoding="utf-8")
+    source = tmp_path / "data" / "vocabulary" / "user.parquet"
+    with pytest.raises(DataError, match=r"user\.parquet: lies in the output folder; choose another"):
+        call(prepare, source, *raw[1:], "--overwrite", "--label-threshold", "1")
+    assert Store.open(tmp_path / "data").num_samples == 60

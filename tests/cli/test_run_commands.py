@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,64 @@ def test_what_a_second_training_replaces_is_said_in_one_line(folder: Path, capsy
         rf"slipstream: replaces the run of \d{{4}}-\d\d-\d\d \d\d:\d\d \(policy none, AUC {auc:.4f}\) in .*", line
     )
     assert str(folder / "twice" / ".replaced") in line
+
+
+@pytest.mark.parametrize("flag", ["--out", "--resume"])
+def test_an_empty_path_is_not_the_current_folder(
+    folder: Path, flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", str(folder / "data"), flag, "", "--quiet"]) == 2
+    assert "the path is empty: name a folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_configuration_that_was_written_by_hand_is_not_written_over(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(MODEL, encoding="utf-8")
+    (tmp_path / "mine.yaml").symlink_to("config.yaml")
+    for name in ("config.yaml", "mine.yaml"):
+        with pytest.raises(ConfigError, match=rf"{name} would be written over; choose another run folder"):
+            call("train", folder / "data", "--config", tmp_path / name, "--out", tmp_path)
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == MODEL
+    given = ["--config", folder / "full" / "config.yaml"]
+    assert "AUC" in call("train", "--resume", folder / "full", *given), "its own, and nothing is trained anew"
+
+
+def test_resume_goes_on_in_its_own_folder_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for out in (folder / "other", "null"):
+        with pytest.raises(ConfigError, match="--resume names the run folder"):
+            call("train", "--resume", folder / "full", "--set", f"out={out}")
+    assert not (folder / "other").exists()
+    monkeypatch.chdir(folder)
+    assert "AUC" in call("train", "--resume", folder / "full", "--set", "out=./full")
+
+
+def test_predictions_do_not_take_the_place_of_what_they_are_made_from(folder: Path, tmp_path: Path) -> None:
+    text = "click,time,user,item\n1,0,u1,i1\n0,1,u2,i2\n"
+    (tmp_path / "in.csv").write_text(text, encoding="utf-8")
+    (tmp_path / "link.csv").symlink_to("in.csv")
+    (tmp_path / "model.csv").symlink_to(folder / "full" / "model.safetensors")
+    vocabulary = folder / "data" / "vocabulary" / "user.parquet"
+    for out in (tmp_path / "in.csv", tmp_path / "link.csv", tmp_path / "model.csv", vocabulary):
+        with pytest.raises(ConfigError, match=f"{out.name} is a file that the predictions are made from; choose"):
+            call("predict", folder / "full", tmp_path / "in.csv", out)
+    for out in (tmp_path / "model.csv", vocabulary):
+        with pytest.raises(ConfigError, match=f"{out.name} is a file that the predictions are made from; choose"):
+            call("predict", folder / "full", folder / "data", out)
+    assert (tmp_path / "in.csv").read_text(encoding="utf-8") == text
+    for _ in range(2):
+        call("predict", folder / "full", tmp_path / "in.csv", tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_predictions_that_do_not_fit_on_the_disk_are_one_line(
+    folder: Path, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        status = run(["predict", str(folder / "full"), str(folder / "data"), str(tmp_path / f"out.{suffix}")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert status == 2 and f"out.{suffix}: cannot be written (" in line and "File too large" in line
+    assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.backends import BACK_ENDS, load
 from tests.outcome import outcome
 from tests.training.conftest import write_store
 
@@ -21,7 +22,7 @@ from slipstream.cli.entry import run
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store, StoreWriter
 from slipstream.errors import ConfigError, DataError, Interrupted, NonFiniteError, OutputError
-from slipstream.kernels import cpu, reference
+from slipstream.kernels import reference
 from slipstream.kernels.reference import wrap_step
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableSet, TableState, UpdateSettings
 from slipstream.staleness.popularity import ExactCounts
@@ -270,7 +271,14 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight(make):
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
-@pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "cpu"])
+ALL_BACK_ENDS = ("reference", *BACK_ENDS)
+
+
+def kernels_of(name: str) -> Any:
+    return reference if name == "reference" else load(name)
+
+
+@pytest.mark.parametrize("backend", ALL_BACK_ENDS)
 def test_steps_beyond_31_bits_wait_as_before(backend):
     """Rows that waited 3 steps decay by 3 steps, wherever the counter stands."""
 
@@ -280,7 +288,8 @@ def test_steps_beyond_31_bits_wait_as_before(backend):
         tables = TableSet([TableState(weight, first, second, last_step=last)])
         lookups = Lookups(torch.arange(4).unsqueeze(1), None, 1)
         gradient = RowGradients(lookups, torch.ones(4, 1, 8), (0,))
-        backend.row_update(tables, [gradient], UpdateSettings(Rule.ADAM, step, 0.1, 1e-8, 0.9, 0.999))
+        settings = UpdateSettings(Rule.ADAM, step, 0.1, 1e-8, 0.9, 0.999)
+        kernels_of(backend).row_update(tables, [gradient], settings)
         assert last.tolist() == [wrap_step(step)] * 4
         return first
 
@@ -289,8 +298,28 @@ def test_steps_beyond_31_bits_wait_as_before(backend):
         torch.testing.assert_close(after(step), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_counts_of_accesses_stop_at_their_end():
-    counts = ExactCounts(2)
-    counts.scores.fill_(2**31 - 2)
-    counts.add(torch.tensor([0, 0, 0]))
-    assert counts.scores.tolist() == [2**31 - 1, 2**31 - 2]
+@pytest.mark.parametrize("backend", ALL_BACK_ENDS)
+@pytest.mark.parametrize("rate", [1e-7, 2e-8])
+def test_a_small_decay_adds_up_over_a_long_wait(backend, rate):
+    """1 - rate is 1 in float32, or its distance from 1 a fifth off."""
+    weight, waited = torch.ones(4, 8), round(1 / rate) - 1
+    last = torch.tensor([0, 0, waited, waited], dtype=torch.int32)
+    tables = TableSet([TableState(weight, torch.zeros(4, 8), torch.zeros(4, 8), last_step=last)])
+    gradient = RowGradients(Lookups(torch.arange(4).unsqueeze(1), None, 1), torch.zeros(4, 1, 8), (0,))
+    settings = UpdateSettings(Rule.ADAM, waited + 1, 1e-3, 1e-8, 0.9, 0.999, rate * 1e3, decoupled=True)
+    kernels_of(backend).row_update(tables, [gradient], settings)
+    torch.testing.assert_close(weight[:2], torch.full((2, 8), np.exp(-1.0), dtype=torch.float32), rtol=1e-5, atol=0)
+    # A row that did not wait decays as torch has it.
+    assert torch.equal(weight[2:], torch.ones(2, 8).mul_(1 - settings.lr * settings.weight_decay))
+
+
+@pytest.mark.parametrize("backend", ["exact", *BACK_ENDS[1:]])
+def test_counts_of_accesses_stop_at_their_end(backend):
+    counts = ExactCounts(3)
+    counts.scores.copy_(torch.tensor([2**31 - 2, 2**31 - 2, 2**31 - 4]))
+    for ids in ([0, 0, 0, 2, 2], [0, 2]):
+        if backend == "exact":
+            counts.add(torch.tensor(ids))
+        else:
+            load(backend).count(counts.scores, torch.tensor(ids), 1.0)
+    assert counts.scores.tolist() == [2**31 - 1, 2**31 - 2, 2**31 - 1]

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,3 +86,10 @@ def test_decay_curves():
     assert [factor("linear", done, 0.1) for done in (0, 0.5, 1, 2)] == pytest.approx([1, 0.55, 0.1, 0.1])
     assert [factor("cosine", done, 0) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
     assert factor("constant", 0.9, 0) == 1
+
+
+@pytest.mark.parametrize("name", ["data", "out", "continue_from"])
+def test_an_empty_path_is_not_the_current_folder(name: str) -> None:
+    with pytest.raises(ValueError, match=r"is empty: write \. for the current folder"):
+        TrainConfig.model_validate({"data": "d", name: ""})
+    assert TrainConfig.model_validate({"data": ".", "out": "."}).data == Path()

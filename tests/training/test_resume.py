@@ -218,8 +218,8 @@ def test_one_without_checkpoints_that_is_finished_is_returned(make_store, tmp_pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, store=store, listeners=[die])  # not yet said to be done: the last checkpoints are still there
-    assert not (tmp_path / "run" / "result.json").exists()
+        train(config, store=store, listeners=[die])  # the last checkpoints are still there, and the result is written
+    assert (tmp_path / "run" / "result.json").exists()
     result = train(config, store=store, resume=True)
     assert not (tmp_path / "run" / "checkpoints").exists()
     before = outcome(tmp_path / "run")

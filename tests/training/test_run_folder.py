@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,79 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path, linked):
     (tmp_path / "away").rename(tmp_path / "disk")
     with RunFolder(linked, 2):
         pass
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "model.safetensors", "result.json"])
+def test_what_no_training_has_made_is_refused_and_stays(tmp_path, name, resume):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.pt").write_text("user's")
+    (tmp_path / name).write_text("batch_size: 64\n")
+    with pytest.raises(ConfigError, match=rf"{tmp_path} holds {name}, .* no training of slipstream's; choose another"):
+        train(configured(tmp_path, data=tmp_path / "none"), resume=resume)  # before any data is looked at
+    assert names(tmp_path) == {"checkpoints", name} and (tmp_path / name).read_text() == "batch_size: 64\n"
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_a_users_files_beside_the_checkpoints_stay(make_store, tmp_path, final):
+    store, run = make_store(600), tmp_path / "run"
+    checkpoints = run / "checkpoints"
+    (checkpoints / "step-5").mkdir(parents=True)
+    (checkpoints / "best.pt").write_text("user's")
+    for seed in (0, 1):  # the second replaces the first
+        train(configured(run, seed=seed, checkpoint={"steps": 5, "minutes": None, "final": final}), store=store)
+        assert names(checkpoints) == {"best.pt", "step-5", *(["final"] if final else [])}
+    (checkpoints / "best.pt").unlink()
+    (checkpoints / "step-5").rmdir()
+    partial_name(checkpoints / "final").mkdir()
+    RunFolder(run, 2).checkpoints.clear()
+    assert not checkpoints.exists(), "nothing of the user's is in it any more"
+
+
+def test_a_training_that_was_killed_at_any_moment_is_known_for_one(make_store, tmp_path):
+    """By what it leaves first; by what is left where somebody has taken the metrics away."""
+    store, run = make_store(600), tmp_path / "run"
+    train(configured(run), store=store)
+    whole = names(run)
+    for kept in ({"metrics.jsonl"}, {"metrics.jsonl", "config.yaml"}, {"result.json"}, {"checkpoints", "config.yaml"}):
+        some = tmp_path / "-".join(sorted(kept))
+        shutil.copytree(run, some, ignore=lambda folder, all_, kept=kept: whole - kept if folder == str(run) else ())
+        with RunFolder(some, 2) as folder:
+            folder.check_ours()
+            for text in ("", '{"event": "st'):
+                if "metrics.jsonl" in kept:
+                    (some / "metrics.jsonl").write_text(text)
+                    folder.check_ours()
+    (tmp_path / "begun" / ".replaced").mkdir(parents=True)
+    for name in ("config.yaml", ".replaced/put_away.txt"):
+        (tmp_path / "begun" / name).touch()
+    RunFolder(tmp_path / "begun", 2).check_ours()
+
+
+def test_a_training_writes_nothing_outside_its_folder(make_store, tmp_path):
+    """Links that are followed where a user names a file are not in a run folder, which may be somebody else's."""
+    store, run, outside = make_store(600), tmp_path / "run", tmp_path / "outside"
+    run.mkdir()
+    outside.write_text("user's")
+    (run / "metrics.jsonl").touch()  # of a training that was killed
+    for name in ("config.yaml", "model.safetensors"):
+        (run / name).symlink_to(outside)
+    os.mkfifo(run / "result.json")
+    train(configured(run), store=store)
+    assert outside.read_text() == "user's" and outcome(run)
+    assert not any((run / name).is_symlink() for name in names(run))
+
+
+def test_the_page_of_a_run_goes_with_it(make_store, tmp_path):
+    store, run = make_store(600), tmp_path / "run"
+    run.mkdir()
+    (run / "report.html").write_text("user's")
+    train(configured(run), store=store)
+    assert (run / "report.html").exists(), "it is of no run that is replaced"
+
+    def look(event: object) -> None:
+        if isinstance(event, CheckpointSaved):
+            assert (run / ".replaced" / "report.html").exists() and not (run / "report.html").exists()
+
+    train(configured(run, seed=1), store=store, listeners=[look])
+    assert names(run) == {"checkpoints", "config.yaml", "metrics.jsonl", "model.safetensors", "result.json"}

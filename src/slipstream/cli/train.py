@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from slipstream.training.ranks import Ranks
 
 
+def _directory(text: str) -> Path:
+    """A run folder's path: of an empty one, such as an unset ``$OUT``, Python makes the current folder."""
+    if not text:
+        raise typer.BadParameter("the path is empty: name a folder (. is the current one)")
+    return Path(text)
+
+
 def train(
     data: Annotated[Path | None, typer.Argument(help="Prepared data set, or a raw file to prepare on the way.")] = None,
     out: Annotated[
@@ -28,7 +36,8 @@ def train(
         typer.Option(
             help="Run folder; without it, nothing is written. A finished run in it is replaced, once the new one is "
             "complete.",
-            file_okay=False,
+            parser=_directory,
+            metavar="DIRECTORY",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML configuration; flags win over it.", dir_okay=False)] = None,
@@ -83,7 +92,8 @@ def train(
         typer.Option(
             help="Go on with the training in this run folder from its newest checkpoint, to the same bits as without "
             "interruption; with its own configuration, so that no other flag is needed. Begins where there is none.",
-            file_okay=False,
+            parser=_directory,
+            metavar="DIRECTORY",
         ),
     ] = None,
     continue_from: Annotated[
@@ -146,6 +156,7 @@ def train(
     }
     from slipstream import training
 
+    given = config
     with ExitStack() as stack:
         ranks = stack.enter_context(_ranks()) if distributed else None
         if resume is not None:
@@ -161,6 +172,10 @@ def train(
             flags["continue_from"] = str(continue_from)
             config = config or _config_of(continue_from)
         settings = resolve(training.TrainConfig, config, flags, assign or ())
+        if resume is not None and (settings.out is None or not _is_same(settings.out, resume)):
+            raise ConfigError("--resume names the run folder", remedy="do not set out to another")
+        if resume is None and given is not None and settings.out is not None:
+            _check_stays(given, settings.out)
         if system is not None:
             from slipstream import systems
 
@@ -237,6 +252,23 @@ def ranking_facts(ranking: RankingScores | None) -> dict[str, str]:
 def _config_of(run: Path) -> Path | None:
     file = run / "config.yaml"
     return file if file.is_file() else None
+
+
+def _is_same(first: Path, second: Path) -> bool:
+    """Whether two paths, of which nothing need be there, lead to the same place."""
+    return os.path.realpath(first) == os.path.realpath(second)
+
+
+def _check_stays(config: Path, out: Path) -> None:
+    """Whether a configuration file is none that the training writes over.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    from slipstream.training.run_folder import FILES
+
+    if any((out / name).exists() and config.samefile(out / name) for name in FILES):
+        raise ConfigError(f"{config} would be written over", remedy="choose another run folder (--out)")
 
 
 def _announce(event: training.Event) -> None:

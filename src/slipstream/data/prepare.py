@@ -53,7 +53,8 @@ def prepare(
         The store, opened, in time order.
 
     Raises:
-        DataError: A file is missing, damaged or empty, or a row is malformed; ``out`` is taken.
+        DataError: A file is missing, damaged or empty, or a row is malformed; ``out`` is taken, or
+            holds a raw file.
         ConfigError: Options that make no sense together.
         OutputError: It cannot be written.
     """
@@ -70,6 +71,8 @@ def prepare(
         # Manifest and quarantine, both UTF-8, name it.
         if file.name.encode("utf-8", "replace").decode() != file.name:
             raise DataError("its name is not UTF-8", file=file, remedy="rename it")
+        if file.resolve().is_relative_to(out.resolve()):  # replaced, it would be gone
+            raise DataError("lies in the output folder", file=file, remedy="choose another output folder")
     negatives = negative_options(data, options)
     with stage_folder(out) as temporary:
         previous = None if extend is None else Path(extend)

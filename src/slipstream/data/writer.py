@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +17,7 @@ import numpy.typing as npt
 from pydantic import JsonValue
 
 from slipstream.data.atomic import file_sha256, fsync_path, partial_name, replace_folder, write_text
-from slipstream.data.manifest import DENSE, IDS, LABELS, MANIFEST, TIME, FileInfo, Manifest, bag_files
+from slipstream.data.manifest import DENSE, IDS, LABELS, MANIFEST, TIME, FileInfo, Manifest, bag_files, read_manifest
 from slipstream.data.schema import FeatureInfo
 from slipstream.errors import ConfigError, DataError, OutputError
 
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from slipstream.data.store import Store
 
 Array = npt.NDArray[Any]
+_OF_A_STORE = (
+    r"store\.json|ids\.i32|dense\.f32|time\.i64|labels\.(u8|f32)|bags/[^/]+\.(values\.i32|offsets\.i64)"
+    r"|encoder\.json|vocabulary/[^/]+\.parquet|quarantine\.tsv"
+)
+"""Names of a prepared data set's files, for one whose manifest cannot be read."""
 
 
 class _Output:
@@ -282,6 +289,27 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise DataError(
             "is already prepared", file=path, remedy="choose another folder or pass overwrite (--overwrite)"
         )
+    if (other := _other_than_store(path)) is not None:
+        raise DataError(
+            f"holds {other}, which is no part of the prepared data set, and would be removed with it",
+            file=path,
+            remedy="move that elsewhere, or choose another output folder",
+        )
+
+
+def _other_than_store(path: Path) -> str | None:
+    """What else lies in a store's folder, below it; None: nothing."""
+    try:
+        listed = {MANIFEST, *read_manifest(path).files}
+    except DataError:  # it may be replaced all the same
+        listed = None
+    for place, folders, files in os.walk(path):
+        links = (name for name in folders if os.path.islink(os.path.join(place, name)))
+        for name in sorted((*files, *links)):
+            found = (Path(place) / name).relative_to(path).as_posix()
+            if found not in listed if listed is not None else not re.fullmatch(_OF_A_STORE, found):
+                return found
+    return None
 
 
 def _check_ids(ids: Array, limits: npt.NDArray[np.int64], features: Sequence[FeatureInfo], before: int) -> None:

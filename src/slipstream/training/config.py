@@ -214,6 +214,13 @@ class TrainConfig(_Section):
     max_memory: Annotated[int, Field(ge=1)] | None = None
     """Bytes, or a text with a unit such as 8GB: refuse to start a training whose estimate is above it."""
 
+    @field_validator("data", "out", "continue_from", mode="before")
+    @classmethod
+    def _path_of_something(cls, value: Any) -> Any:
+        if value == "":  # an unset variable of a shell, say: it would be the current folder
+            raise ValueError("is empty: write . for the current folder")
+        return value
+
     @field_validator("max_memory", mode="before")
     @classmethod
     def _with_unit(cls, value: Any) -> Any:

@@ -6,15 +6,15 @@ import contextlib
 import fcntl
 import os
 import re
-import shutil
 from pathlib import Path
 from types import TracebackType
 
-from slipstream.data.atomic import fsync_path
-from slipstream.errors import ConfigError, OutputError
+from slipstream.data.atomic import fsync_path, remove_partials
+from slipstream.errors import ConfigError, DataError, OutputError
 from slipstream.training.checkpoint.folder import FOLDER, CheckpointFolder
-from slipstream.training.checkpoint.manifest import NAME
+from slipstream.training.checkpoint.manifest import MANIFEST, NAME
 from slipstream.training.config import TrainConfig
+from slipstream.training.result import Result
 
 RESULT = "result.json"
 CONFIG = "config.yaml"
@@ -24,11 +24,16 @@ REPLACED = ".replaced"
 """Folder, in a run folder, of the finished run that the training at work there is going to replace."""
 PUT_AWAY = "put_away.txt"
 """Says, in ``REPLACED``, that a training made it: what is to be removed at its end, and a user's folder never is."""
-_FILES = (MODEL, METRICS, CONFIG, RESULT)
+FILES = (MODEL, METRICS, CONFIG, RESULT)
 """Of a finished run; the result says that it is one, so it is moved last and removed first."""
+REPORT = "report.html"
+"""The page that ``slipstream report`` makes of a run, which is no longer true of the one that replaces it."""
+_REPLACED_FILES = (REPORT, *FILES)
+_FIRST_LINE = b'{"event": "start", '
+"""How ``metrics.jsonl`` begins in every version: it is the first file that a training writes, and begins empty."""
 _PATHS = ("data", "cache", "columns", "continue_from", "out")
 """Settings that are paths; configuration and checkpoints hold them, in UTF-8."""
-_OWN = "|".join(map(re.escape, (*_FILES, FOLDER)))
+_OWN = "|".join(map(re.escape, (*FILES, FOLDER)))
 """Names of what a training writes, or removes, beside its checkpoints: a pattern."""
 
 
@@ -66,6 +71,51 @@ class RunFolder:
         """Whether a training has begun, or not quite ended, to replace the finished run here."""
         return (self.path / REPLACED / PUT_AWAY).is_file()
 
+    def check_ours(self) -> None:
+        """Whether what a training writes over here is of a training: a project's own ``config.yaml`` is not ours.
+
+        Raises:
+            ConfigError: The folder holds a file of such a name, and nothing says that a training has made it.
+        """
+        found = [name for name in FILES if os.path.lexists(self.path / name)]
+        if found and not self._is_ours():
+            raise ConfigError(
+                f"{self.path} holds {found[0]}, which would be written over, and no training of slipstream's",
+                remedy="choose another run folder, or move that file elsewhere",
+            )
+
+    def _is_ours(self) -> bool:
+        """Whether a training was at work here, in whatever moment it was killed.
+
+        The metrics come before every other file and go after a marker is in ``.replaced/``; result and checkpoints are
+        for folders that somebody has taken the metrics out of.
+        """
+        saved = (self.checkpoints.path / name / MANIFEST for name in self.checkpoints.names())
+        if self.is_being_replaced or any(manifest.is_file() for manifest in saved):
+            return True
+        metrics, result = self.path / METRICS, self.path / RESULT
+        try:
+            if metrics.is_file():
+                with metrics.open("rb") as file:
+                    if _FIRST_LINE.startswith(file.read(len(_FIRST_LINE))):
+                        return True
+            return result.is_file() and bool(Result.load(result))
+        except (DataError, OSError):
+            return False
+
+    def drop_links(self) -> None:
+        """Removes links, pipes and the like where a training will write: it writes nothing outside its folder.
+
+        Raises:
+            OutputError: The system refuses.
+        """
+        for path in (self.path / name for name in FILES):
+            try:
+                if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+                    path.unlink()
+            except OSError as error:
+                raise OutputError(path, error) from error
+
     def check_over(self) -> None:
         """Whether a training from the start may begin here.
 
@@ -97,7 +147,7 @@ class RunFolder:
         """
         old = self.path / REPLACED
         try:
-            if self.has_result and not (old / PUT_AWAY).is_file() and any((old / name).exists() for name in _FILES):
+            if self.has_result and not (old / PUT_AWAY).is_file() and any((old / name).exists() for name in FILES):
                 raise ConfigError(f"{old} holds a run that no training has put there", remedy="move it elsewhere")
             if self.has_result:
                 old.mkdir(exist_ok=True)
@@ -105,7 +155,7 @@ class RunFolder:
             # Before the result: with none beside it, a checkpoint of the old run would be gone on with.
             self.checkpoints.clear()
             if self.has_result:
-                for name in _FILES:
+                for name in _REPLACED_FILES:
                     if (self.path / name).exists():
                         os.replace(self.path / name, old / name)
                 fsync_path(old)
@@ -122,7 +172,7 @@ class RunFolder:
         old = self.path / REPLACED
         try:
             if (old / PUT_AWAY).is_file():
-                for name in (*reversed(_FILES), PUT_AWAY):
+                for name in (*reversed(_REPLACED_FILES), PUT_AWAY):
                     (old / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not there, or it holds something of the user's
                 old.rmdir()
@@ -148,7 +198,7 @@ class RunFolder:
             )
         for folder, own in ((self.path, _OWN), (checkpoints, NAME)):
             if folder.is_dir():
-                _remove_left_over(folder, own)
+                remove_partials(folder, own)
         return self
 
     def _locked(self) -> int:
@@ -199,21 +249,3 @@ def _check_text(path: Path, setting: str) -> None:
     except UnicodeEncodeError as error:
         said = str(path).encode(errors="backslashreplace").decode()
         raise ConfigError(f"{setting} {said}: its name is not UTF-8", remedy="rename it, or choose another") from error
-
-
-def _remove_left_over(folder: Path, own: str) -> None:
-    """Removes what a training that was killed has left half-written or half-removed in a folder.
-
-    Others may be at work there, a preparation say: theirs stays, and a link, which no training makes.
-
-    Args:
-        folder: Where to look.
-        own: Pattern of the names of a training's files and folders.
-    """
-    for entry in folder.glob(".*.partial-*"):
-        if entry.is_symlink() or not re.fullmatch(own, entry.name[1:].rpartition(".partial-")[0]):
-            continue
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()

@@ -6,7 +6,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from pydantic import JsonValue
 from safetensors import SafetensorError
 from torch import Tensor
 
-from slipstream.data.atomic import fsync_path, partial_name, replace_folder, write_bytes
+from slipstream.data.atomic import fsync_path, partial_name, remove_partials, replace_folder, write_bytes
 from slipstream.errors import CheckpointError, ConfigError, OutputError, SlipstreamError
 from slipstream.report.machine import versions
 from slipstream.training.checkpoint.manifest import (
     MANIFEST,
+    MAX_BYTES,
     NAME,
     Base,
     CheckpointManifest,
@@ -159,11 +160,15 @@ class CheckpointFolder:
                 state=tree,
             )
             data, checksum = encode_manifest(manifest)
+            if len(data) > MAX_BYTES:  # no reader would take it, and those before it would be removed
+                raise OverflowError(f"{len(data):,} bytes of {MANIFEST} are more than the {MAX_BYTES:,} that are read")
             write_bytes(partial / MANIFEST, data)
             replace_folder(partial, path)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, OverflowError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise OutputError(path, error, remedy="make room, then go on with --resume") from error
+            room = "make room, then go on with --resume"
+            remedy = "keep texts of a state as tensors" if isinstance(error, OverflowError) else room
+            raise OutputError(path, error, remedy=remedy) from error
         if kind == "full" and touched is not None:
             self._base, self._in_base = Base(name=path.name, checksum=checksum), set(tensors)
             touched.clear()
@@ -254,12 +259,16 @@ class CheckpointFolder:
                 _remove(self.path / name)
 
     def clear(self) -> None:
-        """Removes all checkpoints; where their folder is a link, to another disk say, both are the user's and stay."""
-        if self.path.is_symlink():
-            for name in self.names():  # the final one last: an older one alone would be gone on with
-                _remove(self.path / name)
-        elif self.path.is_dir():
-            _remove(self.path)
+        """Removes all checkpoints, and their folder if it holds nothing else: other files in it are the user's.
+
+        Where it is a link, to another disk say, link and folder are the user's too, and stay.
+        """
+        for name in self.names():  # the final one last: an older one alone would be gone on with
+            _remove(self.path / name)
+        remove_partials(self.path, NAME)
+        if not self.path.is_symlink():
+            with suppress(OSError):  # not there, or not empty
+                self.path.rmdir()
 
 
 def _remove(folder: Path) -> None:
