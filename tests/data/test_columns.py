@@ -103,6 +103,8 @@ def test_batches_that_carry_different_things_are_not_joined() -> None:
         torch.tensor([7, -(2**31) - 1]),
         torch.tensor([7.0, float("nan")]),
         torch.tensor([[7, 8], [9, 2**31]]),
+        torch.tensor([7, 2**32 - 1]).to(torch.uint32),
+        torch.tensor([7, -1]).view(torch.uint64),
     ],
 )
 def test_ids_that_int32_would_wrap_around_are_refused(ids: Tensor) -> None:
@@ -112,7 +114,7 @@ def test_ids_that_int32_would_wrap_around_are_refused(ids: Tensor) -> None:
         columns({"u": ids, "y": torch.ones(2)})
 
 
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64, torch.float32])
 def test_ids_of_any_dtype(dtype: torch.dtype) -> None:
     batch = Columns(ids=["u"])({"u": torch.tensor([0, 5, 100], dtype=dtype)})
     assert batch.inputs.ids.tolist() == [[0], [5], [100]]

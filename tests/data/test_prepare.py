@@ -576,3 +576,17 @@ def test_a_slice_is_prepared_with_the_options_of_what_it_extends(tmp_path: Path)
     drawn = [store.manifest.provenance["negatives"] for store in (one, two, three)]
     assert drawn[0] == drawn[1] == {"per_positive": 4, "method": "uniform", "window": 3000, "seed": 5}
     assert drawn[2] == {**drawn[0], "per_positive": 1}
+
+
+def test_a_slice_of_ratings_is_prepared_with_the_threshold_of_what_it_extends(tmp_path: Path) -> None:
+    stores: list[Store] = []
+    for day in (1, 2):
+        folder = tmp_path / f"raw{day}"
+        folder.mkdir()
+        rows = [f"{user}::{user * day % 9}::{1 + user % 5}::{1000 * day + user}" for user in range(40)]
+        (folder / "ratings.dat").write_text("\n".join(rows) + "\n")
+        (folder / "movies.dat").write_text("".join(f"{movie}::Movie {movie} (1999)::Drama\n" for movie in range(9)))
+        options = PrepareOptions(label_threshold=3) if day == 1 else None
+        before = stores[0].path if stores else None
+        stores.append(prepare(folder, tmp_path / f"{day}", format="movielens", options=options, extend=before))
+    assert [store.manifest.num_positives for store in stores] == [24, 24]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from slipstream.embedding import Embedding, EmbeddingCollection, RowGradient, TableConfig, convert
 from slipstream.errors import SlipstreamError, UnsupportedOption
 from slipstream.optim import SGD, Adam
+from slipstream.policies import Progress, RowImportance, Skipper
 
 IDS = torch.tensor([1, 4, 1, 0])
 
@@ -293,6 +294,30 @@ def test_ordinary_accumulation_and_gates_by_sample_keep_every_pass(passes: int, 
     for _ in range(passes):
         back(mine, 1.0)
     assert len(mine.weight.grad.blocks) == passes
+
+
+@pytest.mark.parametrize("kind", ["open", "gated", "drawn"])
+def test_counts_are_those_of_all_passes_whether_they_were_summed_or_not(kind: str) -> None:
+    shares: list[float] = []
+    for passes in (1, 16):
+        model = nn.ModuleDict({"e": Embedding(10, 4)})
+        table, ids = model["e"].table, torch.arange(64) % 10
+        skipper = Skipper(model, RowImportance(0.5)) if kind == "drawn" else None
+        if kind == "gated":
+            table.open_gate()[0] = 0
+        optimizer = SGD(model.parameters(), lr=0.1)
+        for step in range(20):
+            if skipper is not None:
+                skipper.policy.update_gates(Progress(step, 0, None))
+            for _ in range(passes):
+                (model["e"](ids) * torch.randn(64, 4)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert table.lookups == 20 * passes * 64
+        shares.append(table.skipped / table.lookups)
+        del skipper
+    assert shares[0] == pytest.approx(shares[1], abs=0.15 if kind == "drawn" else 0.0)
+    assert (shares[0] > 0.05) == (kind != "open")
 
 
 @pytest.mark.parametrize("passes", [1, 2])

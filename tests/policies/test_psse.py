@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tests.policies.support import TwoTables, make_batch
 
 from slipstream.errors import ConfigError
-from slipstream.policies import PSSE, Combine, Progress, Skipper, build_policy
+from slipstream.policies import PSSE, Progress, Skipper, build_policy
 from slipstream.staleness import CountedRows, Rule, SketchedRows
 from slipstream.training.config import TrainConfig
+from slipstream.training.run import check_order
 
 SCORES = ["rows", "sketch"]
 USERS, ITEMS = [0, 0, 0, 0, 1, 1, 2], [3, 3, 3, 3, 3, 3, 3]
@@ -204,13 +205,32 @@ def test_one_sample_from_the_future_does_not_carry_the_clock_away() -> None:
     assert policy.state_dict()["clock"] == 149
 
 
-def test_time_and_another_order_of_the_samples_are_refused_together() -> None:
-    timed = PSSE(half_life_unit="seconds")
-    with pytest.raises(ConfigError, match=r"'order' orders the samples, and rows='psse' .* time; set half_life"):
-        Combine(build_policy("order"), timed)
-    with pytest.raises(ValueError, match=r"goes by the samples' time .*: use shuffle=false"):
-        TrainConfig(data="d", shuffle=True, policy={"name": "psse", "half_life_unit": "seconds"})
-    TrainConfig(data="d", shuffle=True, policy={"name": "psse", "half_life_unit": "seconds", "half_life": None})
+@pytest.mark.parametrize(
+    ("shuffle", "half_life", "inputs"),
+    [(True, 5.0, None), (False, 5.0, "order"), (True, None, None), (False, 5.0, None)],
+)
+def test_time_and_another_order_of_the_samples_are_refused_where_a_training_begins(
+    shuffle: bool, half_life: float | None, inputs: str | None
+) -> None:
+    timed = {"name": "psse", "half_life_unit": "seconds", "half_life": half_life}
+    policy = timed if inputs is None else {"name": "combine", "inputs": {"name": inputs}, "rows": timed}
+    config = TrainConfig.model_validate({"data": "d", "shuffle": shuffle, "policy": policy})
+    if half_life is not None and (shuffle or inputs):
+        with pytest.raises(ConfigError, match=r"goes by the samples' time .*; use shuffle=false"):
+            check_order(config, build_policy(config.policy))
+    else:
+        check_order(config, build_policy(config.policy))
+
+
+def test_a_continued_run_that_is_resumed_before_its_first_step_begins_at_its_own_time() -> None:
+    policies = [PSSE(0.5, half_life=10.0, half_life_unit="seconds") for _ in range(3)]
+    skippers = [Skipper(TwoTables(rows=2), policy) for policy in policies]
+    policies[0].update_gates(Progress(0, 0, 1000))
+    policies[1].continue_from(policies[0].state_dict(), {"user.weight": 2, "item.weight": 2})
+    policies[2].load_state_dict(policies[1].state_dict())
+    for policy in policies[1:]:
+        policy.update_gates(Progress(0, 0, 400))
+        assert policy.state_dict()["clock"] == 400 and len(skippers) == 3
 
 
 @pytest.mark.parametrize("time", [-86_400, 1_700_000_000_000_000_000])

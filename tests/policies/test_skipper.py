@@ -21,6 +21,7 @@ from slipstream.embedding import EmbeddingCollection, TableConfig, tables
 from slipstream.errors import ConfigError
 from slipstream.policies import (
     PSSE,
+    Combine,
     Guard,
     Importance,
     NoSkipping,
@@ -32,6 +33,7 @@ from slipstream.policies import (
     Skipper,
     Slipstream,
 )
+from slipstream.policies.skipper import MEMORY, _faded
 
 MODEL = nn.Linear(1, 1)
 probabilities = st.lists(st.sampled_from([0.0, 0.1, 0.3, 0.5, 1.0]) | st.floats(0.05, 1.0), min_size=1, max_size=7)
@@ -297,7 +299,7 @@ def test_progress_and_lookups_reach_the_policy_until_detached() -> None:
     skipper = Skipper(model, policy, total_samples=20)
     for batch in skipper(pieces(20, 8)):
         model(batch.inputs).sum().backward()
-    assert policy.progress == [(0, 0, 30, 0.4, 0), (1, 8, 110, 0.8, 0), (2, 16, 170, 1.0, 0)]
+    assert policy.progress == [(0, 0, 70, 0.4, 0), (1, 8, 150, 0.8, 0), (2, 16, 190, 1.0, 0)]
     assert policy.seen == 2 * 20
     with torch.no_grad():
         model(make_batch(0, 8).inputs)
@@ -328,6 +330,21 @@ def test_the_mean_weight_finds_back_to_one_after_a_change_of_the_budget() -> Non
     assert means[-1] == pytest.approx(1.0, abs=0.02)
 
 
+def test_the_mean_weight_finds_back_however_small_the_batches_are() -> None:
+    kept, decided = MEMORY, 3 * MEMORY  # a third of before; a half from now on
+    for _ in range(12 * MEMORY):
+        kept, decided = _faded(kept + 1, decided + 2)
+    assert decided / kept == pytest.approx(2.0, abs=0.01)
+
+
+@pytest.mark.parametrize("lately", [[], [1], None, "ab", [1, 2, 3], [-1, 2], [5, 1], [1.5, 2]])
+def test_a_state_whose_latest_counts_are_none_is_refused(lately: object) -> None:
+    skipper = Skipper(TwoTables(), Random(0.5), batch_size=100)
+    state = skipper.state_dict() | {"lately": lately}
+    with pytest.raises(ConfigError, match="lately"):
+        skipper.load_state_dict(state)
+
+
 def test_a_state_of_before_counts_all_that_was_kept() -> None:
     batches = pieces(4000, 100)
     skipper = Skipper(TwoTables(), Random(0.5), batch_size=100)
@@ -355,6 +372,12 @@ def test_a_policy_serves_one_skipper_at_a_time() -> None:
     with pytest.raises(ConfigError, match="serves another Skipper"):
         Skipper(TwoTables(), policy)
     del second
+    part = Random(0.5)
+    both = Skipper(TwoTables(), Combine(part, PSSE()))
+    with pytest.raises(ConfigError, match="'random' serves another Skipper"):
+        Skipper(TwoTables(), Combine(part, PSSE()))
+    both.detach()
+    Skipper(TwoTables(), Combine(part, PSSE()))
     Skipper(TwoTables(), policy)
 
 
@@ -367,7 +390,8 @@ def test_gates_of_before_are_said() -> None:
             Skipper(model, policy).detach()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Skipper(model, Random(0.7, level="rows")).detach()  # sets its own
+        for budget in (0.7, 0.7):
+            Skipper(model, Random(budget, level="rows")).detach()  # sets its own, the same ones once more
         for table in tables(model).values():
             table.set_gate(None)
         Skipper(model, NoSkipping())

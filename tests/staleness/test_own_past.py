@@ -141,3 +141,8 @@ def test_what_cannot_be_copied_is_named() -> None:
     with pytest.raises(ConfigError, match="attribute 'lock' of module deep"):
         past.take()
     assert not past.taken
+    del model["deep"].lock
+    # What the first try has copied by half is not taken for whole.
+    model["deep"].deeper = [[model["deep"].user.weight * 2]]
+    with pytest.raises(ConfigError, match="attribute 'deeper' of module deep"):
+        past.take()

@@ -116,6 +116,9 @@ def same(ours: object, saved: object, path: str = "", *, grown: bool = False) ->
     if isinstance(saved, dict):
         assert isinstance(ours, dict) and ours.keys() == saved.keys(), path
         for name, value in saved.items():
+            if name == "epoch" and "gates" in saved:  # psse's clock is not yet of this training
+                assert ours[name] == -1
+                continue
             same(ours[name], value, f"{path}/{name}", grown=grown)
     elif isinstance(saved, list | tuple):
         assert isinstance(ours, list | tuple) and len(ours) == len(saved), path
@@ -180,5 +183,7 @@ def test_evaluation_counts_what_a_run_before_was_trained_on(days, tmp_path):
     once = evaluate(tmp_path / "1", days[0]).trained_on
     assert once > 300 and evaluate(tmp_path / "2", days[0]).trained_on == once
     assert evaluate(tmp_path / "2", days[0], start=once - 10).trained_on == 10
+    (tmp_path / "1" / "config.yaml").write_text("{", encoding="utf-8")
+    assert 0 < evaluate(tmp_path / "2", days[0]).trained_on <= 300  # damage there is no matter of this run's
     shutil.rmtree(tmp_path / "1")
     assert 0 < evaluate(tmp_path / "2", days[0]).trained_on <= 300  # of the rest nobody knows any more

@@ -12,7 +12,6 @@ from slipstream.data.batch import Batch, Inputs
 from slipstream.errors import ConfigError, IndexOutOfRange
 
 _INT32 = torch.iinfo(torch.int32)
-_NARROW = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32)
 
 
 class Columns:
@@ -71,17 +70,20 @@ class Columns:
         def joined(names: Sequence[str], dtype: torch.dtype) -> Tensor:
             if not names:
                 return torch.empty(size, 0, dtype=dtype)
-            flat = (columns[name].detach() for name in names)
-            return torch.cat([(c.flatten(1) if c.dim() > 1 else c.unsqueeze(1)).to(dtype) for c in flat], dim=1)
+            return torch.cat([_flat(columns[name]).to(dtype) for name in names], dim=1)
 
         def one(name: str, dtype: torch.dtype) -> Tensor:
             return columns[name].detach().reshape(size).to(dtype)
 
-        for name in self.ids:
-            _check_ids(name, columns[name], self._passed)
+        ids = joined(self.ids, torch.int64)
+        narrow = ids.to(torch.int32)
+        unsigned = any(columns[name].dtype == torch.uint64 for name in self.ids)
+        if not torch.equal(narrow.to(torch.int64), ids) or unsigned:
+            for name in self.ids:
+                _check_ids(name, columns[name], self._passed)
         self._passed += size
         return Batch(
-            inputs=Inputs(joined(self.dense, torch.float32), joined(self.ids, torch.int32)),
+            inputs=Inputs(joined(self.dense, torch.float32), narrow),
             labels=torch.ones(size) if self.label is None else one(self.label, torch.float32),
             index=torch.arange(self._passed - size, self._passed)
             if self.index is None
@@ -92,14 +94,18 @@ class Columns:
         )
 
 
+def _flat(column: Tensor) -> Tensor:
+    column = column.detach()
+    return column.flatten(1) if column.dim() > 1 else column.unsqueeze(1)
+
+
 def _check_ids(name: str, ids: Tensor, passed: int) -> None:
     """Raise IndexOutOfRange for ids that int32 would wrap around."""
-    if ids.dtype in _NARROW or not ids.numel():
+    wide = ids.to(torch.int64)
+    wrong = (wide < (0 if ids.dtype == torch.uint64 else _INT32.min)) | (wide > _INT32.max)
+    wrong = _flat(wrong).any(1)
+    if not bool(wrong.any()):
         return
-    low, high = ids.aminmax()
-    if bool(low >= _INT32.min) and bool(high <= _INT32.max):
-        return
-    wrong = ~((ids >= _INT32.min) & (ids <= _INT32.max)).reshape(ids.shape[0], -1).all(1)
     sample = int(wrong.nonzero()[0])
     raise IndexOutOfRange(
         f"column {name!r}, sample {passed + sample} of those that passed: {ids[sample].flatten()[:3].tolist()} "

@@ -60,6 +60,7 @@ def as_before(options: PrepareOptions, encoder: EncoderSpec, provenance: Mapping
     before: dict[str, Any] = {
         "min_frequency": encoder.min_frequency,
         "nan": "missing" if encoder.nan_is_missing else "error",
+        "label_threshold": encoder.columns.label_threshold,
     }
     with suppress(ValidationError):  # whoever writes stores may say there what they like
         drawn = NegativeOptions.model_validate(provenance.get("negatives"))

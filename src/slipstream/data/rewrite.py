@@ -52,7 +52,9 @@ def rewrite(
     ids = store.ids.numpy()
     chosen = slice(None) if order is None else order
     items, users = np.ascontiguousarray(ids[chosen, item]), np.ascontiguousarray(ids[chosen, user])
-    stream = int.from_bytes(blake2b(items.tobytes() + users.tobytes(), digest_size=8).digest()) if is_slice else 0
+    digest = blake2b(items.data, digest_size=8)
+    digest.update(users.data)
+    stream = int.from_bytes(digest.digest()) if is_slice else 0
     drawer = NegativeDrawer(items, users, store.one_hot[item].num_rows, negatives, stream=stream)
     bounds = sorted({bound for split in splits.values() for bound in split})
     moved = dict.fromkeys(bounds, 0)

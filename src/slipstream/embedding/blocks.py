@@ -41,6 +41,13 @@ def are_too_many(blocks: Sequence[Block], added: int, numbers: int) -> bool:
     return sum(block.grad.numel() + _OF_OBJECTS for block, _ in blocks) > 2 * numbers
 
 
+def num_lookups(block: Block) -> int:
+    """Lookups of a block's features, padding left out."""
+    backward, features = block
+    found = ((reference.feature_lookups(backward.lookups, f)[0], backward.lookups.padding_of(f)) for f in features)
+    return sum(int((rows != padding).sum()) for rows, padding in found)
+
+
 def summed(blocks: Sequence[Block], dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """The distinct rows of all lookups, int64 [U] in ascending order, and their gradients [U, D] in ``dtype``.
 

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 class _Content:
     """What a row gradient and those detached from it hold together."""
 
-    __slots__ = ("blocks", "dense", "scale")
+    __slots__ = ("blocks", "dense", "scale", "summed")
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
         self.dense: Tensor | None = None
         self.scale: float | Tensor = 1.0
+        self.summed = 0
 
 
 class RowGradient(Tensor):
@@ -146,11 +147,23 @@ class RowGradient(Tensor):
         content.blocks += blocks
         # A table that no optimizer steps would keep every batch.
         if of_blocks.are_too_many(content.blocks, len(blocks), self.numel()) and self._may_be_summed():
-            content.blocks = [of_blocks.of_rows(*self._summed())]
+            lookups = sum(of_blocks.num_lookups(block) for block in content.blocks)
+            rows, sums = self._summed()
+            content.blocks = [of_blocks.of_rows(rows, sums)]
+            content.summed += lookups - len(rows)
 
     def _may_be_summed(self) -> bool:
-        """Not where samples draw for themselves, nor where nobody can wait for the number of distinct rows."""
-        return not (self.table.by_sample or (self.is_cuda and torch.cuda.is_current_stream_capturing()))
+        """Not where lookups are counted or drawn one by one, nor where nobody can wait for the number of rows."""
+        table = self.table
+        if table.by_sample or table.gate is not None or table.drawn_by() is not None:
+            return False
+        drawn = any(isinstance(block.lookups, DrawnLookups) for block, _ in self.blocks)
+        return not (drawn or (self.is_cuda and torch.cuda.is_current_stream_capturing()))
+
+    @property
+    def summed(self) -> int:
+        """Lookups that blocks no longer show, since they were summed up by row; none of them was skipped."""
+        return self._content.summed
 
     def for_table(self, position: int) -> list[RowGradients]:
         """The blocks with this table at ``position`` and every other feature left out."""

@@ -219,8 +219,8 @@ class Table:
             gradient = RowGradient(self)
             gradient.start(block, features, grad)
             weight.grad = gradient
-        size, _, dim = block.grad.shape
-        self._spare = gradient if grad is None and size * len(features) * dim <= _SMALL else None
+        small = block.grad.numel() * len(features) <= _SMALL * block.lookups.num_features
+        self._spare = gradient if grad is None and small else None
 
     def let_go(self) -> None:
         """Keep no gradient longer than ``zero_grad()`` does: it has grown."""

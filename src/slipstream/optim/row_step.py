@@ -276,7 +276,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
             return
         for owner, gradient, lookups, skipped in zip(owners, gradients, counts.lookups, counts.skipped, strict=True):
             dropped = gradient.dropped()
-            owner.count(lookups + dropped, skipped + dropped)
+            owner.count(lookups + dropped + gradient.summed, skipped + dropped)
 
     def _plan(self, group: Group, gradients: list[RowGradient]) -> list[Part]:
         """The group's tables, prepared for the kernel: made once, and again when other tables have gradients."""

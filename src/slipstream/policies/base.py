@@ -66,8 +66,8 @@ class Progress(NamedTuple):
     samples: int
     """Samples in those batches."""
     time: int | None
-    """Unix seconds of this batch, the median of its samples, or None when the data has no time. A median, since one
-    sample with a wrong clock would carry a batch's latest far ahead."""
+    """Unix seconds of this batch's last sample, of its median for a policy that follows time, or None when the data has
+    no time."""
     share: float | None = None
     """Share of the training that has passed, in [0, 1], or None when its length is not known."""
     epoch: int = 0

@@ -54,11 +54,6 @@ class Combine(Policy):
             )
         if inputs.plans_order and rows.plans_order:
             raise ConfigError("policy 'combine': inputs and rows both plan the order of the data")
-        if inputs.plans_order and rows.follows_time:
-            raise ConfigError(
-                f"policy 'combine': inputs={inputs.name!r} orders the samples, and rows={rows.name!r} goes by time",
-                remedy="set half_life_unit to steps or samples",
-            )
         if not 0.0 <= split <= 1.0:
             raise ConfigError(f"policy 'combine': split must be in [0, 1], got {split}")
         self.inputs, self.rows = inputs, rows

@@ -173,8 +173,7 @@ class PSSE(Policy):
         self._popular: PopularRows = self._scores_of({}, 0)
         self._tail: dict[str, TailCounts] = {}
         self._clock: int | None = None
-        self._epoch: int = -1  # of the clock; -1: none yet
-        self._continues = False  # another training, of whose time the clock still is
+        self._epoch: int = -1  # of the clock; -1: none yet of this training
         self._decisions = 0
         self._last: dict[str, float] = {}
 
@@ -257,9 +256,9 @@ class PSSE(Policy):
         if self._clock is not None and now > self._clock:
             self._popular.advance(now - self._clock)
         # Late samples age nothing; an epoch, or a training that continues another, may begin again at an earlier time.
-        again = self._continues or progress.epoch != self._epoch
+        again = progress.epoch != self._epoch
         self._clock = now if again or self._clock is None else max(now, self._clock)
-        self._epoch, self._continues = progress.epoch, False
+        self._epoch = progress.epoch
         if self.decides(progress):
             self._decide()
 
@@ -344,7 +343,7 @@ class PSSE(Policy):
         tail = {name: grow_rows(seen, rows[name]) for name, seen in state["tail"].items()}
         gates = {name: grow_rows(gate, rows[name], OPEN) for name, gate in state["gates"].items()}
         self.load_state_dict({**state, "counts": counts, "tail": tail, "gates": gates})
-        self._continues = True
+        self._epoch = -1
 
     def report(self) -> dict[str, Any]:
         """Settings, number of decisions, and of the last one: rows kept and the share of accesses that they hold."""

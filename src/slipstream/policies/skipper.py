@@ -30,14 +30,19 @@ from slipstream.staleness.own_past import Losses
 _INPUT_STREAM = 0x51D5
 """Mixed into the seed, so that inputs and gates (which hash rows and steps) never share draws."""
 MEMORY = 1 << 14
-"""Kept inputs by which the mean weight is held at 1: few enough to find back there soon after a change of the budget,
-enough that it wavers by half a percent."""
+"""Kept inputs by which the mean weight is held at 1, up to twice as many: few enough to find back there soon after a
+change of the budget, enough that it wavers by half a percent."""
 FEW_KEPT = 8
 """Inputs that a batch keeps in the mean below which weights correct for its choice: an input's own label then moves the
 probabilities of all, more than an offset of first order says."""
 
 _SERVED: weakref.WeakValueDictionary[int, Skipper] = weakref.WeakValueDictionary()
 """The Skipper of each policy, by the policy's id: a Skipper holds its policy, so that the id stays its own."""
+
+
+def _parts(policy: Policy) -> tuple[Policy, ...]:
+    """The policy, and those that it combines."""
+    return (policy, *getattr(policy, "parts", ()))
 
 
 def cross_entropies(model: nn.Module, batch: Batch) -> Tensor:
@@ -113,11 +118,12 @@ class Skipper:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
         if not isinstance(cast(Any, policy), Policy):
             raise ConfigError(f"policy={policy!r} is no policy", remedy="make one, as slipstream.policies.Random(0.5)")
-        if id(policy) in _SERVED:
-            raise ConfigError(
-                f"policy {policy.name!r} serves another Skipper, whose counts would mix with this one's",
-                remedy="make one for each, or detach() the other",
-            )
+        for part in _parts(policy):
+            if id(part) in _SERVED:
+                raise ConfigError(
+                    f"policy {part.name!r} serves another Skipper, whose counts would mix with this one's",
+                    remedy="make one for each, or detach() the other",
+                )
         self.policy = policy
         found: Mapping[str, Gated] = {**tables_of(model), **cached_tables(model)}
         self.tables: Mapping[str, Gated] = found if tables is None else tables
@@ -175,7 +181,7 @@ class Skipper:
         ]
         self._stop_listening = weakref.finalize(self, stop_listening, heard, listener)
         self._stop_listening.atexit = False
-        _SERVED[id(policy)] = self
+        _SERVED.update({id(part): self for part in _parts(policy)})
 
     def __call__(self, loader: Iterable[Any]) -> Iterator[Batch]:
         """One epoch: the batches to train on.
@@ -264,7 +270,7 @@ class Skipper:
             yield self._hand_out(full)
 
     def _hand_out(self, batch: Batch, epoch: int | None = None) -> Batch:
-        time = int(batch.time.median()) if batch.time is not None and self.policy.skips_rows and len(batch) else None
+        time = self._time_of(batch)
         epoch = self.epoch if epoch is None else epoch
         share = min(self.inputs_seen / self.total_samples, 1.0) if self.total_samples else None
         steps, samples = self._earlier
@@ -274,6 +280,12 @@ class Skipper:
         self._samples += len(batch)
         self.weights = batch.weights
         return batch
+
+    def _time_of(self, batch: Batch) -> int | None:
+        if batch.time is None or not self.policy.skips_rows or not len(batch):
+            return None
+        # One sample with a wrong clock would carry the last one's far ahead.
+        return int(batch.time.median() if self.policy.follows_time else batch.time[-1])
 
     def observe(self, batch: Batch, losses: Tensor) -> None:
         """Tells the policy the model's loss on a batch, before its step; needed if ``policy.wants_losses``.
@@ -288,16 +300,18 @@ class Skipper:
     def detach(self) -> None:
         """Stops watching the tables, and drawing of their lookups. Gates stay as they are."""
         self._stop_listening()
-        if _SERVED.get(id(self.policy)) is self:
-            del _SERVED[id(self.policy)]
+        for part in _parts(self.policy):
+            if _SERVED.get(id(part)) is self:
+                del _SERVED[id(part)]
 
-    def _shut_gates(self) -> dict[str, Tensor]:
-        """Copies of the tables' gates where some are not open."""
+    def _shut_gates(self) -> dict[str, tuple[int, int]]:
+        """Which gates, and of what age, are not all open."""
         gates = {name: getattr(table, "gate", None) for name, table in self.tables.items()}
-        return {name: gate.clone() for name, gate in gates.items() if gate is not None and bool((gate != OPEN).any())}
+        shut = {name: gate for name, gate in gates.items() if gate is not None and bool((gate != OPEN).any())}
+        return {name: (id(gate), gate._version) for name, gate in shut.items()}
 
-    def _say_gates(self, before: dict[str, Tensor]) -> None:
-        left = [name for name, gate in self._shut_gates().items() if name in before and torch.equal(gate, before[name])]
+    def _say_gates(self, before: dict[str, tuple[int, int]]) -> None:
+        left = [name for name, gate in self._shut_gates().items() if before.get(name) == gate]
         if left:
             others = f" and {len(left) - 1} more" if len(left) > 1 else ""
             warnings.warn(
@@ -366,6 +380,17 @@ class Skipper:
             "policy_state": self.policy.state_dict(),
         }
 
+    def _lately_of(self, state: Mapping[str, Any]) -> tuple[int, int]:
+        if "lately" not in state:  # a state of before: all that was kept and decided
+            return _faded(self.inputs_kept, self.inputs_seen - whole_number(state, "dropped"))
+        lately = state["lately"]
+        if type(lately) not in (list, tuple) or len(lately) != 2:
+            raise ConfigError(f"the state's lately is {str(lately)[:40]!r}, not two whole numbers")
+        kept, decided = (whole_number(lately, place, of="lately ") for place in (0, 1))
+        if kept > decided:
+            raise ConfigError(f"the state has {kept} of {decided} inputs kept lately")
+        return _faded(kept, decided)
+
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
         """Takes over what the policy of a training on earlier data knows; counts and the report begin anew.
 
@@ -403,11 +428,7 @@ class Skipper:
         self.inputs_seen, self.inputs_kept = whole_number(state, "inputs_seen"), whole_number(state, "inputs_kept")
         self.steps, self.epoch = whole_number(state, "steps"), whole_number(state, "epoch")
         self._samples = whole_number(state, "samples")
-        if "lately" in state:
-            kept, decided = (whole_number(state["lately"], place, of="lately ") for place in (0, 1))
-        else:  # a state of before: all that was kept and decided
-            kept, decided = self.inputs_kept, self.inputs_seen - whole_number(state, "dropped")
-        self._lately = _faded(kept, decided)
+        self._lately = self._lately_of(state)
         self._earlier = _earlier(state)
         self._first_epoch = whole_number({"first_epoch": 0, **state}, "first_epoch")
         waiting = dict(state["waiting"])
@@ -424,7 +445,10 @@ class Skipper:
 
 
 def _faded(kept: int, decided: int) -> tuple[int, int]:
-    return (kept, decided) if kept <= MEMORY else (MEMORY, round(decided * MEMORY / kept))
+    """Halved where they are many. Seldom, since what halving rounds off would add up batch by batch."""
+    while kept >= 2 * MEMORY:
+        kept, decided = kept // 2, decided // 2
+    return kept, decided
 
 
 def _earlier(state: Mapping[str, Any]) -> tuple[int, int]:

@@ -92,7 +92,7 @@ def _copied(model: nn.Module) -> nn.Module:
         if not tensor.is_leaf
     }
     try:
-        return copy.deepcopy(model, memo)
+        return copy.deepcopy(model, dict(memo))  # which it fills, with halves where it fails
     except (RuntimeError, TypeError, copy.Error, pickle.PicklingError) as error:
         raise _what_has_no_copy(model, memo) or error from None
 

@@ -214,7 +214,7 @@ class TrainConfig(_Section):
     max_memory: Annotated[int, Field(ge=1)] | None = None
     """Bytes, or a text with a unit such as 8GB: refuse to start a training whose estimate is above it."""
 
-    @field_validator("data", "out", "continue_from", mode="before")
+    @field_validator("out", "continue_from", mode="before")
     @classmethod
     def _path_of_something(cls, value: Any) -> Any:
         if value == "":  # an unset variable of a shell, say: it would be the current folder
@@ -246,10 +246,6 @@ class TrainConfig(_Section):
             )
         if build_policy(self.policy).plans_order and (self.mode == "prequential" or self.shuffle):
             raise ValueError(f"policy {self.policy.name} orders the samples: use mode=holdout and shuffle=false")
-        if build_policy(self.policy).follows_time and self.shuffle:
-            raise ValueError(
-                f"policy {self.policy.name} goes by the samples' time (half_life_unit=seconds): use shuffle=false"
-            )
         if self.optimizer.untouched == "dense" and build_policy(self.policy).skips_rows:
             raise ValueError(f"policy {self.policy.name} skips row updates, which needs untouched=lazy")
         if self.row_cache_bytes is not None:

@@ -146,7 +146,10 @@ def _lineage(run: Path, config: TrainConfig) -> Iterator[tuple[Path, TrainConfig
         if config.continue_from is None or not (config.continue_from / "config.yaml").is_file():
             return
         run = config.continue_from
-        config = load_config(run / "config.yaml")
+        try:
+            config = load_config(run / "config.yaml")
+        except ConfigError:  # what is damaged there is no matter of this run's
+            return
 
 
 _PIECE = 1 << 20

@@ -33,6 +33,7 @@ from slipstream.evaluation import (
 )
 from slipstream.evaluation.popularity import bucket_feature
 from slipstream.kernels.compiling import when_compiling
+from slipstream.policies import Policy
 from slipstream.report.machine import commit, describe_machine, versions
 from slipstream.training.checkpoint.folder import Loaded
 from slipstream.training.config import TrainConfig, default_cache, load_config
@@ -121,6 +122,21 @@ def train(
         return result
 
 
+def check_order(config: TrainConfig, policy: Policy) -> None:
+    """Refuse, where a training begins, an order of the samples in which a policy's clock would run astray.
+
+    Not where a configuration is read: runs of before go on, and are evaluated.
+
+    Raises:
+        ConfigError: The policy goes by the samples' time, and they do not come in its order.
+    """
+    if policy.follows_time and (config.shuffle or policy.plans_order):
+        raise ConfigError(
+            f"policy {policy.name} goes by the samples' time (half_life_unit=seconds), and they come in another order",
+            remedy="use shuffle=false and no policy that orders them, or half_life_unit=steps or samples",
+        )
+
+
 def _finished(folder: RunFolder, config: TrainConfig, store: Store | None) -> Result | None:
     """The result of the training that is over in a folder.
 
@@ -187,6 +203,7 @@ def _train(
         if loaded is not None:
             restore(trainer, loaded)
         else:
+            check_order(config, trainer.skipper.policy)
             if config.continue_from is not None:
                 continue_from(trainer, config.continue_from)
             if folder is not None:

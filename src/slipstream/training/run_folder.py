@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -213,7 +214,7 @@ class RunFolder:
             except FileNotFoundError:
                 continue
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(descriptor)
                 if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
                     return descriptor
             except FileNotFoundError:
@@ -249,3 +250,13 @@ def _check_text(path: Path, setting: str) -> None:
     except UnicodeEncodeError as error:
         said = str(path).encode(errors="backslashreplace").decode()
         raise ConfigError(f"{setting} {said}: its name is not UTF-8", remedy="rename it, or choose another") from error
+
+
+def _lock(descriptor: int) -> None:
+    """Locks a folder; a `watch` that asks whether anybody has it takes no more than a moment."""
+    for _ in range(10):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.02)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
