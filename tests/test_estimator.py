@@ -135,3 +135,9 @@ def test_categories_that_float64_confuses_are_refused(dtype: Any) -> None:
     with pytest.raises(ValueError, match=r"row 1 of column 1 is 2\^53 or more.*OrdinalEncoder"):
         SlipstreamClassifier(categorical_features=[1]).fit(X, [0, 1, 0, 1])
     SlipstreamClassifier(categorical_features=[0], epochs=1).fit(X, [0, 1, 0, 1])
+
+
+def test_a_column_that_did_not_vary_says_little_when_it_does() -> None:
+    X = np.array([[0.1, i] for i in range(100)])
+    model = SlipstreamClassifier(epochs=1, random_state=0).fit(X, np.arange(100) % 2)
+    assert model.predict_proba([[0.2, 1.0]])[0] == pytest.approx(model.predict_proba([[0.1, 1.0]])[0], abs=0.2)

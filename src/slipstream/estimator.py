@@ -146,8 +146,10 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
         self._categorical = columns
         self._numeric = [column for column in range(X.shape[1]) if column not in columns]
         self._categories = [np.unique(X[:, column]) for column in columns]
-        self._mean = X[:, self._numeric].mean(0)
-        self._scale = X[:, self._numeric].std(0)
+        numbers = X[:, self._numeric]
+        constant = numbers.max(0) == numbers.min(0)  # whose mean and deviation have rounding errors
+        self._mean = np.where(constant, numbers[0], numbers.mean(0))
+        self._scale = np.where(constant, 1.0, numbers.std(0))
         self._scale[self._scale == 0] = 1.0
 
     def _inputs(self, X: np.ndarray[Any, Any]) -> Inputs:

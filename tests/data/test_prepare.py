@@ -590,3 +590,69 @@ def test_a_slice_of_ratings_is_prepared_with_the_threshold_of_what_it_extends(tm
         before = stores[0].path if stores else None
         stores.append(prepare(folder, tmp_path / f"{day}", format="movielens", options=options, extend=before))
     assert [store.manifest.num_positives for store in stores] == [24, 24]
+
+
+@pytest.mark.parametrize(("value", "count"), [("19.99", 100), ("0.1", 7), ("1234.567", 5000)])
+def test_a_column_that_does_not_vary_is_no_measure_of_what_does(value: str, count: int, tmp_path: Path) -> None:
+    rows = [f"{i % 2},u{i % 5},{value}" for i in range(count)]
+    (tmp_path / "a.csv").write_text("\n".join(["label,u,price", *rows]) + "\n")
+    schema = Schema(label="label", categorical=("u",), dense=("price",))
+    store = prepare(tmp_path / "a.csv", tmp_path / "a", format="csv", schema=schema)
+    assert bool((store.dense == 0).all())
+    (tmp_path / "b.csv").write_text("label,u,price\n1,u1,20\n")
+    (batch,) = encode_raw(tmp_path / "b.csv", Encoder.load(store.path), 10)
+    assert float(batch.inputs.dense[0, 0]) == pytest.approx(20 - float(value), rel=1e-5)
+
+
+def test_ids_of_pairs_are_texts_whatever_they_look_like(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,item\n007,a\n7,a\n7,b\n007,c\n0007,d\nNA,a\nNULL,a\n")
+    store = prepare(tmp_path / "a.csv", tmp_path / "a", options=PrepareOptions(negatives=0))
+    users = pl.read_parquet(store.path / "vocabulary" / "user.parquet")
+    assert dict(users.iter_rows()) == {"007": 2, "7": 2, "0007": 1, "NA": 1, "NULL": 1}
+    (tmp_path / "b.csv").write_text("user,item\n007,a\n7,b\n")  # all of them numbers here
+    (batch,) = encode_raw(tmp_path / "b.csv", Encoder.load(store.path), 10)
+    assert 0 not in batch.inputs.ids
+
+
+def test_negatives_of_hashed_items_are_items(tmp_path: Path) -> None:
+    rows = ["user,item", *(f"{n % 100},{n * 7 % 50}" for n in range(2000))]
+    (tmp_path / "a.csv").write_text("\n".join(rows) + "\n")
+    options = PrepareOptions(hash_rows=100_000, negative_method="uniform", negatives=1)
+    store = prepare(tmp_path / "a.csv", tmp_path / "a", options=options)
+    items = store.ids[:, [feature.name for feature in store.one_hot].index("item")]
+    assert set(items[store.labels == 0].tolist()) <= set(items[store.labels == 1].tolist())
+
+
+def test_a_store_is_made_anew_when_a_file_beside_the_ratings_changes(tmp_path: Path) -> None:
+    (tmp_path / "ratings.dat").write_text("".join(f"{n}::{n % 3}::{1 + n % 5}::{n}\n" for n in range(30)))
+    for genres in ("Drama", "Drama|War|Crime"):
+        (tmp_path / "movies.dat").write_text("".join(f"{n}::Movie (1999)::{genres}\n" for n in range(3)))
+        store = open_or_prepare(tmp_path, tmp_path / "cache", format="movielens")
+        assert {feature.name: feature.num_rows for feature in store.features}["genres"] == 2 + genres.count("|")
+
+
+def test_a_threshold_is_reached_by_its_own_value_in_float32(tmp_path: Path) -> None:
+    values = pl.Series("label", [4.0, 4.1, 4.2], dtype=pl.Float32)
+    pl.DataFrame({"label": values, "u": ["a", "b", "c"]}).write_parquet(tmp_path / "a.parquet")
+    schema = Schema(label="label", categorical=("u",), label_threshold=4.1)
+    store = prepare(tmp_path / "a.parquet", tmp_path / "a", format="parquet", schema=schema)
+    assert store.labels.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("date", ["01/02/2024", "1-2-2024 10:00"])
+def test_dates_that_do_not_begin_with_their_year_are_refused(date: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"label,time,u\n1,{date},a\n0,{date},b\n")
+    schema = Schema(label="label", time="time", categorical=("u",))
+    with pytest.raises(DataError, match="is not a time"):
+        prepare(tmp_path / "a.csv", tmp_path / "a", format="csv", schema=schema)
+
+
+def test_the_same_file_plain_and_packed_is_refused_and_hidden_ones_are_others(tmp_path: Path) -> None:
+    text = "label,u\n1,a\n0,b\n"
+    (tmp_path / "a.csv").write_text(text)
+    (tmp_path / ".b.csv").write_text(text)
+    schema = Schema(label="label", categorical=("u",))
+    assert prepare(tmp_path, tmp_path / "one", format="csv", schema=schema).num_samples == 2
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(DataError, match=r"a\.csv: is there packed, too"):
+        prepare(tmp_path, tmp_path / "two", format="csv", schema=schema)

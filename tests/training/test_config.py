@@ -5,10 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from slipstream.errors import ConfigError
+from slipstream.data import Schema
+from slipstream.data.prepare import prepare
+from slipstream.errors import ConfigError, DataError
 from slipstream.models import MODELS
 from slipstream.policies.configs import POLICIES, build_policy
-from slipstream.training import ScheduleConfig, TrainConfig, load_config, save_config
+from slipstream.training import ScheduleConfig, TrainConfig, load_config, save_config, train
 from slipstream.training.schedule import factor
 
 
@@ -93,3 +95,13 @@ def test_an_empty_path_is_not_the_current_folder(name: str) -> None:
     with pytest.raises(ValueError, match=r"is empty: write \. for the current folder"):
         TrainConfig.model_validate({"data": "d", name: ""})
     assert TrainConfig.model_validate({"data": "d", "out": "."}).out == Path()
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 3.0])
+def test_labels_beyond_0_and_1_are_refused_before_anything_is_trained(wrong: float, tmp_path: Path) -> None:
+    rows = [f"{wrong if i == 150 else i % 2},u{i % 7}" for i in range(200)]
+    (tmp_path / "a.csv").write_text("\n".join(["label,u", *rows]) + "\n")
+    store = prepare(tmp_path / "a.csv", tmp_path / "a", format="csv", schema=Schema(label="label", categorical=("u",)))
+    said = rf"sample 150 has the label {wrong:g}, which is not from 0 to 1; prepare it with a --label-threshold"
+    with pytest.raises(DataError, match=said):
+        train(TrainConfig.model_validate({"data": "x", "model": "deepfm", "out": tmp_path / "run"}), store=store)

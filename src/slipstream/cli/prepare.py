@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,6 +103,7 @@ def describe(store: Store) -> None:
         {
             "format": provenance.get("format"),
             "samples": store.num_samples,
+            "time": _times(store),
             "positives": f"{positives:,.0f} ({positives / max(store.num_samples, 1):.1%})",
             "sparse features": ", ".join(f"{feature.name} ({feature.num_rows:,} rows)" for feature in store.features),
             "dense features": store.num_dense or None,
@@ -111,3 +113,11 @@ def describe(store: Store) -> None:
             "folder": store.path,
         }
     )
+
+
+def _times(store: Store) -> str | None:
+    """The first and the last time, so that units or dates that were misread are seen."""
+    if store.time is None or not store.num_samples:
+        return None
+    first, last = (datetime.fromtimestamp(int(store.time[at]), tz=UTC) for at in (0, -1))
+    return f"{first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} (UTC)"

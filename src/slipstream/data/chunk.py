@@ -170,7 +170,10 @@ def decode(chunk: RawChunk, rules: Rules) -> Decoded:
         hint = "" if schema.label_threshold is not None else " (labels are 0 and 1, or ratings with a label_threshold)"
         marks.numbers(schema.label, chunk.columns[schema.label], status, missing="has no label", hint=hint)
         marks.add(np.abs(values) > _LARGEST, schema.label, lambda row: f"label {values[row]:g} is too large")
-        labels = values if schema.label_threshold is None else np.where(values >= schema.label_threshold, 1.0, 0.0)
+        labels = values
+        if schema.label_threshold is not None:  # in float32, which a column may be: else 4.1 there is below 4.1
+            with np.errstate(over="ignore"):
+                labels = np.where(values.astype(np.float32) >= np.float32(schema.label_threshold), 1.0, 0.0)
         if rules.binary:
             wrong = (status == OK) & (labels != 0) & (labels != 1)
             marks.add(wrong, schema.label, lambda row: f"label {values[row]:g} is neither 0 nor 1")
@@ -267,7 +270,8 @@ class _Marks:
 def unix_seconds(column: Column) -> Numbers:
     """Times as whole unix seconds.
 
-    Numbers may be seconds, milli-, micro- or nanoseconds, told apart by their size; ISO dates are taken as UTC.
+    Numbers may be seconds, milli-, micro- or nanoseconds, told apart by their size; ISO dates are taken as UTC. Dates
+    that do not begin with their year are none: 01/02/2024 is two days.
     """
     values, status = _numbers(column)
     size = np.abs(values)
@@ -284,7 +288,7 @@ def unix_seconds(column: Column) -> Numbers:
             # Polars 1 raises when no value follows a date format that it knows; Polars 2 gives nulls.
             dates = pl.Series([None] * len(rows), dtype=pl.Datetime("ms", "UTC"))
         parsed = dates.dt.epoch("s").to_numpy().astype(np.float64)
-        good = np.abs(parsed) <= _LATEST
+        good = (np.abs(parsed) <= _LATEST) & series.str.contains(r"^\s*\d{4}").to_numpy()
         values[rows[good]], status[rows[good]] = parsed[good], OK
     return Numbers(np.floor(values), status)
 

@@ -32,6 +32,7 @@ class DenseStatistics:
 
     def __init__(self, columns: int) -> None:
         self._count, self._mean, self._squares = (np.zeros(columns) for _ in range(3))
+        self._least, self._most = np.full(columns, np.inf), np.full(columns, -np.inf)
 
     def add(self, values: npt.NDArray[np.float64]) -> None:
         """Adds rows, float64 ``[n, columns]``, NaN where missing."""
@@ -45,11 +46,14 @@ class DenseStatistics:
         self._squares += squares + delta**2 * self._count * count / total
         self._mean += delta * count / total
         self._count += count
+        self._least = np.minimum(self._least, np.where(there, values, np.inf).min(axis=0, initial=np.inf))
+        self._most = np.maximum(self._most, np.where(there, values, -np.inf).max(axis=0, initial=-np.inf))
 
     def result(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Mean and standard deviation of each column; 1 where a column does not vary."""
         std = np.sqrt(self._squares / np.maximum(self._count, 1))
-        return self._mean, np.where(std > 0, std, 1.0)
+        constant = self._least == self._most  # whose mean and squares have rounding errors
+        return np.where(constant, self._least, self._mean), np.where(constant | (std == 0), 1.0, std)
 
 
 class Previous(NamedTuple):

@@ -75,6 +75,8 @@ class RawData:
     """Columns that only ``derive`` needs."""
     makes: frozenset[str] = frozenset()
     """Columns that ``derive`` adds."""
+    beside: tuple[Path, ...] = ()
+    """Files that ``derive`` has read."""
     groups: Mapping[str, int] = field(default_factory=dict)
     """Named runs of rows and the raw row at which each ends."""
 
@@ -183,10 +185,15 @@ def _is_parquet(path: Path) -> bool:
 def _files(path: Path, *patterns: str) -> tuple[Path, ...]:
     if path.is_file():
         return (path,)
-    found = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+    # Hidden files are others' (._day_0 of a Mac, .day_0.partial of a download).
+    found = {f for pattern in patterns for f in path.glob(pattern) if f.is_file() and not f.name.startswith(".")}
     if not found:
         remedy = "name the folder that holds the data, or one file"
         raise DataError(f"holds no file named {' or '.join(patterns)}", file=path, remedy=remedy)
+    if twice := [file for file in sorted(found) if file.with_name(f"{file.name}.gz") in found]:
+        raise DataError(
+            "is there packed, too: all rows would count twice", file=twice[0], remedy="move one of them away"
+        )
     # day_2 before day_10
     return tuple(sorted(found, key=lambda file: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", file.name)]))
 
@@ -213,9 +220,11 @@ def _avazu_time(chunk: RawChunk) -> RawChunk:
     values, status = parse_numbers(column)
     number = np.where((status == OK) & (np.abs(values) < 1e8), values, -1).astype(np.int64)
     year, month, day, hour = number // 1_000_000, number // 10_000 % 100, number // 100 % 100, number % 100
-    wrong = (number < 0) | (year > 99) | (month < 1) | (month > 12) | (day < 1) | (day > 31) | (hour > 23)
-    status = np.where(wrong, NOT_A_NUMBER, status).astype(np.uint8)
     months = ((2000 + year - 1970) * 12 + np.clip(month, 1, 12) - 1).astype("datetime64[M]")
+    last = ((months + 1).astype("datetime64[D]") - months.astype("datetime64[D]")).astype(np.int64)
+    wrong = (number < 0) | (year > 99) | (month < 1) | (month > 12) | (day < 1) | (day > last) | (hour > 23)
+    wrong |= (status == OK) & (number != values)
+    status = np.where(wrong, NOT_A_NUMBER, status).astype(np.uint8)
     seconds = months.astype("datetime64[D]").astype(np.int64) * 86_400 + (day - 1) * 86_400 + hour * 3600
     time = Numbers(np.where(status == OK, seconds, np.nan), status)
     return replace(chunk, columns={**chunk.columns, "time": time})
@@ -231,8 +240,8 @@ def _movies(format: Literal["movietweetings", "movielens"]) -> Callable[[Path, S
                 raise DataError("is missing", file=file, remedy=remedy)
         schema = _MOVIES.model_copy(update={"label_threshold": 8.0 if format == "movietweetings" else 4.0})
         source = TextSource((ratings,), delimiter="::", names=("user", "movie", "rating", "time"), quotes=False)
-        table = MovieTable(movies)
-        return RawData(format, source, schema, binary=True, derive=table.derive, makes=frozenset({"year", "genres"}))
+        table, made = MovieTable(movies), frozenset({"year", "genres"})
+        return RawData(format, source, schema, binary=True, derive=table.derive, makes=made, beside=(movies,))
 
     return opener
 

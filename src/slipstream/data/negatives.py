@@ -98,6 +98,7 @@ class NegativeDrawer:
         num_rows: Rows of the items' table.
         options: How to draw.
         stream: uint64, keeps slices of a log apart, whose positions all begin at 0.
+        hashed: The items' table has rows that are no item: ``uniform`` draws any of the items that there are.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class NegativeDrawer:
         options: NegativeOptions,
         *,
         stream: int = 0,
+        hashed: bool = False,
     ) -> None:
         self.options = options
         self._items, self._users, self._num_rows = items, users, num_rows
@@ -117,10 +119,10 @@ class NegativeDrawer:
         self._mass = np.empty(0)
         if options.method != "recent":
             self._known = np.unique(users.astype(np.uint64) << _U32 | items.astype(np.uint64))
-        if options.method == "popularity":
+        if options.method == "popularity" or (options.method == "uniform" and hashed):
             counts = np.bincount(items, minlength=num_rows).astype(np.float64)
             counts[0] = 0
-            self._mass = np.cumsum(counts**0.75)
+            self._mass = np.cumsum(counts > 0 if options.method == "uniform" else counts**0.75, dtype=np.float64)
 
     def draw(self, start: int, stop: int) -> npt.NDArray[np.int32]:
         """Item ids for the positives ``start`` to ``stop``: int32 ``[m, per_positive]``, -1 where there is none."""

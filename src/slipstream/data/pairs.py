@@ -40,7 +40,7 @@ def only_pairs(names: Sequence[str]) -> bool:
 
 
 class PairSource:
-    """A file of pairs, held in memory (16 bytes a pair and 8 for the order).
+    """A file of pairs, held in memory (its ids, as texts where it is CSV, and 8 bytes a pair for the order).
 
     Files of pairs are grouped by user, which no time-ordered training can use: rows come in a random, seeded order,
     train before test. Where the file has no column ``split``, a fifth of each user's pairs is the test, drawn with the
@@ -125,10 +125,14 @@ def _share_of_each(codes: npt.NDArray[np.integer[Any]], share: float) -> npt.NDA
 
 def _read_csv(path: Path) -> pa.Table:
     # Arrow takes any bytes for names, and fails when they are looked at.
-    names = pacsv.ReadOptions(column_names=TextSource((path,)).header(), skip_rows=1)
+    header = TextSource((path,)).header()
+    names = pacsv.ReadOptions(column_names=header, skip_rows=1)
+    # Ids are texts: of "007" and "7" Arrow would make one, and of all ids another kind from file to file.
+    ids = dict.fromkeys(pair_columns(header) or (), pa.string())
+    texts = pacsv.ConvertOptions(column_types=ids, strings_can_be_null=False)
     try:
         with TextFile(path) as file:
-            table = pacsv.read_csv(file, names)
+            table = pacsv.read_csv(file, names, convert_options=texts)
         for name, column in zip(table.column_names, table.columns, strict=True):
             if pa.types.is_string(column.type):
                 row = pc.index(

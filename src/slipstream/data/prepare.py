@@ -89,7 +89,8 @@ def prepare(
                 with writer:
                     order = None if rises else time_order(encoded)
                     drawn = (order, negatives, data.schema, splits, stage.report)
-                    splits = rewrite(encoded, writer, *drawn, is_slice=previous is not None)
+                    hashed = any(sparse.kind == "hash" for sparse in encoder.spec.sparse)
+                    splits = rewrite(encoded, writer, *drawn, is_slice=previous is not None, hashed=hashed)
                     return stage.commit(writer, encoder, negatives, splits)
             return stage.commit(writer, encoder, negatives, splits)
 
@@ -119,7 +120,7 @@ def open_or_prepare(
     what = [data.format, data.schema.model_dump(mode="json"), dict(data.groups)]
     key = sha256(json.dumps(what, sort_keys=True).encode())
     key.update(options.model_dump_json(exclude={"threads"}).encode())
-    for file in data.source.files:
+    for file in (*data.source.files, *data.beside):
         status = file.stat()
         place = f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n"
         key.update(place.encode("utf-8", "surrogateescape"))

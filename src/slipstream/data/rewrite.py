@@ -32,10 +32,12 @@ def rewrite(
     report: Callable[[str, int], None],
     *,
     is_slice: bool = False,
+    hashed: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """Copies ``store`` into ``writer`` in ``order`` (None: as it is), with negatives after each sample.
 
-    Those of a slice of a longer log (``is_slice``) are drawn apart from those of the others.
+    Those of a slice of a longer log (``is_slice``) are drawn apart from those of the others; where ids are ``hashed``,
+    not all rows of a table are items.
 
     Returns:
         The named ranges ``splits`` of ``store``, as they lie in what was written.
@@ -55,7 +57,7 @@ def rewrite(
     digest = blake2b(items.data, digest_size=8)
     digest.update(users.data)
     stream = int.from_bytes(digest.digest()) if is_slice else 0
-    drawer = NegativeDrawer(items, users, store.one_hot[item].num_rows, negatives, stream=stream)
+    drawer = NegativeDrawer(items, users, store.one_hot[item].num_rows, negatives, stream=stream, hashed=hashed)
     bounds = sorted({bound for split in splits.values() for bound in split})
     moved = dict.fromkeys(bounds, 0)
     for positives, drawn, labels in drawer.pieces(_PIECE // (1 + negatives.per_positive)):

@@ -28,7 +28,7 @@ from slipstream.evaluation.popularity import bucket_feature
 from slipstream.models import Recommender
 from slipstream.training.config import TrainConfig, load_config
 from slipstream.training.predicting import labels_of, predict_range, set_table_dtype
-from slipstream.training.ranges import ranges
+from slipstream.training.ranges import check_label_range, ranges
 from slipstream.training.ranked import Ranker
 from slipstream.training.run_folder import MODEL
 from slipstream.training.saved import Wanted, load_model
@@ -104,6 +104,7 @@ def evaluate(run: str | Path, data: str | Path | Store, *, start: int = 0, stop:
     model, config, known = _model_for(Path(run), store, start, stop)
     logits = predict_range(model, store, start, stop, bf16=config.bf16, known=known)
     check_logits(logits, start, Path(run))
+    check_label_range(store, start, stop)
     labels = labels_of(store, start, stop)
     feature = bucket_feature(store, config.popularity_feature)
     buckets: dict[str, Scores] = {}

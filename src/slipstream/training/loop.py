@@ -28,7 +28,7 @@ from slipstream.training.noting import Notes
 from slipstream.training.optimizers import build_optimizers, state_elements
 from slipstream.training.position import Position, Stopwatch
 from slipstream.training.predicting import autocast, labels_of, predict_range, set_table_dtype
-from slipstream.training.ranges import check_labels, check_negatives, ranges
+from slipstream.training.ranges import check_label_range, check_labels, check_negatives, ranges
 from slipstream.training.ranked import Ranker
 from slipstream.training.ranks import Ranks
 from slipstream.training.reports import Reports
@@ -102,8 +102,10 @@ class Trainer:
         self.model: Recommender = model.to(device)
         tables = model.embeddings
         self.cached = tables if isinstance(tables, CachedEmbeddingCollection) else None
-        if self.model.adds_logit_offset and config.continue_from is None:
-            check_negatives(store)
+        if self.model.adds_logit_offset:
+            check_label_range(store)
+            if config.continue_from is None:
+                check_negatives(store)
         self.ranker = None
         if config.mode == "holdout":
             self.ranker = Ranker.of(self.model, store, self.train_range, self.score_range, config.ranking.k)

@@ -34,6 +34,9 @@ def ranges(config: TrainConfig, store: Store, end: int) -> tuple[tuple[int, int]
     return train, scored
 
 
+_PIECE = 1 << 20
+
+
 def check_labels(store: Store, start: int, stop: int) -> None:
     """Raise DataError unless both classes occur: found after the training, it would cost the training."""
     positive = labels_of(store, start, stop) > 0.5
@@ -43,6 +46,23 @@ def check_labels(store: Store, start: int, stop: int) -> None:
             file=store.path,
             remedy="score more samples",
         )
+
+
+def check_label_range(store: Store, start: int = 0, stop: int | None = None) -> None:
+    """Raise DataError unless labels are from 0 to 1: of others cross-entropy and its figures mean nothing."""
+    if store.labels.dtype == torch.uint8:
+        return
+    labels = store.labels[start:stop]
+    for begin in range(0, len(labels), _PIECE):
+        piece = labels[begin : begin + _PIECE]
+        wrong = (piece < 0) | (piece > 1)
+        if bool(wrong.any()):
+            place = int(wrong.nonzero()[0])
+            raise DataError(
+                f"sample {start + begin + place} has the label {float(piece[place]):g}, which is not from 0 to 1",
+                file=store.path,
+                remedy="prepare it with a --label-threshold, or with labels of 0 and 1",
+            )
 
 
 def check_negatives(store: Store) -> None:
