@@ -54,9 +54,7 @@ def rewrite(
     ids = store.ids.numpy()
     chosen = slice(None) if order is None else order
     items, users = np.ascontiguousarray(ids[chosen, item]), np.ascontiguousarray(ids[chosen, user])
-    digest = blake2b(items.data, digest_size=8)
-    digest.update(users.data)
-    stream = int.from_bytes(digest.digest()) if is_slice else 0
+    stream = _stream_of(items, users) if is_slice else 0
     drawer = NegativeDrawer(items, users, store.one_hot[item].num_rows, negatives, stream=stream, hashed=hashed)
     bounds = sorted({bound for split in splits.values() for bound in split})
     moved = dict.fromkeys(bounds, 0)
@@ -69,6 +67,14 @@ def rewrite(
             moved[bound] += int((positives < bound).sum())
         report("write", int(positives[-1]) + 1)
     return {name: (moved[start], moved[stop]) for name, (start, stop) in splits.items()}
+
+
+def _stream_of(*columns: npt.NDArray[np.int32]) -> int:
+    """A number of the slice's own, uint64: that of its contents."""
+    digest = blake2b(digest_size=8)
+    for column in columns:
+        digest.update(column.data)
+    return int.from_bytes(digest.digest())
 
 
 def _append(writer: StoreWriter, batch: Batch, ids: npt.NDArray[np.int32], labels: npt.NDArray[np.float32]) -> None:
