@@ -259,8 +259,6 @@ class Site:
     """
 
     _handles: ClassVar[itertools.count[int]] = itertools.count(1)
-    changes: ClassVar[int] = 0
-    """How often a table got a site or another weight: what :meth:`table_of` says may be another then."""
     _alive: ClassVar[weakref.WeakValueDictionary[int, Site]] = weakref.WeakValueDictionary()
     _of_weight: ClassVar[weakref.WeakValueDictionary[int, Table]] = weakref.WeakValueDictionary()
 
@@ -271,7 +269,6 @@ class Site:
     def _take_handle(self) -> None:
         self.place_tokens()
         self.handle = next(self._handles)
-        Site.changes += 1
         self._alive[self.handle] = self
         self._find_readers()
 
@@ -327,7 +324,6 @@ class Site:
                 site.place_tokens()
         else:
             cls._replace(table, other)
-        cls.changes += 1
         return other or table
 
     @classmethod
@@ -349,7 +345,6 @@ class Site:
         other = self.table_of(weight)
         if other is table:
             return self
-        Site.changes += 1
         alone = len(table.sites) == 1
         if other is not None and not (alone and other.is_untied_from(table)):
             return Site([other])

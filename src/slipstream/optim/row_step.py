@@ -6,7 +6,6 @@ Dense parameters go to torch's optimizer, row gradients to one fused kernel call
 from __future__ import annotations
 
 import warnings
-import weakref
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from functools import cache
@@ -182,7 +181,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         for parameter in group["params"]:
             grad = parameter.grad
             if type(grad) is not RowGradient:
-                if grad is not None and (table := self._table_of(parameter)) is not None:
+                if grad is not None and (table := Site.table_of(parameter)) is not None:
                     self._becomes_dense(table)
                 dense.append(parameter)
                 continue
@@ -200,18 +199,6 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
                 parameter.grad = grad.to_dense()
                 dense.append(parameter)
         return dense, rows
-
-    def _table_of(self, parameter: nn.Parameter) -> Table | None:
-        """The table of a parameter, looked for again only when there are others."""
-        known: dict[Tensor, weakref.ref[Table] | None] = vars(self).setdefault("_tables", {})
-        if vars(self).get("_tables_changes") != Site.changes:
-            known.clear()
-            vars(self)["_tables_changes"] = Site.changes
-        if parameter not in known:
-            found = Site.table_of(parameter)
-            known[parameter] = None if found is None else weakref.ref(found)
-        table = known[parameter]
-        return None if table is None else table()
 
     def _becomes_dense(self, table: Table) -> None:
         """Hand a table's state to torch's optimizer, which steps it by a dense gradient."""
@@ -369,7 +356,7 @@ class RowStep(torch.optim.Optimizer, metaclass=ABCMeta):
         for position, parameter in zip(ids, flat, strict=True):
             for name in kept:  # torch casts every state to the parameter's dtype
                 value = saved.get(position, {}).get(name)
-                if not isinstance(value, Tensor) or (name != "last_step" and self._table_of(parameter) is None):
+                if not isinstance(value, Tensor) or (name != "last_step" and Site.table_of(parameter) is None):
                     continue
                 dtype = torch.int32 if name == "last_step" else state_dtype(parameter)
                 if self.state[parameter][name].dtype != dtype:
