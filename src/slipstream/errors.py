@@ -108,7 +108,17 @@ class CheckpointError(SlipstreamError, ValueError):
 
 
 class Interrupted(SlipstreamError):
-    """The training was asked to end (SIGTERM) and has ended."""
+    """The training was asked to end and has ended.
+
+    Args:
+        message: By what.
+        remedy: How it goes on.
+        signal: The signal's number; SIGTERM's by default.
+    """
+
+    def __init__(self, message: str, *, remedy: str | None = None, signal: int = 15) -> None:
+        super().__init__(message, remedy=remedy)
+        self.signal = signal
 
 
 class NonFiniteError(ConfigError):

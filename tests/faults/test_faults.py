@@ -18,7 +18,6 @@ from tests.backends import BACK_ENDS, load
 from tests.outcome import outcome
 from tests.training.conftest import write_store
 
-from slipstream.cli.entry import run
 from slipstream.data.schema import FeatureInfo
 from slipstream.data.store import Store, StoreWriter
 from slipstream.errors import ConfigError, DataError, Interrupted, NonFiniteError, OutputError
@@ -27,7 +26,6 @@ from slipstream.kernels.reference import wrap_step
 from slipstream.kernels.types import Lookups, RowGradients, Rule, TableSet, TableState, UpdateSettings
 from slipstream.staleness.popularity import ExactCounts
 from slipstream.training import CheckpointSaved, StepDone, TrainConfig, Trainer, train
-from slipstream.training.config import save_config
 from slipstream.training.memory import estimate_memory
 from slipstream.training.run_folder import RunFolder
 
@@ -67,24 +65,6 @@ def test_two_trainings_in_one_folder(make, tmp_path):
     assert not out.exists(), "an empty run folder goes away"
 
 
-def test_sigterm_saves_and_the_rest_is_equal(make, tmp_path):
-    store = make()
-    began: list[float] = []
-
-    def terminate(event: object) -> None:
-        if isinstance(event, StepDone) and event.step == 7:
-            began.append(time.monotonic())
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Interrupted, match="--resume"):
-        train(config(out=tmp_path / "a"), store=store, listeners=[terminate])
-    assert time.monotonic() - began[0] < 5
-    resumed, whole = train(config(out=tmp_path / "a"), store=store, resume=True), train(config(), store=store)
-    assert (resumed.auc, resumed.log_loss, resumed.steps) == (whole.auc, whole.log_loss, whole.steps)
-    with pytest.raises(Interrupted, match="nothing of it"):
-        train(config(), store=store, listeners=[terminate])
-
-
 @pytest.mark.parametrize("step", [2, 7, 18])
 def test_sigterm_saves_between_two_batches_of_a_run(tmp_path, step):
     """Of an epoch whose order the policy decides run by run: what is left of the run at hand is gone on with."""
@@ -100,26 +80,6 @@ def test_sigterm_saves_between_two_batches_of_a_run(tmp_path, step):
     assert [entry.name for entry in (tmp_path / "a" / "checkpoints").iterdir()] == [f"step-{step:012d}"]
     train(config(**settings, out=tmp_path / "a"), store=store, resume=True)
     assert outcome(tmp_path / "a") == outcome(tmp_path / "whole")
-
-
-def test_sigterm_and_resume_through_the_command_line(make, tmp_path, capsys):
-    store, out, settings = make(), tmp_path / "run", tmp_path / "config.yaml"
-    save_config(config(epochs=100_000, log_every=10), settings)
-    arguments = ["train", str(store.path), "--config", str(settings), "--quiet", "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "slipstream", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    metrics, until = out / "metrics.jsonl", time.monotonic() + 120
-    while time.monotonic() < until and not (metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") > 3):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 143 and "--resume" in said and len(said.splitlines()) == 1
-    # The checkpoint is found, and what differs from its configuration is named.
-    assert run(["train", "--resume", str(out), "--set", "epochs=2", "--quiet"]) == 2
-    assert "epochs" in capsys.readouterr().err
-    short = [*arguments[:-1], str(tmp_path / "short"), "--set", "epochs=2"]
-    assert run(short) == 0 and run(["train", "--resume", str(tmp_path / "short"), "--quiet"]) == 0
 
 
 FILES = ("ids.i32", "dense.f32", "labels.u8", "time.i64", "bags/tags.values.i32", "bags/tags.offsets.i64")

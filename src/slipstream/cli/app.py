@@ -11,7 +11,7 @@ from slipstream.cli import bench, compare, doctor, evaluate, inspect, predict, p
 
 EPILOG = (
     "Exit status: 0 done; 1 a check of doctor failed; 2 bad input, a wrong command line or a refusal of the system, "
-    "said in one line; 130 interrupted (Ctrl-C); 143 ended by SIGTERM, the training saved."
+    "said in one line; a training that was saved and ended: 129 by SIGHUP, 130 by Ctrl-C, 143 by SIGTERM."
 )
 
 app = typer.Typer(

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
@@ -16,13 +17,12 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
+from slipstream.cli.streams import lasting
 from slipstream.errors import Interrupted, SlipstreamError
 
 SPIN_COUNT = "1000"
 LONGEST = 1000
 """Characters of an error's line at most."""
-TERMINATED = 128 + 15
-"""Exit status after SIGTERM, as a shell gives it."""
 _LESS = (
     "use smaller batches or tables (model.embedding_dim, hash_rows in prepare) or a larger machine "
     "(train --max-memory SIZE refuses what needs more before it begins)"
@@ -104,7 +104,8 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status: 0 done, 1 a check of ``doctor`` failed, 2 bad input or a refusal of the system (no permission,
-        no space, no memory), 130 interrupted, 143 ended by SIGTERM, its training saved.
+        no space, no memory), 128 and the number of the signal that ended it: 129 SIGHUP, 130 SIGINT (Ctrl-C), 143
+        SIGTERM, its training saved.
         ``docs/reference/exit_status.md`` is for users.
     """
     import typer
@@ -116,11 +117,11 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _command()(args=arguments, prog_name="slipstream", standalone_mode=False) or 0
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
     except typer.Abort as error:
         cut_off = error.__cause__ or error.__context__
         if not isinstance(cut_off, EOFError):
-            return 130
+            return 128 + signal.SIGINT
         if debug:
             raise
         # Click takes it for an end of the keyboard's input, which no command reads.
@@ -137,12 +138,7 @@ def run(arguments: Sequence[str]) -> int:
             raise
         if not error.said_elsewhere:
             complain(str(error))
-        return TERMINATED if isinstance(error, Interrupted) else 2
-    except BrokenPipeError:
-        from slipstream.cli.output import silence_stdout
-
-        silence_stdout()  # who read our output wants no more of it
-        return 0
+        return 128 + error.signal if isinstance(error, Interrupted) else 2
     except OSError as error:
         if debug:
             raise
@@ -202,10 +198,9 @@ def main() -> None:
     bound_spin(os.environ)
     keep_freed_memory()
     give_kernels_a_cache(os.environ)
-    for stream in (sys.stdout, sys.stderr):
-        # A file name need not be text.
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if isinstance(stream := getattr(sys, name), TextIOWrapper):
+            setattr(sys, name, lasting(stream))
     if "--debug" not in sys.argv:
         warnings.showwarning = _warn
     status = run(sys.argv[1:])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +16,7 @@ if TYPE_CHECKING:
     from slipstream.report.record import Record
 
 
-class _Console(Console):
-    """Goes quiet where nobody reads any more (``… | head``): what is to be written or trained is so all the same."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        silence_stdout()
-
-
-def silence_stdout() -> None:
-    """Sends what is still printed nowhere: Python flushes once more at its end."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
-
-
-console = _Console(highlight=False)
+console = Console(highlight=False)
 
 
 def say(text: str) -> None:

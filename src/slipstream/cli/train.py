@@ -188,7 +188,12 @@ def train(
             listeners += _loggers(logger, settings.out)
         # Processes that torchrun started anew go on where the others were.
         again = resume is not None or (ranks is not None and ranks.restarted and settings.out is not None)
-        result = training.train(settings, listeners=listeners, resume=again, ranks=ranks)
+        try:
+            result = training.train(settings, listeners=listeners, resume=again, ranks=ranks)
+        except KeyboardInterrupt as interrupted:
+            if interrupted.args and first:  # what was saved; Typer makes a mere status of it
+                complain(str(interrupted))
+            raise
     if not first:
         return
     output.facts(

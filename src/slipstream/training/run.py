@@ -17,7 +17,7 @@ from slipstream.data.manifest import MANIFEST
 from slipstream.data.options import PrepareOptions
 from slipstream.data.schema import Schema
 from slipstream.data.store import Store
-from slipstream.errors import ConfigError, Interrupted
+from slipstream.errors import ConfigError
 from slipstream.evaluation import (
     CurvePoint,
     Diversity,
@@ -47,7 +47,7 @@ from slipstream.training.result import Result
 from slipstream.training.run_folder import CONFIG, METRICS, MODEL, RESULT, RunFolder, check_paths
 from slipstream.training.saved import save_model
 from slipstream.training.saver import Saver, check_data, check_same, restore
-from slipstream.training.termination import ASKED_TO_END, SAVED, Termination
+from slipstream.training.termination import SAVED, Termination
 from slipstream.training.warm_up import warm_up
 
 
@@ -85,7 +85,8 @@ def train(
         DataError: The data cannot be used or changed meanwhile, or the scored samples are of one class only.
         CheckpointError: All checkpoints are damaged.
         OutputError: The run folder cannot be written.
-        Interrupted: SIGTERM came, and the training was saved.
+        Interrupted: SIGTERM or SIGHUP came, and the training was saved.
+        KeyboardInterrupt: Ctrl-C came, and the training was saved (not after a second one).
     """
     config = config.resolved()
     check_paths(config)
@@ -249,7 +250,7 @@ def _run(trainer: Trainer, folder: RunFolder | None, loaded: Loaded | None, term
     if trainer.ranks is not None:
         asked = trainer.ranks.broadcast(asked)
     if asked:  # while it was deferred; from here on it ends at once
-        raise Interrupted(ASKED_TO_END, remedy=SAVED.format(out))
+        raise termination.ended(SAVED.format(out))
     return outcome
 
 

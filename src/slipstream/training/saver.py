@@ -9,14 +9,14 @@ from typing import Any
 
 from slipstream.data.store import Store
 from slipstream.embedding import tables
-from slipstream.errors import ConfigError, Interrupted
+from slipstream.errors import ConfigError
 from slipstream.training.checkpoint.folder import CheckpointFolder, Info, Loaded
 from slipstream.training.checkpoint.touched import Touched
 from slipstream.training.config import TrainConfig
 from slipstream.training.events import CheckpointSaved, Listener, tell
 from slipstream.training.loop import Trainer
 from slipstream.training.state import tensors_of_rows
-from slipstream.training.termination import ASKED_TO_END, NOT_SAVED, SAVED, Termination
+from slipstream.training.termination import NOT_SAVED, SAVED, Termination
 
 MAY_DIFFER = ("data", "cache", "out", "threads", "checkpoint", "on_nonfinite", "max_memory", "report_points")
 """Settings that do not change what a training computes; the data is compared by its fingerprint."""
@@ -54,6 +54,7 @@ class Saver:
 
         Raises:
             Interrupted: The training was asked to end, and is saved.
+            KeyboardInterrupt: By Ctrl-C.
             OutputError: It cannot be saved.
         """
         if self._ranks is None:
@@ -65,8 +66,7 @@ class Saver:
             if self._ranks is not None:  # who leaves before the first rank has written is missed by it
                 self._ranks.broadcast(None)
             out = self._trainer.config.out
-            remedy = SAVED.format(out) if self._saves else NOT_SAVED
-            raise Interrupted(ASKED_TO_END, remedy=remedy)
+            raise self._termination.ended(SAVED.format(out) if self._saves else NOT_SAVED)
         steps = self._settings.steps
         due = late or (steps is not None and self._trainer.steps - self._last_step >= steps)
         if due:
