@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slipstream.report.frontier import summary
 from slipstream.report.machine import Machine
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -64,17 +65,18 @@ def _table(name: str) -> str:
 
 def frontier(record: Mapping[str, Any]) -> Table:
     """A frontier's points."""
-    ranked = "NDCG" in record["rows"][0]
+    found = summary(record["points"])
+    ranked = "NDCG" in found[0]
     figure, columns = ("NDCG", RANKED) if ranked else ("AUC", COLUMNS)
     digits = {figure: 4, "seconds": 2, "calibration": 3, "skipped": 2, "coverage": 3, "gini": 3}
-    full = next(row[figure] for row in record["rows"] if row["policy"] == "none")
+    full = next(row[figure] for row in found if row["policy"] == "none")
     rows = [
         {
             **row,
             "to full": "–" if row["policy"] == "none" else f"{row[figure] - full:+.4f}",
             **{name: f"{row[name]:.{places}f}" for name, places in digits.items() if name in columns},
         }
-        for row in record["rows"]
+        for row in found
     ]
     conditions = record["conditions"]
     return columns, rows, f"{conditions['samples']:,} samples, {conditions['seeds']} seeds, {conditions['mode']}"

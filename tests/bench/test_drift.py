@@ -68,7 +68,7 @@ def test_contrasts_are_taken_seed_by_seed() -> None:
     assert difference({0: points[0]}, {0: points[1]}, "auc_new") is None
     rows = summary(points)
     assert [row["variant"] for row in rows][:2] == ["none", "saturation, thaw"]
-    assert rows[1]["to full"] == "-0.0100 ± 0.0000" and rows[1]["shut at the end"] == 0.4
+    assert rows[1]["to full"] == "-0.0100, one seed" and rows[1]["shut at the end"] == 0.4
     text = drift_page(Record(name="drift", dataset="a", points=points))
     assert "saturation with thaw above without" in text and "<svg" in text
     with pytest.raises(DataError, match="no study of drift"):

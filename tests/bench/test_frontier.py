@@ -18,6 +18,7 @@ from slipstream.data.store import Store, StoreWriter
 from slipstream.errors import ConfigError, DataError
 from slipstream.report.record import Record
 from slipstream.training import TrainConfig
+from slipstream.training.ranges import ranges
 from slipstream.training.run import open_data
 
 MODEL = "model: {name: dlrm, embedding_dim: 4, bottom: [4], top: [8]}\nbatch_size: 64\noptimizer: {lr: 0.05}\n"
@@ -61,11 +62,16 @@ def test_full_training_and_random_are_always_in_it() -> None:
     assert [has_budget(name) for name in ("none", "random", "psse")] == [False, True, True]
 
 
-def test_the_tuning_never_scores_what_the_end_is_scored_on(config: TrainConfig) -> None:
-    prefix = prefix_of(config, 3000)  # trains on 2,700, scores 2,700 to 3,000
+def test_the_tuning_never_scores_what_the_end_is_scored_on(config: TrainConfig, store: Store) -> None:
+    prefix = prefix_of(config, store, 3000)  # trains on 2,700, scores 2,700 to 3,000
     assert (prefix.max_samples, prefix.holdout) == (2700, 0.2)
+    store.manifest.provenance["splits"] = {"train": (0, 2000), "test": (2000, 4000)}
+    prefix = prefix_of(config, store, 3000)
+    _, (_, tuned) = ranges(prefix, store, prefix.max_samples or 0)
+    assert tuned == 2000 == ranges(final_of(config, 3000), store, 3000)[1][0]
+    del store.manifest.provenance["splits"]
     stream = config.model_copy(update={"mode": "prequential", "score_from": 100})
-    prefix, final = prefix_of(stream, 3000), final_of(stream, 3000)
+    prefix, final = prefix_of(stream, store, 3000), final_of(stream, 3000)
     assert (prefix.max_samples, prefix.score_from) == (1000, 500)
     assert final.score_from == 1000
     assert final_of(stream.model_copy(update={"score_from": 2000}), 3000).score_from == 2000

@@ -75,6 +75,8 @@ def test_at_equal_time_random_is_interpolated_up_to_full_training_and_not_beyond
     assert spread is not None
     assert (spread.low, spread.high) == (pytest.approx(0.010), pytest.approx(0.011))
     assert against_random_at_equal_time(POINTS, "psse", 0.25) is None, "faster than every random point"
+    faster = [point("psse", 0.5, 2, 0.9, 2.0), point("random", 0.5, 2, 0.8, 6.0)]
+    assert against_random_at_equal_time([*POINTS, *faster], "psse", 0.5) is None, "in one seed"
     slower = [*POINTS, point("order", 1.0, 0, 0.79, 20.0)]
     assert against_random_at_equal_time(slower, "order", 1.0).mean == pytest.approx(-0.01), "full training is faster"  # type: ignore[union-attr]
 
@@ -86,6 +88,8 @@ def test_time_saved_is_of_the_fastest_point_within_the_tolerance() -> None:
     assert saved.difference == pytest.approx(-0.0005)
     assert {entry.policy: entry.budget for entry in time_saved(POINTS, 0.02)} == {"random": 0.5, "psse": 0.25}
     assert closest(POINTS) == {"random": (0.5, pytest.approx(-0.019)), "psse": (0.5, pytest.approx(-0.0005))}
+    higher = [point("psse", 0.7, seed, 0.9, 9.0) for seed in (0, 1)]
+    assert closest([*POINTS, *higher])["psse"] == (0.5, pytest.approx(-0.0005)), "not the highest"
 
 
 def ranked(policy: str, budget: float, seed: int, ndcg: float, seconds: float) -> dict[str, Any]:
@@ -113,6 +117,8 @@ def test_points_with_ranked_lists_are_judged_by_ndcg() -> None:
     assert (row["NDCG"], row["recall"], row["tail"], row["gini"]) == (0.1195, 0.1295, "–", 0.9) and "AUC" not in row
     record = Record(name="frontier_pairs", dataset="pairs", points=points)
     assert any("NDCG -0.0005" in sentence for sentence in findings(record))
+    assert "psse against random at budget 0.5: NDCG +0.0195, of one seed." in findings(record)
+    assert (row["above random"], row["NDCG std"]) == ("+0.0195, one seed", "–")
     page = frontier_page([record])
     assert "NDCG against time" in page and "recall by popularity of the item" in page
     assert measure([*points, point("none", 1.0, 1, 0.8, 1.0)]) is AUC, "one point without lists"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -23,7 +23,7 @@ from slipstream.bench.frontier_policies import chosen, has_budget, with_policy
 from slipstream.bench.frontier_tune import BATCHES, REACH, TUNED_ON, Choice, Trial, best, final_of, prefix_of, tune
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
-from slipstream.report.frontier import TOLERANCE, TimeSaved, closest, measure, summary, time_saved
+from slipstream.report.frontier import TOLERANCE, derived, measure
 from slipstream.report.record import Record
 from slipstream.training import Result, TrainConfig, train
 from slipstream.training.run import open_data
@@ -95,7 +95,7 @@ class Frontier:
 
     def tune(self) -> None:
         """Chooses rates for every place; those that cannot be trained go to ``left_out``."""
-        prefix = prefix_of(self.config, self.samples)
+        prefix = prefix_of(self.config, self.store, self.samples)
         for place in self.places():
             try:
                 config = with_policy(prefix, place.policy, place.budget, prefix.max_samples or self.samples)
@@ -212,23 +212,11 @@ def _ranked(result: Result) -> dict[str, Any]:
     }
 
 
-def figures_of(saved: Sequence[TimeSaved]) -> dict[str, float]:
-    """What the equal quality of the ratios is: the mean difference to full training and its standard error."""
-    figures: dict[str, float] = {}
-    for entry in saved:
-        figures[f"equal quality, {entry.policy} {entry.budget:g}"] = round(entry.difference, 5)
-        if not math.isnan(entry.error):
-            figures[f"equal quality, {entry.policy} {entry.budget:g}, standard error"] = round(entry.error, 5)
-    return figures
-
-
 def _record(frontier: Frontier, *, quick: bool) -> Record:
     config, options, points = frontier.config, frontier.options, frontier.points
     by = measure(points)
-    full = [point[by.key] for point in points if point["policy"] == "none"]
-    if not full:
+    if not any(point["policy"] == "none" for point in points):
         raise ConfigError("full training diverged or does not fit: there is nothing to compare with")
-    saved = time_saved(points)
     ends = {frontier.reach, 1.0 / frontier.reach}
     at_edge = [str(place) for place, choice in frontier.choices.items() if choice.rate in ends]
     name = options.data if not Path(options.data).exists() else Path(options.data).stem
@@ -262,12 +250,6 @@ def _record(frontier: Frontier, *, quick: bool) -> Record:
             "spread": "sample standard deviation over the seeds, differences seed by seed",
             "not counted": "scoring, and loading of compiled kernels",
         },
-        ratios={f"equal quality, {entry.policy} {entry.budget:g}": round(entry.ratio, 4) for entry in saved},
-        quality={
-            f"{by.title} of full training": round(sum(full) / len(full), 5),
-            **figures_of(saved),
-            **{f"closest, {name} {budget:g}": round(gap, 5) for name, (budget, gap) in closest(points).items()},
-        },
-        rows=summary(points),
         points=points,
+        **derived(points),
     )

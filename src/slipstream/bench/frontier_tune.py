@@ -9,7 +9,8 @@ from typing import NamedTuple
 from slipstream.data.store import Store
 from slipstream.errors import ConfigError
 from slipstream.training import TrainConfig, train
-from slipstream.training.config import HOLDOUT, Decay
+from slipstream.training.config import Decay
+from slipstream.training.ranges import ranges
 
 BATCHES = (1.0, 0.5, 0.25, 0.125)
 """Factors on the batch size, for full training and every policy alike; the next is tried where the one before helped.
@@ -54,7 +55,7 @@ class Trial(NamedTuple):
     quality: float | None
 
 
-def prefix_of(config: TrainConfig, samples: int) -> TrainConfig:
+def prefix_of(config: TrainConfig, store: Store, samples: int) -> TrainConfig:
     """The same training on a prefix, and scored within it, that the final score does not see.
 
     Holdout: the training samples, their last fifth scored; of less data the best rates are others, and with few
@@ -63,11 +64,12 @@ def prefix_of(config: TrainConfig, samples: int) -> TrainConfig:
 
     Args:
         config: The training.
+        store: The data: where it has a test part of its own, what comes before that are the training samples.
         samples: Samples of the whole.
     """
     if config.mode == "prequential":
         return config.model_copy(update={"max_samples": samples // 3, "score_from": samples // 6, "score_to": None})
-    trained = samples - round(samples * (config.holdout or HOLDOUT))
+    (_, trained), _ = ranges(config, store, samples)
     return config.model_copy(update={"max_samples": trained, "holdout": 0.2})
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from sklearn.metrics import roc_auc_score
 
-from slipstream.bench.frontier import Frontier, figures_of
+from slipstream.bench.frontier import Frontier
 from slipstream.bench.frontier_data import training_of
 from slipstream.bench.frontier_options import FrontierOptions
 from slipstream.bench.frontier_policies import with_policy
 from slipstream.bench.gpu import Bench
 from slipstream.bench.gpu_host import CACHED
 from slipstream.embedding.row_bytes import row_bytes
-from slipstream.report.frontier import time_saved
+from slipstream.report.frontier import figures_of, time_saved
 from slipstream.training import TrainConfig
 from slipstream.training.loop import Trainer
 from slipstream.training.optimizers import state_elements

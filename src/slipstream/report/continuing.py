@@ -76,7 +76,7 @@ def summary(points: Sequence[Point]) -> list[dict[str, Any]]:
                 "AUC": round(_mean(members, "auc"), 5),
                 "log-loss": round(_mean(members, "log_loss"), 5),
                 "calibration": round(_mean(members, "calibration"), 4),
-                "to full retrained": f"{gap.mean:+.4f} ± {gap.std:.4f}",
+                "to full retrained": str(gap),
                 "samples a slice": round(_mean(members, "samples")),
                 "seconds a slice": round(float(np.median([_mean(group, "seconds") for group in seeds.values()])), 3),
             }
@@ -122,7 +122,7 @@ def continue_page(record: Record, *, title: str = "Slipstream: frequent updates"
 
 def _sentences(points: Sequence[Point]) -> list[str]:
     lines = [f"{policy}: retraining takes {ratio:.2f} times as long" for policy, ratio in times(points).items()]
-    return lines + [f"AUC, {name}: {gap.mean:+.4f} ± {gap.std:.4f}" for name, gap in differences(points).items()]
+    return lines + [f"AUC, {name}: {gap}" for name, gap in differences(points).items()]
 
 
 def _line(seeds: Mapping[int, list[Point]], key: str) -> tuple[list[float], list[float]]:

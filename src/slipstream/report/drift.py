@@ -82,7 +82,7 @@ def summary(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def _words(spread: Spread | None) -> str:
-    return "–" if spread is None else f"{spread.mean:+.4f} ± {spread.std:.4f}"
+    return "–" if spread is None else str(spread)
 
 
 def drift_page(record: Record, *, title: str = "Slipstream: what drift does to decisions") -> str:

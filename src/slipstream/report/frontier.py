@@ -110,7 +110,7 @@ class Spread(NamedTuple):
 
     mean: float
     std: float
-    """Sample standard deviation; 0 with one seed."""
+    """Sample standard deviation; NaN with one seed."""
     low: float
     """Least of the seeds."""
     high: float
@@ -119,8 +119,17 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Of at least one value."""
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
         return cls(float(np.mean(values)), std, min(values), max(values))
+
+    @property
+    def bar(self) -> float:
+        """Half the length of what is drawn for the spread: none of one seed."""
+        return 0.0 if math.isnan(self.std) else self.std
+
+    def __str__(self) -> str:
+        """Of a difference."""
+        return f"{self.mean:+.4f}, one seed" if math.isnan(self.std) else f"{self.mean:+.4f} ± {self.std:.4f}"
 
 
 def grouped(points: Sequence[Point]) -> dict[tuple[str, float], dict[int, Point]]:
@@ -151,7 +160,7 @@ def against_random_at_equal_time(points: Sequence[Point], policy: str, budget: f
     longer, linearly interpolated by seconds towards the next better one.
 
     Returns:
-        None where every seed is faster than all of them.
+        None where a seed is faster than all of them: the mean of the others would be one of seeds chosen by their time.
     """
     groups, by = grouped(points), measure(points).key
     differences: list[float] = []
@@ -161,10 +170,11 @@ def against_random_at_equal_time(points: Sequence[Point], policy: str, budget: f
             for (name, _), group in groups.items()
             if _is_control(name) and seed in group
         ]
-        if line and min(line)[0] <= point["seconds"]:
-            seconds, quality = np.asarray(sorted(line)).T
-            reached = np.interp(point["seconds"], seconds, np.maximum.accumulate(quality))
-            differences.append(float(point[by] - reached))
+        if not line or min(line)[0] > point["seconds"]:
+            return None
+        seconds, quality = np.asarray(sorted(line)).T
+        reached = np.interp(point["seconds"], seconds, np.maximum.accumulate(quality))
+        differences.append(float(point[by] - reached))
     return Spread.of(differences) if differences else None
 
 
@@ -218,7 +228,7 @@ def closest(points: Sequence[Point]) -> dict[str, tuple[float, float]]:
         if policy == "none" or not seeds:
             continue
         difference = float(np.mean([group[seed][by] - full[seed][by] for seed in seeds]))
-        if policy not in found or difference > found[policy][1]:
+        if policy not in found or abs(difference) < abs(found[policy][1]):
             found[policy] = (budget, difference)
     return found
 
@@ -236,7 +246,7 @@ def summary(points: Sequence[Point]) -> list[dict[str, Any]]:
             "budget": budget,
             "seeds": len(members),
             by.title: round(quality.mean, 5),
-            f"{by.title} std": round(quality.std, 5),
+            f"{by.title} std": "–" if math.isnan(quality.std) else round(quality.std, 5),
         }
         if by is NDCG:
             row["recall"] = _mean(members, "recall")
@@ -252,9 +262,37 @@ def summary(points: Sequence[Point]) -> list[dict[str, Any]]:
         equal_share = against_random(points, policy, budget) if policy != "random" else None
         equal_time = against_random_at_equal_time(points, policy, budget) if not _is_control(policy) else None
         for name, spread in (("above random", equal_share), ("same time", equal_time)):
-            row[name] = "–" if spread is None else f"{spread.mean:+.4f} ± {spread.std:.4f}"
+            row[name] = "–" if spread is None else str(spread)
         rows.append(row)
     return rows
+
+
+def figures_of(saved: Sequence[TimeSaved]) -> dict[str, float]:
+    """What the equal quality of the ratios is: the mean difference to full training and its standard error."""
+    figures: dict[str, float] = {}
+    for entry in saved:
+        figures[f"equal quality, {entry.policy} {entry.budget:g}"] = round(entry.difference, 5)
+        if not math.isnan(entry.error):
+            figures[f"equal quality, {entry.policy} {entry.budget:g}, standard error"] = round(entry.error, 5)
+    return figures
+
+
+def derived(points: Sequence[Point]) -> dict[str, Any]:
+    """What a record says of its points: ``ratios``, ``quality`` and ``rows``.
+
+    Args:
+        points: At least one of full training.
+    """
+    by, saved = measure(points), time_saved(points)
+    full = _mean([point for point in points if point["policy"] == "none"], by.key)
+    quality = {f"{by.title} of full training": full, **figures_of(saved)}
+    for policy, (budget, gap) in closest(points).items():
+        quality[f"closest, {policy} {budget:g}"] = round(gap, 5)
+    return {
+        "ratios": {f"equal quality, {entry.policy} {entry.budget:g}": round(entry.ratio, 4) for entry in saved},
+        "quality": quality,
+        "rows": summary(points),
+    }
 
 
 def by_bucket(points: Sequence[Point]) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -103,8 +104,9 @@ def findings(record: Record) -> list[str]:
     for policy, budget in grouped(points):
         spread = None if policy in ("none", "random") else against_random(points, policy, budget)
         if spread is not None:
-            beyond = "beyond the spread" if abs(spread.mean) > spread.std and len(points) > 1 else "within the spread"
-            sentences.append(f"{policy} against random at budget {budget:g}: {title} {spread.mean:+.4f}, {beyond}.")
+            beyond = "beyond" if abs(spread.mean) > spread.std else "within"
+            spreads = "of one seed" if math.isnan(spread.std) else f"{beyond} the spread"
+            sentences.append(f"{policy} against random at budget {budget:g}: {title} {spread.mean:+.4f}, {spreads}.")
     sentences += [f"Left out: {place}: {reason}" for place, reason in record.conditions.get("left out", {}).items()]
     return sentences
 
@@ -117,7 +119,7 @@ def _figures(points: Sequence[dict[str, Any]], name: str) -> list[str]:
     for (policy, budget), group in grouped(points).items():
         reached = Spread.of([point[by.key] for point in group.values()])
         seconds = sorted(point["seconds"] for point in group.values())[len(group) // 2]
-        quality.setdefault(policy, []).append((seconds, reached.mean, reached.std))
+        quality.setdefault(policy, []).append((seconds, reached.mean, reached.bar))
         if policy == "none" or policy.startswith("random"):
             continue
         for series, difference in (
@@ -125,7 +127,7 @@ def _figures(points: Sequence[dict[str, Any]], name: str) -> list[str]:
             (at_time, against_random_at_equal_time(points, policy, budget)),
         ):
             if difference is not None:
-                series.setdefault(policy, []).append((budget, difference.mean, difference.std))
+                series.setdefault(policy, []).append((budget, difference.mean, difference.bar))
     quality = {policy: sorted(values) for policy, values in quality.items()}
     picture = plots.frontier(quality, x="training time (s)", y=by.title, name=f"{name} time")
     drawn = [(f"{by.title} against time", picture)]
