@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from slipstream.evaluation.metrics import probabilities
 from slipstream.optim import Adam, parameter_groups
 from slipstream.policies import Skipper, build_policy
 
+_SEEDED = Lock()
+"""Held while torch's own generator, which all threads share, is seeded: modules draw their first weights from it."""
 _PREDICT = 65_536
 """Samples predicted at a time."""
 
@@ -127,11 +130,11 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float32)
         self._learn_columns(X)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        with torch.random.fork_rng(devices=()):
+        rows = [len(values) + 1 for values in self._categories]
+        with _SEEDED, torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
-            rows = [len(values) + 1 for values in self._categories]
             self.model_ = _Wide(rows, len(self._numeric), self.embedding_dim, tuple(self.hidden))
-            self._train(self._inputs(X), torch.from_numpy(labels.astype(np.float32)), weights, seed)
+        self._train(self._inputs(X), torch.from_numpy(labels.astype(np.float32)), weights, seed)
         return self
 
     def _learn_columns(self, X: np.ndarray[Any, Any]) -> None:
@@ -177,8 +180,9 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
             adds_logit_offset=True,
         )
         model.train()
+        orders = torch.Generator().manual_seed(seed)
         for _ in range(self.epochs):
-            order = torch.randperm(len(whole))
+            order = torch.randperm(len(whole), generator=orders)
             for batch in skipper(whole.select(part) for part in order.split(self.batch_size)):
                 logits = model(batch.inputs)
                 logits = logits if batch.logit_offset is None else logits + batch.logit_offset

@@ -105,12 +105,24 @@ def test_drop_last_and_no_rows() -> None:
         ({}, {"bags": ["item"]}, "holds int64, not lists"),
         ({"tags": [None] * SIZE}, {"bags": ["tags"]}, "holds null, not lists|a list is missing"),
         ({}, {"ids": ["nobody"]}, "column 'nobody': no such column.*'user'"),
+        ({"tags": [[1, 2]] * 70 + [[], [3, -7]] + [[1]] * 928}, {"bags": ["tags"]}, "72, column 'tags': -7 is no row"),
+        ({"tags": [[1, 2]] * 70 + [[], [3, None]] + [[1]] * 928}, {"bags": ["tags"]}, "72, column 'tags': a value is"),
     ],
 )
 def test_bad_data_is_named_by_row_and_column(changes: dict[str, Any], asked: dict[str, Any], said: str) -> None:
     table = pa.table(COLUMNS | changes)
     with pytest.raises(DataError, match=said):
         list(Batches.from_arrow(table, **({"ids": ["user"], "label": None, "batch_size": 64} | asked)))
+
+
+def test_a_column_may_serve_twice_but_not_be_there_twice() -> None:
+    (batch,) = Batches.from_arrow(
+        pa.table(COLUMNS), ["user", "user"], None, dense=["price"], time="user", batch_size=SIZE
+    )
+    assert torch.equal(batch.inputs.ids[:, 0], batch.inputs.ids[:, 1]) and batch.time is not None
+    twice = pa.table([pa.array([1]), pa.array([2])], names=["user", "user"])
+    with pytest.raises(DataError, match="column 'user': there are several of this name"):
+        list(Batches.from_arrow(twice, ["user"], None))
 
 
 def test_what_has_no_stream_is_refused() -> None:

@@ -45,6 +45,26 @@ def test_samples_are_numbered_as_they_pass_or_by_a_column() -> None:
     assert bool((columns(loader()[0]).labels == 1).all()), "logs of positives need no label"
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_training_resumed_between_epochs_decides_as_it_would_have(by_hand: bool) -> None:
+    def skipper() -> sl.Skipper:
+        return sl.Skipper(nn.Linear(1, 1), Random(0.5), batch_size=20, to_batch=Columns(["user"]))
+
+    def epoch(skipper: sl.Skipper) -> list[Tensor]:
+        if not by_hand:
+            return [batch.inputs.ids for batch in skipper(loader())]
+        kept = [batch.inputs.ids for part in loader() for batch in skipper.push(part)]
+        return kept + [batch.inputs.ids for batch in skipper.flush()]
+
+    first, second = skipper(), skipper()
+    one = epoch(first)
+    state = first.state_dict()
+    two = epoch(first)
+    second.load_state_dict(state)
+    assert torch.equal(torch.cat(epoch(second)), torch.cat(two))
+    assert not torch.equal(torch.cat(one), torch.cat(two)), "each epoch draws anew"
+
+
 @pytest.mark.parametrize("kind", ["tuple", "tensor", "interaction"])
 def test_tuples_tensors_and_recboles_interactions(kind: str) -> None:
     ids = torch.arange(4)

@@ -73,6 +73,14 @@ def test_samples_lost_or_trained_on_twice_are_found(outcome: Path) -> None:
         assert "5 were to be handed out, 4 were" in lost
 
 
+def test_tied_weights_do_not_drift_apart(outcome: Path) -> None:
+    assert [torch.load(outcome / f"tied-{rank}.pt") for rank in range(WORLD)] == [[[], []]] * WORLD
+
+
+def test_a_process_group_of_its_own_is_refused(outcome: Path) -> None:
+    assert torch.load(outcome / "group-0.pt").startswith("process_group is not supported: tables are exchanged among")
+
+
 def test_without_a_process_group_the_remedy_is_named() -> None:
     with pytest.raises(ConfigError, match="init_process_group"):
         distributed.exchange(torch.nn.Linear(1, 1))

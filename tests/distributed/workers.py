@@ -92,6 +92,36 @@ def trained(optimizer: str, policy: str, tied: bool, world: int) -> dict[str, Te
     return model.state_dict() | {"order": torch.cat(order)} | gates
 
 
+class Tied(nn.Module):
+    """Two lookups of one weight (shared), or one that is scored as a whole, with a dense part between."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.emb, self.mid = nn.Embedding(ROWS, 4), nn.Linear(4, 4)
+        self.out = nn.Embedding(ROWS, 4) if shared else nn.Linear(4, ROWS, bias=False)
+        self.out.weight = self.emb.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mid = self.mid(self.emb(ids))
+        return (mid * self.out(ids)).sum(1) if isinstance(self.out, nn.Embedding) else self.out(mid).mean(1)
+
+
+def drifted_when_tied(rank: int, shared: bool) -> list[str]:
+    """What is not the same on both ranks after three steps."""
+    torch.manual_seed(rank)
+    model: Any = sl.convert(Tied(shared))
+    net = distributed.data_parallel(model, process_group=dist.group.WORLD)
+    step = sl.optim.SGD(model.parameters(), lr=0.1)
+    for first in range(3):
+        step.zero_grad()
+        net(torch.arange(first + rank, first + rank + 5)).square().sum().backward()
+        distributed.exchange(net)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            step.step()
+    return distributed.same_everywhere(model.state_dict())
+
+
 def said_of(own: list[int], kept: int) -> str:
     """What is wrong, if the ranks train on these."""
     ledger = distributed.Ledger()
@@ -133,6 +163,12 @@ def train_and_save(rank: int, world: int, folder: str, cases: list[tuple[str, st
     ledger.add(torch.arange(10), torch.arange(10)[slice(*distributed.bounds(10))])
     ledger.finish(10, range(10), 1)
     torch.save([said_of(own, kept) for own, kept in FAULTS], Path(folder) / f"ledger-{rank}.pt")
+    torch.save([drifted_when_tied(rank, shared) for shared in (True, False)], Path(folder) / f"tied-{rank}.pt")
+    own = dist.new_group([0])
+    try:
+        distributed.data_parallel(sl.convert(Tied(True)), process_group=own)
+    except SlipstreamError as error:
+        torch.save(str(error), Path(folder) / f"group-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
     # Everything is saved. torch 2.13 now and then aborts ("terminate called without an active exception") while the

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.embedding import Embedding, EmbeddingBag, Finding, check, convert, tables
+from slipstream.embedding import Embedding, EmbeddingBag, Finding, RowGradient, check, convert, tables
 from slipstream.errors import UnsupportedOption
 
 
@@ -93,7 +93,7 @@ def test_tying_to_a_table_converted_before() -> None:
 def test_a_model_that_is_an_embedding_itself() -> None:
     plain = nn.Embedding(10, 4)
     model = convert(plain)
-    assert type(model) is Embedding and model.weight is plain.weight
+    assert type(model) is Embedding and model is plain
 
 
 def test_hooks_and_mode_and_frozen_weights_are_kept() -> None:
@@ -104,6 +104,70 @@ def test_hooks_and_mode_and_frozen_weights_are_kept() -> None:
     model.eval()
     convert(model)
     assert not model(torch.tensor([1])).requires_grad and called == [1] and not model[0].training
+
+
+class Holding(nn.Module):
+    """Modules that it looks rows up in are found in a dictionary, a tuple and a bound method, none of them torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item, self.tag = nn.Embedding(10, 4), nn.Embedding(7, 4), Kept(5, 4)
+        self.by_name, self.in_order, self.doubled = {"user": self.user}, (self.item,), self.tag.doubled
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.by_name["user"](ids) + self.in_order[0](ids) + self.doubled(ids)
+
+
+class Kept(nn.Embedding):
+    """A subclass with a method."""
+
+    def doubled(self, ids: torch.Tensor) -> torch.Tensor:
+        return self(ids) * 2
+
+
+def test_whatever_holds_a_module_has_the_converted_one() -> None:
+    plain = Holding()
+    before, held = copy.deepcopy(plain), plain.by_name["user"]
+    model = convert(plain)
+    assert model.user is held and type(held) is Embedding and model.by_name["user"] is held
+    ids = torch.tensor([1, 4, 4])
+    torch.testing.assert_close(model(ids), before(ids))
+    for one in (model, before):
+        one(ids).square().sum().backward()
+    for parameter, other in zip(model.parameters(), before.parameters(), strict=True):
+        assert type(parameter.grad) is RowGradient
+        torch.testing.assert_close(parameter.grad.to_dense(), other.grad)
+
+
+def test_a_module_of_two_models_is_converted_in_both() -> None:
+    rows = nn.Embedding(10, 4)
+    one, other = nn.Sequential(rows), nn.ModuleDict({"rows": rows})
+    convert(one)
+    assert other["rows"] is one[0] and type(other["rows"]) is Embedding
+
+
+def test_hooks_that_know_their_module_find_it() -> None:
+    model, seen = nn.Sequential(nn.Embedding(10, 4)), []
+    rows = model[0]
+    rows.register_load_state_dict_pre_hook(lambda module, *_: seen.append(module))
+    rows.register_load_state_dict_post_hook(lambda module, _: seen.append(module))
+    rows.register_state_dict_post_hook(lambda module, *_: seen.append(module))
+    convert(model)
+    model.load_state_dict(model.state_dict())
+    assert seen == [model[0]] * 3
+
+
+def test_a_compiled_modules_copy_and_its_attributes_in_slots_stay() -> None:
+    class Slotted(nn.Embedding):
+        __slots__ = ("note",)
+
+    model = nn.Sequential(Slotted(10, 4))
+    model[0].note = "kept"
+    model[0].compile(backend="eager")
+    convert(model)
+    assert model[0].note == "kept" and type(copy.deepcopy(model)[0]) is type(model[0])
+    model[0](torch.tensor([1, 2])).sum().backward()
+    assert type(model[0].weight.grad) is RowGradient
 
 
 class Unsupported(nn.Module):

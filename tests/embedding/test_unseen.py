@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
 
 from slipstream import distributed, optim
 from slipstream.embedding import Embedding, EmbeddingBag, EmbeddingCollection, TableConfig
 from slipstream.errors import UnsupportedOption
+from slipstream.export import to_plain
 
 IDS = torch.tensor([[1, 2], [3, 1]])
 MAKE: list[Callable[[], nn.Module]] = [
@@ -104,6 +107,60 @@ def test_tables_that_distributed_data_parallel_is_to_average(compiled: bool) -> 
     exchanged = distributed.data_parallel(model)
     exchanged(IDS).sum().backward()
     assert model[0].weight.grad is not None
+
+
+def penalised(module: nn.Module, top: nn.Module, *, rows_alone: bool, ids: Tensor, **more: Tensor) -> None:
+    """A step's backward pass with a penalty on the norm of gradients: of looked-up rows, or of all parameters."""
+    rows = module(ids, **more)
+    loss = top(rows).tanh().square().sum()
+    if rows_alone:
+        (of_rows,) = torch.autograd.grad(loss, rows, create_graph=True)
+        (loss + of_rows.norm() ** 2).backward()
+        return
+    loss.backward(create_graph=True)
+    sum(p.grad.norm() ** 2 for p in (*module.parameters(), *top.parameters())).backward()
+
+
+@pytest.mark.parametrize("factors", [False, True], ids=["plain", "sample_weights"])
+def test_a_penalty_on_the_gradients_of_tables(factors: bool) -> None:
+    """Factors that want a gradient have the lookup go by the operator."""
+    module, top = EmbeddingBag(5, 4, mode="sum"), nn.Linear(4, 3)
+    more = {"per_sample_weights": torch.rand(2, 2, requires_grad=True)} if factors else {}
+    with pytest.raises(UnsupportedOption, match=r"create_graph=True.*to_plain"):
+        penalised(module, top, rows_alone=False, ids=IDS, **more)
+    assert module.weight.grad is None
+    module.weight.requires_grad_(False)  # nothing is lost where no table is trained
+    top(module(IDS)).square().sum().backward(create_graph=True)
+    penalised(to_plain(Embedding(5, 4)), top, rows_alone=False, ids=IDS)  # the remedy
+
+
+def test_a_penalty_on_the_gradients_of_looked_up_rows_equals_torch() -> None:
+    ours, top = Embedding(5, 4), nn.Linear(4, 3)
+    theirs, twin = to_plain(ours), copy.deepcopy(top)
+    penalised(ours, top, rows_alone=True, ids=IDS)
+    penalised(theirs, twin, rows_alone=True, ids=IDS)
+    torch.testing.assert_close(ours.weight.grad.to_dense(), theirs.weight.grad)
+    for parameter, other in zip(top.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad)
+
+
+def test_the_graph_of_gradients_that_are_constant_or_of_the_dense_part() -> None:
+    module, top = Embedding(5, 4), nn.Linear(4, 1)
+    module(IDS).sum().backward(create_graph=True)
+    assert torch.equal(module.weight.grad.to_dense(), torch.tensor([0.0, 2, 1, 1, 0]).unsqueeze(1).expand(5, 4))
+    module.weight.grad = None
+    (of_weight,) = torch.autograd.grad(top(module(IDS)).square().sum(), top.weight, create_graph=True)
+    of_weight.square().sum().backward()
+    assert module.weight.grad is not None
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_run_backward_without_a_graph(reentrant: bool) -> None:
+    module, top = Embedding(5, 4), nn.Linear(4, 1)
+    shift = torch.zeros(4, requires_grad=True)
+    with torch.enable_grad():
+        checkpoint(lambda by: top(module(IDS) + by).square().sum(), shift, use_reentrant=reentrant).backward()
+    assert module.weight.grad is not None
 
 
 def test_a_weight_whose_parametrization_was_removed_is_trained() -> None:

@@ -132,6 +132,32 @@ def test_small_batches_are_calibrated_and_later_epochs_are_weighted(size: int) -
     assert skipper.report().details["corrected_by"] == "odds, then weights"
 
 
+@pytest.mark.parametrize("seen", [False, True])
+def test_inputs_of_an_earlier_training_are_weighted_and_the_model_stays_right(seen: bool) -> None:
+    """The scout knows each input's label: by offsets the logits of the kept ones would be far off."""
+    draw = torch.Generator().manual_seed(1)
+    number = 8192
+    labels = (torch.rand(number, generator=draw) < 0.3).float()
+    ids = torch.arange(number, dtype=torch.int32)[:, None]
+    whole = Batch(Inputs(torch.zeros(number, 0), ids), labels, torch.arange(number), torch.ones(number))
+    before, after = (
+        _skipper(Importance(0.3, warmup_samples=500, bits=16, lr=1.0), seed=2, adds_logit_offset=True) for _ in range(2)
+    )
+    batches = [whole.narrow(at, at + 512) for at in range(0, number, 512)]
+    for _ in range(3):
+        list(before(batches))
+    after.continue_from(before.state_dict(), {}, seen=seen)
+    kept = Batch.concat(list(after(batches)))
+    shift = torch.zeros(len(kept)) if kept.logit_offset is None else kept.logit_offset
+    predicted = torch.sigmoid(math.log(0.3 / 0.7) + shift)
+    error = float((kept.weights * (kept.labels - predicted)).mean())
+    if seen:
+        assert after.report().details["corrected_by"] == "weights"
+        assert error == pytest.approx(0.0, abs=0.03)
+    else:
+        assert abs(error) > 0.05, "which is why slices must not overlap"
+
+
 def test_by_label_alone_it_is_the_ratio_of_the_shares_kept() -> None:
     policy, batches = Importance(0.3, score="label"), _clicks(20, 0)
     for batch in batches:

@@ -13,9 +13,10 @@ from torch import Tensor
 from slipstream import optim
 from slipstream.data.batch import Inputs
 from slipstream.embedding import EmbeddingCollection, TableConfig, tables
-from slipstream.errors import UnsupportedOption
+from slipstream.errors import ConfigError, UnsupportedOption
 from slipstream.kernels import registry
 from slipstream.policies import NoSkipping, Random, RowImportance, Skipper
+from slipstream.policies.row_importance import _Control
 
 
 def train(model: TwoTables, skipper: Skipper, steps: range, *, small: float = 1.0) -> Tensor:
@@ -43,6 +44,91 @@ def test_the_budget_is_kept_and_rows_move_as_far_as_without(backend: str, budget
         moved = train(model, skipper, range(200), small=0.3)
         assert skipper.share_of_row_updates_skipped == pytest.approx(1 - budget, abs=0.03)
         assert float(moved.sum()) == pytest.approx(float(full.sum()), rel=0.03)
+
+
+def train_by_turns(steps: int, larger: float, every: int = 2, *, size: int = 64, budget: float = 0.3) -> float:
+    """The loss of one step in ``every`` is so many times as large as the others'; the share of accesses kept."""
+    model = TwoTables()
+    skipper = Skipper(model, RowImportance(budget))
+    optimizer = optim.SGD(model.parameters(), lr=0.0)
+    for step in range(steps):
+        for kept in skipper.push(make_batch(step * size, size)):
+            user, item = (part(kept.inputs.ids[:, place]) for place, part in enumerate((model.user, model.item)))
+            loss = ((user.sum(1) + item.sum(1) - kept.labels) ** 2).sum()
+            (loss * (larger if step % every == 0 else 1.0)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return 1.0 - skipper.share_of_row_updates_skipped
+
+
+@pytest.mark.parametrize(("larger", "every"), [(1.0, 2), (10.0, 2), (100.0, 2), (100.0, 10), (1000.0, 3)])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_budget_is_kept_in_the_mean_where_large_and_small_gradients_take_turns(
+    larger: float, every: int, backend: str
+) -> None:
+    with registry.using(backend):
+        assert train_by_turns(600, larger, every) == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_budget_is_kept_in_tiny_batches(size: int) -> None:
+    assert train_by_turns(2000, 1.0, size=size) == pytest.approx(0.3, abs=0.02)
+    assert train_by_turns(2000, 10.0, size=size, budget=0.1) == pytest.approx(0.1, abs=0.02)
+
+
+def test_what_a_leap_of_gradients_cost_is_paid_back_gently() -> None:
+    control = _Control(torch.device("cpu"))
+    shares: list[float] = []
+    for step in range(400):
+        score = 1000.0 if step >= 100 else 1.0
+        share = min(1.0, score * float(control.factor))
+        control.add(torch.tensor([64 * share, 64 * score, 64.0], dtype=torch.float64), 1.0)
+        control.steer(0.05)
+        shares.append(share)
+    assert max(shares[100:]) == 1.0 and shares[-1] == pytest.approx(0.05, abs=0.001)
+    assert min(shares[1:]) > 0.05 / 4, "a leap is no reason to stop"
+
+
+def test_an_account_goes_on_where_it_was_saved_and_older_ones_owe_nothing() -> None:
+    one, other, old = (_Control(torch.device("cpu")) for _ in range(3))
+    for spent in (64.0, 60.0, 64.0):
+        one.add(torch.tensor([spent, 64.0, 64.0], dtype=torch.float64), 1.0)
+        one.steer(0.1)
+    state = one.state_dict()
+    assert state["owed"] > 1.0
+    other.load_state_dict(state)
+    assert other.state_dict() == state
+    old.load_state_dict({name: value for name, value in state.items() if name != "owed"})
+    assert old.state_dict() == {**state, "owed": 0.0}
+    with pytest.raises(ConfigError, match="owed is"):
+        other.load_state_dict({**state, "owed": float("nan")})
+
+
+def test_a_gpus_account_is_that_of_a_cpu() -> None:
+    """In scalars on the CPU: the same numbers, without waiting for any."""
+    numbers, scalars = _Control(torch.device("cpu")), _Control(torch.device("meta"))
+    scalars.factor, scalars._owed = (torch.tensor(value, dtype=torch.float64) for value in (torch.inf, 0.0))
+    scalars._sums = torch.zeros(3, dtype=torch.float64)
+    draw = torch.Generator().manual_seed(0)
+    for step in range(200):
+        for _ in range(step % 3):  # some steps have no pass, others two
+            score = 64.0 * (100.0 if step % 10 == 0 else 1.0) * (step % 7 > 0)
+            sums = torch.tensor([float(torch.rand((), generator=draw)) * 64, score, 64.0], dtype=torch.float64)
+            numbers.add(sums.clone(), 1.0)
+            scalars.add(sums.clone(), 1.0)
+        numbers.steer(0.1)
+        scalars.steer(0.1)
+        for name, value in scalars.state_dict().items():
+            assert torch.as_tensor(value).tolist() == pytest.approx(numbers.state_dict()[name], rel=1e-9), name
+    assert numbers.state_dict()["owed"] > 0.0
+    again = _Control(torch.device("cpu"))
+    again.load_state_dict(scalars.state_dict())
+    before = numbers.state_dict()
+    for name, value in again.state_dict().items():
+        assert value == pytest.approx(before[name], rel=1e-9), name
+    numbers.factor = 1.0
+    scalars.load_state_dict(before)
+    assert float(scalars.factor) == before["factor"] and float(scalars._owed) == before["owed"]
 
 
 def test_large_gradients_are_kept_and_small_ones_left_out() -> None:

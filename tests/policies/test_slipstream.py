@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from slipstream.data.batch import Batch, Inputs
 from slipstream.embedding import Embedding
 from slipstream.errors import ConfigError
-from slipstream.policies import Order, Skipper, Slipstream, build_policy
+from slipstream.policies import Combine, Order, Policy, Random, Skipper, Slipstream, build_policy
 from slipstream.policies.hot_split import interleave
 
 DIM = 2
@@ -61,7 +61,7 @@ def run(policy: Slipstream, epochs: int = 1, after: Callable[[int, OneTable], No
     """Trains (by moving rows as MOVES says after hot batch 1); the positions trained on in each epoch."""
     data, model = Data(), OneTable()
     skipper = Skipper(model, policy, batch_size=4)
-    order = policy.plan(data)
+    order = skipper.plan(data)
     assert order is not None
     trained: list[list[int]] = []
     for _ in range(epochs):
@@ -100,10 +100,17 @@ def test_a_budget_of_one_is_order_alone() -> None:
     assert run(Slipstream(1.0, **SETTINGS)) == [COLD + HOT]
 
 
+@pytest.mark.parametrize("policy", [Slipstream(0.75, **SETTINGS), Order(), Combine(Order(), Random(0.5, level="rows"))])
+def test_what_plans_is_refused_where_nothing_was_planned(policy: Policy) -> None:
+    skipper = Skipper(OneTable(), policy, batch_size=4)
+    with pytest.raises(ConfigError, match=r"order of the samples, and nothing was planned; call skipper\.plan"):
+        next(skipper.push(Data().take(torch.arange(4))))
+
+
 def test_kept_inputs_are_not_reweighted() -> None:
     data, policy = Data(), Slipstream(0.75, **SETTINGS)
     skipper = Skipper(OneTable(), policy, batch_size=4)
-    order = policy.plan(data)
+    order = skipper.plan(data)
     assert order is not None
     # Nothing moves: all rows are stale at any T, which meets no band below 1; the weights stay as they are.
     for batch in skipper(data.take(piece) for piece in order.split(4)):

@@ -16,7 +16,7 @@ from slipstream.data.store import Store
 from slipstream.errors import CheckpointError, ConfigError, DataError
 from slipstream.training import TrainConfig, Trainer, evaluate, train
 from slipstream.training.checkpoint.folder import CheckpointFolder
-from slipstream.training.continuing import continue_from
+from slipstream.training.continuing import continue_from, had_data
 
 SMALL = {
     "model": {"name": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8]},
@@ -34,6 +34,7 @@ POLICIES = {
     "row_importance": {"name": "row_importance", "budget": 0.5},
     "subsampling": {"name": "subsampling", "warmup_steps": 4, "every": 4, "budget": 0.5},
     "periodic": {"name": "slipstream", "budget": 0.5, "band": 0.2, "mode": "periodic", "every": 6, "window": 2},
+    "periodic_tail": {"name": "slipstream", "mode": "periodic", "every": 6, "window": 2, "protect_tail": 40},
     "guard": {"name": "guard", "policy": "importance", "measure_every": 2, "first_copy": 128},
     "combine": {"name": "combine", "inputs": "random", "rows": {"name": "psse", "warmup_steps": 5, "every": 5}},
 }
@@ -173,6 +174,37 @@ def check_carried(days: list[Store], tmp_path: Path, policy: object, optimizer: 
     assert ours["skipper"]["epoch"] == saved["skipper"]["epoch"]
     assert ours["skipper"]["earlier"] == [saved["skipper"]["steps"], saved["skipper"]["samples"]]
     assert (ours["samples"], ours["steps"], ours["skipper"]["inputs_seen"]) == (0, 0, 0)
+
+
+def test_a_scout_that_has_seen_the_labels_is_corrected_for_by_weights(days, tmp_path):
+    def corrected(out: str, day: int, before: str | None = None) -> str:
+        config = {"data": "x", **SMALL, "policy": IMPORTANCE, "out": tmp_path / out}
+        config["continue_from"] = None if before is None else tmp_path / before
+        return train(TrainConfig.model_validate(config), store=days[day]).policy_report["corrected_by"]
+
+    assert corrected("monday", 0) == "odds"
+    assert corrected("again", 0, "monday") == "weights", "it has learned from each of these inputs"
+    assert corrected("tuesday", 1, "monday") == "odds", "it has seen none of these"
+    assert corrected("back", 1, "again") == "odds"
+    assert corrected("wednesday", 2, "tuesday") == "odds"
+    extended = corrected("late", 2, "wednesday")
+    assert extended == "weights", "the run itself"
+    # Its folder names the run before it, and that the one before.
+    store, newest = days[1], CheckpointFolder(tmp_path / "wednesday").newest()
+    assert newest is not None
+    assert had_data(tmp_path / "wednesday", newest.manifest, store)
+    shutil.rmtree(tmp_path / "tuesday")
+    assert not had_data(tmp_path / "wednesday", newest.manifest, store), "nobody knows any more"
+
+
+def test_a_training_on_seen_data_is_resumed_as_such(days, tmp_path):
+    tree = {"data": "x", **SMALL, "policy": IMPORTANCE}
+    train(TrainConfig.model_validate({**tree, "out": tmp_path / "run"}), store=days[0])
+    first, other = (Trainer(TrainConfig.model_validate(tree).resolved(), days[0]) for _ in range(2))
+    continue_from(first, tmp_path / "run")
+    assert not first.skipper.corrects_by_offset and other.skipper.corrects_by_offset
+    other.skipper.load_state_dict(first.skipper.state_dict())
+    assert not other.skipper.corrects_by_offset
 
 
 def test_evaluation_counts_what_a_run_before_was_trained_on(days, tmp_path):

@@ -56,6 +56,9 @@ class ArrowBatches:
         wanted = [*self.ids, *self.dense, *self.bags, *(n for n in (self.label, self.time) if n is not None)]
         if missing := [name for name in wanted if name not in reader.schema.names]:
             raise DataError("no such column", column=missing[0], remedy=f"use names of {reader.schema.names}")
+        wanted = list(dict.fromkeys(wanted))  # a column may serve twice
+        if twice := [name for name in wanted if reader.schema.names.count(name) > 1]:
+            raise DataError("there are several of this name", column=twice[0], remedy="give columns names of their own")
         first, waiting = 0, []
         for piece in reader:
             waiting.append(piece.select(wanted))
@@ -109,14 +112,21 @@ def _streamed(source: Any) -> Any:
     return inner
 
 
-def _numbers(column: pa.Array, name: str, first: int, dtype: pa.DataType) -> np.ndarray[Any, Any]:
+def _sample(at: int, offsets: np.ndarray[Any, Any] | None) -> int:
+    """The sample of a value: of lists the one whose list holds it."""
+    return at if offsets is None else int(np.searchsorted(offsets, at, side="right")) - 1
+
+
+def _numbers(
+    column: pa.Array, name: str, first: int, dtype: pa.DataType, offsets: np.ndarray[Any, Any] | None = None
+) -> np.ndarray[Any, Any]:
     """A column as a writable array of one type.
 
     Raises:
         DataError: It has nulls, or is not of numbers.
     """
     if column.null_count:
-        row = first + int(pc.index(column.is_null(), True).as_py())
+        row = first + _sample(int(pc.index(column.is_null(), True).as_py()), offsets)
         raise DataError("a value is missing", line=row + 1, column=name, remedy="fill or filter nulls first")
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
@@ -128,19 +138,20 @@ def _numbers(column: pa.Array, name: str, first: int, dtype: pa.DataType) -> np.
 _ENCODE = "encode values to row ids first, or let `slipstream prepare` do it"
 
 
-def _ids(column: pa.Array, name: str, first: int) -> np.ndarray[Any, Any]:
-    """Row ids, int32.
+def _ids(column: pa.Array, name: str, first: int, offsets: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+    """Row ids, int32; of lists those that ``offsets``, int64 [B + 1], divide up.
 
     Raises:
         DataError: A value is missing, or is no row id.
     """
     if not pa.types.is_integer(column.type) and not column.null_count:
         raise DataError(f"holds {column.type}, not row ids", column=name, remedy=_ENCODE)
-    values = _numbers(column, name, first, pa.int64())
+    values = _numbers(column, name, first, pa.int64(), offsets)
     wrong = (values < 0) | (values >= _MOST_ROWS)
     if wrong.any():
-        row = int(wrong.argmax())
-        raise DataError(f"{values[row]} is no row id", line=first + row + 1, column=name, remedy="use 0 to 2^31 - 1")
+        at = int(wrong.argmax())
+        line = first + _sample(at, offsets) + 1
+        raise DataError(f"{column[at]} is no row id", line=line, column=name, remedy="use 0 to 2^31 - 1")
     return values.astype(np.int32)
 
 
@@ -151,7 +162,8 @@ def _bag(column: pa.Array, name: str, first: int) -> Bag:
         row = first + int(pc.index(column.is_null(), True).as_py())
         raise DataError("a list is missing", line=row + 1, column=name, remedy="use an empty list")
     offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64)  # of a slice: they begin where it does
-    return Bag(torch.from_numpy(_ids(column.flatten(), name, first)), torch.from_numpy(offsets - offsets[0]))
+    offsets -= offsets[0]
+    return Bag(torch.from_numpy(_ids(column.flatten(), name, first, offsets)), torch.from_numpy(offsets))
 
 
 def _seconds(column: pa.Array, name: str, first: int) -> Tensor:

@@ -32,8 +32,9 @@ class Columns:
             no rows.
         label: Name of the column of labels, ``[B]`` or ``[B, 1]``; None: all 1, as in logs of positives.
         dense: Names of columns of numbers.
-        index: Name of a column of sample numbers. None: numbered as they pass, which is enough unless a training is to
-            go on in the middle of an epoch, or the decisions are to be the same in another order of the samples.
+        index: Name of a column of sample numbers. None: numbered as they pass in an epoch, which is enough unless a
+            training is to go on in the middle of one, or the decisions are to be the same in another order of the
+            samples.
         time: Name of a column of unix seconds, or None.
     """
 
@@ -49,6 +50,10 @@ class Columns:
         if isinstance(ids, str):
             raise ConfigError(f"ids must be a list of names, not the text {ids!r}")
         self.ids, self.label, self.dense, self.index, self.time = tuple(ids), label, tuple(dense), index, time
+        self._passed = 0
+
+    def begin(self) -> None:
+        """Numbers samples from 0 again, as the Skipper has it do after each epoch."""
         self._passed = 0
 
     def __call__(self, batch: Any) -> Batch:

@@ -34,18 +34,28 @@ def data_parallel(model: nn.Module, **kwargs: object) -> DistributedDataParallel
 
     Args:
         model: A converted model, the same on all ranks; on the CPU or on this rank's device.
-        kwargs: Arguments of ``DistributedDataParallel``.
+        kwargs: Arguments of ``DistributedDataParallel``, but for a process group of its own.
 
     Raises:
-        ConfigError: There is no process group, or nothing in the model is dense.
+        ConfigError: There is no process group, one was given, or nothing in the model is dense.
     """
     need_group()
+    for name in ("process_group", "device_mesh"):
+        if kwargs.get(name) not in (None, dist.group.WORLD):
+            raise ConfigError(
+                f"{name} is not supported: tables are exchanged among all ranks",
+                remedy="start a torchrun of its own for each training",
+            )
     found = tables(model)
     if not [p for name, p in model.named_parameters() if name not in found and p.requires_grad]:
         raise ConfigError("the model has nothing but tables", remedy="call exchange(model), without data_parallel")
     for table in found.values():
         dist.broadcast(table.weight.detach(), src=0)
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(found))
+    # By every name: DDP looks a tied weight up by each of its own.
+    weights = {id(table.weight) for table in found.values()}
+    named = model.named_parameters(remove_duplicate=False)
+    ignored = [name for name, parameter in named if id(parameter) in weights]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
     return DistributedDataParallel(model, **kwargs)  # type: ignore[arg-type]
 
 

@@ -1,11 +1,13 @@
-"""``convert``: swap the embedding modules of any model for ours; ``check``: what would not work, by module name."""
+"""``convert``: make the embedding modules of any model ours; ``check``: what would not work, by module name."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from slipstream.embedding.collection import EmbeddingCollection
 from slipstream.embedding.memory import advise_huge_pages, collapse_pages
@@ -53,13 +55,13 @@ def _why_left(module: nn.Module, plain: type[nn.Module]) -> str | None:
 @cache
 def joined_class(ours: type[Any], theirs: type[Any]) -> type[Any]:
     """A class that looks rows up as ``ours`` does and is ``theirs`` otherwise."""
-    return type(theirs.__name__, (ours, theirs), {"__module__": theirs.__module__, "__reduce_ex__": _reduce})
+    named = {"__module__": theirs.__module__, "__reduce_ex__": _reduce, "_slipstream_parts": (ours, theirs)}
+    return type(theirs.__name__, (ours, theirs), named)
 
 
-def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+def _reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
     """For copies and saved models: joined classes have no name by which they could be found."""
-    ours, theirs = type(module).__bases__
-    return _empty, (ours, theirs), module.__dict__
+    return _empty, module._slipstream_parts, module.__getstate__()
 
 
 def _empty(ours: type[Any], theirs: type[Any]) -> Any:
@@ -102,15 +104,16 @@ def check(model: nn.Module) -> list[Finding]:
 
 
 def convert(model: nn.Module, *, strict: bool = True) -> nn.Module:
-    """Swap every ``nn.Embedding`` and ``nn.EmbeddingBag`` for ours, in place.
+    """Make every ``nn.Embedding`` and ``nn.EmbeddingBag`` one of ours, in place.
 
     Subclasses too, unless they have a ``forward`` of their own, a parametrized weight or attributes of our modules'
     names; in nested containers, under several names and with tied weights, other models' included.
-    Parameters stay the same objects with the same ``state_dict`` keys, so an optimizer made before keeps them, though
-    only ``slipstream.optim`` can use their gradients.
+    Modules and parameters stay the same objects with the same ``state_dict`` keys. So whatever holds a module (a
+    dictionary of the model, a hook, another model) has the converted one, and an optimizer made before keeps its
+    parameters, though only ``slipstream.optim`` can use their gradients.
 
     Args:
-        model: Any module. If it is an embedding itself, the converted one is returned.
+        model: Any module, an embedding too.
         strict: Raise where a module cannot be converted; otherwise leave it as it is.
 
     Returns:
@@ -125,39 +128,56 @@ def convert(model: nn.Module, *, strict: bool = True) -> nn.Module:
         raise UnsupportedOption(f"cannot convert {listed}", remedy="see slipstream.check(model), or pass strict=False")
     refused_names = {finding.module for finding in errors}
     refused = {id(module) for name, module in model.named_modules() if (name or _ITSELF) in refused_names}
-    by_module: dict[int, _OneTable] = {}
-    if _replacement(model) is not None and id(model) not in refused:
-        by_module[id(model)] = model = _converted(model)
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() leaves out a module's second name
-            if child is None:
-                continue
-            if _replacement(child) is not None and id(child) not in refused:
-                if id(child) not in by_module:
-                    by_module[id(child)] = _converted(child)
-                setattr(parent, name, by_module[id(child)])
+    converted: list[_OneTable] = []
+    for module in list(model.modules()):
+        kind = _replacement(module)
+        if kind is not None and id(module) not in refused:
+            converted.append(become(module, kind))
+            weight = converted[-1].weight
+            converted[-1]._adopt(Site.table_of(weight) or Table(weight))  # one for tied weights, of any model
     tables(model)  # names them
-    collapse_pages([advise_huge_pages(module.weight.data) for module in by_module.values()])
+    collapse_pages([advise_huge_pages(module.weight.data) for module in converted])
     return model
 
 
-def _converted(module: nn.Module) -> _OneTable:
-    kind = _replacement(module)
-    assert kind is not None
-    new = kind.__new__(kind)
-    new.__dict__.update(module.__dict__)  # parameters, hooks and settings stay the same objects
-    new._adopt(Site.table_of(new.weight) or Table(new.weight))  # one for tied weights, whichever model they are in
-    return new
+def become(module: nn.Module, kind: type[Any]) -> Any:
+    """The module, of another class from now on: another object in its place would leave those behind that hold it."""
+    object.__setattr__(module, "__class__", kind)
+    return module
 
 
 def original_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class that a converted module had before; None for every other module."""
+    """The class that a converted module had before, torch's for one that was made as ours; None for every other."""
+    kind = type(module)
     for plain, ours in _REPLACEMENT.items():
-        if type(module) is ours:
-            return plain
-        if isinstance(module, ours) and type(module).__bases__[0] is ours:
-            return type(module).__bases__[1]
+        if isinstance(module, ours):
+            parts = _joined_of(kind)
+            before = parts[1] if parts else plain
+            return _parametrized(kind, before) if is_parametrized(module) else before
     return None
+
+
+def own_methods(module: nn.Module, names: Iterable[str]) -> list[str]:
+    """Which of some methods a module of ours does not have from our class; none for other modules."""
+    kind = type(module)
+    ours = next((ours for ours in (Embedding, EmbeddingBag, EmbeddingCollection) if issubclass(kind, ours)), None)
+    if ours is None:
+        return []
+    parts = _joined_of(kind)
+    base = joined_class(*parts) if parts else ours
+    return [
+        name for name in names if name in vars(module) or getattr(kind, name, None) is not getattr(base, name, None)
+    ]
+
+
+def _joined_of(kind: type[Any]) -> tuple[type[Any], type[Any]] | None:
+    """What a class was joined of; of torch's class for a parametrized module that which it was made of."""
+    return getattr(kind, "_slipstream_parts", None)
+
+
+def _parametrized(kind: type[Any], base: type[Any]) -> type[Any]:
+    """Torch's class of a parametrized module, which has properties for what is computed, over another base."""
+    return type(kind.__name__, (base,), {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")})
 
 
 def tables(model: nn.Module) -> dict[str, Table]:

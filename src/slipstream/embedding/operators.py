@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slipstream.embedding.held import keep, keep_lookups
-from slipstream.embedding.table import Site
+from slipstream.embedding.table import Site, Table
 from slipstream.embedding.unseen import refuse_ddp, refuse_other_weights, refuse_transforms
 from slipstream.errors import ConfigError, UnsupportedOption
 from slipstream.kernels import reference, registry
@@ -151,11 +151,24 @@ def _setup(ctx: Any, inputs: Any, output: Tensor) -> None:
     ctx.token_needed, ctx.call = token.requires_grad, next(_calls)
 
 
+def _refuse_graph(grad: Tensor, tables: Sequence[Table]) -> None:
+    """Raise UnsupportedOption in a backward pass with ``create_graph`` whose row gradients would have a graph."""
+    if torch.is_grad_enabled() and grad.requires_grad and any(table.weight.requires_grad for table in tables):
+        raise UnsupportedOption(
+            "backward(create_graph=True) reaches a table, and row gradients have no gradients of their own: a penalty "
+            "on them would be without the tables' part",
+            remedy="take gradients of looked-up rows or of dense parameters by torch.autograd.grad(loss, inputs, "
+            "create_graph=True), or differentiate slipstream.export.to_plain(model), if its tables are nn.Embedding "
+            "(torch has no second derivative of nn.EmbeddingBag)",
+        )
+
+
 def _backward(ctx: Any, grad: Tensor) -> Any:
     ids, offsets, sample_weights, *weights = ctx.saved_tensors
     token_grad = factor_grad = None
     grad = grad.contiguous()
     if ctx.token_needed:
+        _refuse_graph(grad, Site.tables_of(ctx.handle))
         token_grad = row_gradients(grad, ids, offsets, sample_weights, ctx.handle, ctx.mean, ctx.padding, ctx.call)
     if weights:
         factor_grad = sample_weight_gradients(grad, weights, ids, offsets, ctx.padding)
@@ -183,6 +196,7 @@ class _LookUp(torch.autograd.Function):
                 "the ids or sample weights of a lookup were changed in place between forward and backward",
                 remedy="give each forward pass tensors of its own (ids.clone())",
             )
+        _refuse_graph(grad, ctx.site.tables)
         ctx.site.receive(keep_lookups(ctx.lookups), keep(grad))
         return None, None, None, None, None
 

@@ -55,6 +55,9 @@ def rank_items(
 ) -> Lists:
     """The ``k`` items with the greatest dot product for each user, best first.
 
+    Which of equal scores come first is torch.topk's choice, and depends on how items are numbered: figures of a model
+    that scores many items alike are chance.
+
     Args:
         users: float32 ``[U, D]``.
         items: float32 ``[I, D]``.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from slipstream.evaluation.metrics import Floats, checked, probabilities
+
+Places = npt.NDArray[np.intp]
 
 
 class ReliabilityBin(BaseModel):
@@ -25,6 +28,8 @@ def reliability(labels: Floats, logits: Floats, *, bins: int = 10) -> list[Relia
     """Means of samples in order of their prediction, in bins of equal size (the first ones larger by one).
 
     Bins of equal size, not of equal width: where positives are rare, most predictions lie in one tenth of [0, 1].
+    Samples of one prediction that fall into several bins count in each with the mean of all their labels: which of them
+    came first says nothing about the model.
 
     Args:
         labels: ``[N]`` in [0, 1].
@@ -36,12 +41,27 @@ def reliability(labels: Floats, logits: Floats, *, bins: int = 10) -> list[Relia
     """
     labels, logits = checked(labels, logits)
     order = np.argsort(logits, kind="stable")
-    return [  # the samples of a bin at a time: float64 copies of all would take more than the order does
-        ReliabilityBin(
-            samples=len(own),
-            predicted=float(probabilities(logits[own]).mean()),
-            observed=float(labels[own].astype(np.float64).mean()),
-        )
-        for own in np.array_split(order, bins)
-        if len(own)
+    edges = np.cumsum([0, *(len(own) for own in np.array_split(order, bins))])
+    ties = _ties(labels, logits, order, edges)
+    found: list[ReliabilityBin] = []
+    for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        own = order[first:last]  # the samples of a bin at a time: copies of all would take more than the order does
+        if len(own):
+            observed = labels[own].astype(np.float64)
+            for start, stop, mean in ties:
+                observed[max(0, start - first) : max(0, stop - first)] = mean
+            predicted = float(probabilities(logits[own]).mean())
+            found.append(ReliabilityBin(samples=len(own), predicted=predicted, observed=float(observed.mean())))
+    return found
+
+
+def _ties(labels: Floats, logits: Floats, order: Places, edges: Places) -> list[tuple[int, int, float]]:
+    """Runs of equal predictions that an edge cuts: where each starts and stops in the order, and its mean label."""
+    cut = [edge for edge in edges[1:-1].tolist() if edge < len(order)]
+    values = np.unique(logits[order[cut]])
+    starts, stops = (np.searchsorted(logits, values, side, sorter=order).tolist() for side in ("left", "right"))
+    return [
+        (start, stop, float(labels[order[start:stop]].mean(dtype=np.float64)))
+        for start, stop in zip(starts, stops, strict=True)
+        if any(start < edge < stop for edge in cut)
     ]

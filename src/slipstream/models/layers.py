@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 from slipstream.kernels import registry
 from slipstream.models.mlp import MLP
 
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has but the latter
+
 
 def mlp(sizes: Sequence[int], *, last_relu: bool = True) -> MLP:
     """Linear layers with ReLU between them, initialised as in facebookresearch/dlrm.
@@ -42,6 +44,12 @@ def head(inputs: int, hidden: Sequence[int]) -> MLP:
     return mlp([inputs, *hidden, 1], last_relu=False)
 
 
+def _products(vectors: Tensor, ahead: bool, pairs: Tensor) -> Tensor:
+    """Dot products of all pairs, by torch's operators."""
+    products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, pairs)
+    return torch.cat([vectors[:, 0], products], dim=1) if ahead else products
+
+
 class _Dots(torch.autograd.Function):
     """Dot products of all pairs of vectors, by a kernel, or with one ``bmm`` each way where there is none.
 
@@ -55,8 +63,7 @@ class _Dots(torch.autograd.Function):
         ctx.ahead = ahead
         if registry.has_dots(vectors):
             return registry.dots(vectors, ahead)
-        products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, pairs)
-        return torch.cat([vectors[:, 0], products], dim=1) if ahead else products
+        return _products(vectors, ahead, pairs)
 
     @staticmethod
     @once_differentiable
@@ -104,6 +111,8 @@ class DotInteraction(nn.Module):
         """See the class."""
         if torch.is_autocast_enabled(vectors.device.type):
             vectors = vectors.to(torch.get_autocast_dtype(vectors.device.type))
+        if _is_exporting():  # exported programs run where our kernel's operator is not known
+            return _products(vectors, self.ahead, self.pairs)
         return _Dots.apply(vectors, self.ahead, self.pairs, self.places)
 
 

@@ -1,4 +1,8 @@
-"""What ``on_skip="catch_up"`` means where a table's gradient is dense: all rows are caught up, then all are stepped."""
+"""What ``on_skip="catch_up"`` means where a table's gradient is dense: all rows are caught up, then all are stepped.
+
+Missed steps decay weights at the rate of the step that catches up, here as in rows' updates: exact for a constant rate.
+Where the rate falls, rows that waited are decayed less than they would have been step by step; where it rises, more.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from slipstream.kernels.types import Rule, UpdateSettings
 
 def catch_up_all(weight: Tensor, state: dict[str, Any], names: tuple[str, ...], settings: UpdateSettings) -> None:
     """Decays moments and, where that is decoupled, weights of all rows for the steps that each has missed.
+
+    Weights at the rate of the next step, whatever it was in those: ``(1 - lr * weight_decay) ** missed``.
 
     Args:
         weight: The table's, [R, D].

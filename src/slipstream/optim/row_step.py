@@ -41,7 +41,7 @@ pass over the whole table (slow).
 OnSkip = Literal["freeze", "catch_up"]
 """What steps in which a row was skipped or untouched mean for its moments and decoupled decay.
 
-``freeze``: nothing. ``catch_up``: the next update first decays them for all those steps.
+``freeze``: nothing. ``catch_up``: the next update first decays them for all those steps, weights at its own rate.
 """
 
 Group = dict[str, Any]

@@ -87,9 +87,9 @@ class Importance(Policy):
     kept.
 
     With ``"weights"``, where the training's loss is not a logistic one of labels 0 and 1, where fewer than eight inputs
-    of a batch are kept in the mean, and from the second epoch on (the scout has then learned the very labels that it
-    predicts), a kept input weighs 1/a: expected gradients are those of the full data whatever the model and the loss,
-    but they vary more.
+    of a batch are kept in the mean, and from the second epoch on, as in a training that continues one on the same data
+    (the scout has then learned the very labels that it predicts), a kept input weighs 1/a: expected gradients are those
+    of the full data whatever the model and the loss, but they vary more.
 
     With ``score="label"`` p is the labels' base rate of late: negative down-sampling as it is common for click logs
     (He et al., 2014), corrected while training in place of a later recalibration. It takes no time, and is the control

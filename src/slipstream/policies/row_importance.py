@@ -22,16 +22,20 @@ from slipstream.kernels import registry
 from slipstream.kernels.reference_sampling import Sampling
 from slipstream.kernels.types import DrawnLookups, Lookups
 from slipstream.policies.base import Gated, Policy, PolicyBaseConfig, Progress, share_in_range, validated
-from slipstream.restored import copy_into, whole_number
+from slipstream.restored import copy_into, finite_number, whole_number
 from slipstream.staleness import DecayedCounts
 from slipstream.staleness.growth import grow_rows
 
 _FLOOR = 1 / 64
 """Least keep-probability, so that no lookup stands for more than 64; a quarter of the budget where that is less."""
 _GAIN = 0.5
-"""Share of a deviation from the budget (its logarithm) that is made good in the next step."""
-_MOST = 2.0
-"""The factor grows or shrinks by no more in a step, before the share is taken of it."""
+"""What the factor's logarithm loses where a step spends twice its budget; it loses, and gains, no more in a step."""
+_CORRECTION = 20
+"""Steps over which a deviation from the budget is made good."""
+_MOST = 4
+"""The lookups of so many steps are made good at most: not all that a leap of all gradients costs."""
+_ENOUGH = 0.5
+"""Nothing is taken off a step that spends less of its budget: what was spent before must not starve those after."""
 _FURTHEST = 1e4
 """The factor is at most so many times that at which probabilities would add up to the budget if none were above 1: a
 budget that cannot be met, since most gradients are 0, must not drive it away from where it will be wanted again."""
@@ -52,7 +56,10 @@ class RowImportanceConfig(PolicyBaseConfig):
 
 
 class _Control:
-    """What scores are multiplied by, so that the share of lookups that is kept follows the budget.
+    """What scores are multiplied by, so that the share of lookups that is kept is the budget in the mean.
+
+    An account is kept of what was spent too much, and wanted shares are smaller for it. Deviations count as they are,
+    not by their logarithm: where small and large gradients come by turns, those add up to 0 and shares do not.
 
     Numbers on the CPU; scalars on a GPU, for which nobody waits.
 
@@ -63,6 +70,7 @@ class _Control:
     def __init__(self, device: torch.device) -> None:
         on_cpu = device.type == "cpu"
         self.factor: float | Tensor = math.inf if on_cpu else torch.full((), torch.inf, device=device).double()
+        self._owed: float | Tensor = 0.0 if on_cpu else torch.zeros((), device=device).double()  # in budgets of a step
         self._sums: list[float] | Tensor = [0.0] * 3 if on_cpu else torch.zeros(3, device=device).double()
 
     def add(self, sums: Tensor, unit: float) -> None:
@@ -75,38 +83,51 @@ class _Control:
             self._sums = [old + more for old, more in zip(self._sums, new, strict=True)]
 
     def steer(self, budget: float) -> None:
-        """Brings the share nearer to the budget, after a step; the first tells how large scores are."""
+        """Brings the mean share nearer to the budget, after a step; the first tells how large scores are."""
         if isinstance(self._sums, Tensor):
-            chance, score, number = self._sums
-            moved = self.factor * (budget * number / chance).clamp(1 / _MOST, _MOST) ** _GAIN
-            evenly = budget * number / score
-            learned = torch.where(
-                torch.isinf(torch.as_tensor(self.factor)), evenly, torch.minimum(moved, _FURTHEST * evenly)
-            )
-            self.factor = torch.where(torch.isfinite(learned) & (learned > 0.0), learned, self.factor)
-            self._sums.zero_()
+            self._steer_on_device(self._sums, budget)
             return
         chance, score, number = self._sums
-        evenly = budget * number / score if score > 0.0 else 0.0
-        learned = evenly
-        if self.factor != math.inf and chance > 0.0:
-            moved = self.factor * min(max(budget * number / chance, 1 / _MOST), _MOST) ** _GAIN
-            learned = min(moved, _FURTHEST * evenly)
-        if 0.0 < learned < math.inf:
-            self.factor = learned
         self._sums = [0.0] * 3
+        if not 0.0 < score < math.inf:
+            return
+        evenly, owed = budget * number / score, 0.0
+        learned = evenly
+        if self.factor != math.inf:
+            over, most = chance / (budget * number) - 1.0, _MOST / budget
+            owed = min(max(cast(float, self._owed) + over, -most), most)
+            less = min(max(over + owed / _CORRECTION, -1.0), 1.0 if over >= _ENOUGH - 1.0 else 0.0)
+            learned = min(self.factor * math.exp(-_GAIN * less), _FURTHEST * evenly)
+        if 0.0 < learned < math.inf:
+            self.factor, self._owed = learned, owed
+
+    def _steer_on_device(self, sums: Tensor, budget: float) -> None:
+        chance, score, number = sums
+        factor, before = torch.as_tensor(self.factor), torch.as_tensor(self._owed)
+        evenly, over, most = budget * number / score, chance / (budget * number) - 1.0, _MOST / budget
+        owed = (before + over).clamp(-most, most)
+        less = torch.minimum((over + owed / _CORRECTION).clamp(min=-1.0), (over >= _ENOUGH - 1.0).double())
+        moved = torch.minimum(factor * torch.exp(-_GAIN * less), _FURTHEST * evenly)
+        first = torch.isinf(factor)
+        learned = torch.where(first, evenly, moved)
+        valid = torch.isfinite(evenly) & torch.isfinite(learned) & (learned > 0.0)
+        self.factor = torch.where(valid, learned, factor)
+        self._owed = torch.where(valid & ~first, owed, before)
+        sums.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """The factor, and the sums since it was steered."""
-        return {"factor": self.factor, "sums": self._sums}
+        """The factor, what was spent too much, and the sums since the last step."""
+        return {"factor": self.factor, "owed": self._owed, "sums": self._sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state, of the CPU's or of a GPU's."""
+        """Takes over a state, of the CPU's or of a GPU's; an older one owes nothing."""
+        state = {"owed": 0.0, **state}
         if isinstance(self._sums, Tensor):
-            for name, own in (("factor", self.factor), ("sums", self._sums)):
+            for name, own in (("factor", self.factor), ("owed", self._owed), ("sums", self._sums)):
                 copy_into(cast(Tensor, own), torch.as_tensor(state[name], dtype=torch.float64), name)
         else:
             self.factor, self._sums = float(state["factor"]), [float(total) for total in state["sums"]]
+            self._owed = finite_number({"owed": float(state["owed"])}, "owed")
             if not (self.factor > 0.0 and len(self._sums) == 3):
                 raise ConfigError(f"the state's factor is {self.factor}, of {len(self._sums)} sums")
 
@@ -115,9 +136,9 @@ class RowImportance(Policy):
     """Updates rows from the lookups that move them most, weighed so that the expected gradient is that of all.
 
     A lookup takes part with probability p = min(1, t · |g| / n^exponent), drawn for each lookup and step: |g| is the
-    norm of its gradient, n the popularity of its row, and t follows the budget. What is kept weighs 1 / p. Of all
-    choices of as many lookups, p in proportion to |g| has the least variance (the papers above); rows of few lookups
-    have fewer of them to average over, hence n.
+    norm of its gradient, n the popularity of its row, and t is steered so that the share kept is the budget in the
+    mean. What is kept weighs 1 / p. Of all choices of as many lookups, p in proportion to |g| has the least variance
+    (the papers above); rows of few lookups have fewer of them to average over, hence n.
 
     Where most samples are predicted well, which is where one class is rare, most gradients are small, and leaving out
     half of the lookups or more costs next to nothing. Forward pass, loss and the gradients of everything else see every

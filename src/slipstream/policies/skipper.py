@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slipstream.data.batch import Batch
+from slipstream.data.columns import Columns
 from slipstream.embedding import tables as tables_of
 from slipstream.embedding.cached import cached_tables
 from slipstream.embedding.table import OPEN, Table
 from slipstream.errors import ConfigError
 from slipstream.kernels import registry
-from slipstream.policies.base import Gated, Policy, Progress
+from slipstream.policies.base import Gated, Policy, Progress, TrainingData
 from slipstream.policies.listening import listener_of, stop_listening
 from slipstream.policies.packing import Packer
 from slipstream.policies.report import SkipReport
@@ -155,7 +156,9 @@ class Skipper:
         self._samples = 0
         self._lately = (0, 0)  # kept and decided, older ones fading
         self._first_epoch = 0
+        self._seen = False  # whether a training that this one continues had these inputs
         self._unfinished: object | None = None
+        self._planned = False
         self._earlier = (0, 0)  # steps and samples of trainings that this one continues
         self._packer = Packer()
         self.row_updates = RowUpdates(self.tables.values())
@@ -193,7 +196,7 @@ class Skipper:
             loader: Batches, or whatever ``to_batch`` makes batches of.
         """
         if self._unfinished is not None:  # left, and not closed
-            self.epoch += 1
+            self._end_epoch()
         self._unfinished = mine = object()
         try:
             for batch in loader:
@@ -203,7 +206,15 @@ class Skipper:
         finally:
             if self._unfinished is mine:
                 self._unfinished = None
-                self.epoch += 1
+                self._end_epoch()
+
+    def plan(self, data: TrainingData) -> Tensor | None:
+        """What the policy plans of the data, before the first batch; see :meth:`Policy.plan`.
+
+        For policies with ``plans_order``, whose samples are to come in the order that it returns.
+        """
+        self._planned = True
+        return self.policy.plan(data)
 
     def push(self, batch: Any) -> Iterator[Batch]:
         """Decides on a batch of the full data, and hands out the full batches that there are now: none, one or several.
@@ -225,12 +236,22 @@ class Skipper:
     def flush(self) -> Iterator[Batch]:
         """Hands out the inputs that wait for a full batch, if any, and ends the epoch."""
         rest, ended = self._packer.rest(), self.epoch
-        self.epoch += 1
+        self._end_epoch()
         if rest is not None:
             yield self._hand_out(rest, ended)
 
+    def _end_epoch(self) -> None:
+        self.epoch += 1
+        if isinstance(self.to_batch, Columns):
+            self.to_batch.begin()
+
     def _decide(self, batch: Batch) -> tuple[Batch, Tensor | None]:
         """The batch, and which of its inputs are kept: int64 [K], their weights set, or None for all as they are."""
+        if self.policy.plans_order and not self._planned:
+            raise ConfigError(
+                f"policy {self.policy.name!r} plans the order of the samples, and nothing was planned",
+                remedy="call skipper.plan(data) first, as slipstream.training does; slipstream has mode='periodic' too",
+            )
         size = len(batch)
         self.inputs_seen += size
         if self.batch_size is None and self.policy.skips_inputs and size:
@@ -324,10 +345,10 @@ class Skipper:
     def corrects_by_offset(self) -> bool:
         """Whether kept inputs are corrected for by ``logit_offset`` now, not by weights.
 
-        In the first epoch alone: a policy that has learned from an input knows the label that its probability, had the
-        label been the other, must not depend on.
+        In the first epoch alone, and of inputs that no earlier training had: a policy that has learned from an input
+        knows the label that its probability, had the label been the other, must not depend on.
         """
-        return self._by_offset and self.epoch == self._first_epoch
+        return self._by_offset and not self._seen and self.epoch == self._first_epoch
 
     @property
     def share_of_inputs_trained(self) -> float:
@@ -357,7 +378,7 @@ class Skipper:
         if not self.policy.chooses_by_label:
             return {}
         later = ", then weights" if self.epoch > self._first_epoch + 1 else ""
-        return {"corrected_by": f"odds{later}" if self._by_offset else "weights"}
+        return {"corrected_by": f"odds{later}" if self._by_offset and not self._seen else "weights"}
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, inputs that wait for a full batch, and the policy's state: tensors, numbers, dicts and lists."""
@@ -374,6 +395,7 @@ class Skipper:
             "lately": list(self._lately),
             "earlier": list(self._earlier),
             "first_epoch": self._first_epoch,
+            "seen": self._seen,
             "lookups": lookups,
             "skipped": skipped,
             "waiting": self._packer.state_dict(),
@@ -391,7 +413,7 @@ class Skipper:
             raise ConfigError(f"the state has {kept} of {decided} inputs kept lately")
         return _faded(kept, decided)
 
-    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+    def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int], *, seen: bool = False) -> None:
         """Takes over what the policy of a training on earlier data knows; counts and the report begin anew.
 
         The policy's steps and the draws of later epochs go on from where that training ended.
@@ -399,6 +421,8 @@ class Skipper:
         Args:
             state: Of its Skipper.
             rows: R of each table now, by parameter name; tables may have got rows at their end.
+            seen: The training's inputs, or some, are those of an earlier one: weights correct for a choice by the
+                label, as in a second epoch.
 
         Raises:
             ConfigError: The state is of another policy.
@@ -408,6 +432,7 @@ class Skipper:
         steps, samples = _earlier(state)
         self._earlier = (steps + whole_number(state, "steps"), samples + whole_number(state, "samples"))
         self.epoch = self._first_epoch = whole_number(state, "epoch")
+        self._seen = seen
         self.policy.continue_from(state["policy_state"], rows)
         self.row_updates.set(0, 0)
 
@@ -431,6 +456,7 @@ class Skipper:
         self._lately = self._lately_of(state)
         self._earlier = _earlier(state)
         self._first_epoch = whole_number({"first_epoch": 0, **state}, "first_epoch")
+        self._seen = bool(state.get("seen", False))
         waiting = dict(state["waiting"])
         if waiting and self.corrects_by_offset:  # a state of before there were any: those inputs have weights
             waiting.setdefault("logit_offset", torch.zeros_like(waiting["labels"]))

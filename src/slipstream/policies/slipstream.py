@@ -228,8 +228,10 @@ class Slipstream(Policy):
             self._tail.load_state_dict(state["tail"])
 
     def continue_from(self, state: Mapping[str, Any], rows: Mapping[str, int]) -> None:
-        """periodic: goes on. once: a plan is of its own data, so all is decided anew."""
+        """periodic: goes on, counts of the tail too. once: a plan is of its own data, so all is decided anew."""
         self._course.continue_from(state, rows)
+        if self._tail is not None and self.config.mode == "periodic" and "tail" in state:
+            self._tail.load_state_dict(state["tail"])
 
     def report(self) -> dict[str, Any]:
         """Settings, hot rows and inputs, and of the last decision T, the share it drops and the stale rows."""

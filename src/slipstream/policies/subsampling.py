@@ -63,6 +63,9 @@ class Subsampling(Policy):
     and Phrases", NeurIPS 2013), without its dropping of the words themselves: forward pass, loss and the gradients of
     everything else see every lookup.
 
+    Draws go by a sample's place in its pass: where a step accumulates k passes they share draws, so that gradients keep
+    their expectation and their variance is up to k times that of one pass of as many samples.
+
     Memory: 5 bytes a row (4 accesses, 1 gate).
 
     Args:

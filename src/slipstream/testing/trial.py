@@ -87,7 +87,7 @@ class Run:
             adds_logit_offset=True,
         )
         self.pieces = Data(data, batch_size)
-        order = self.policy.plan(self.pieces)
+        order = self.skipper.plan(self.pieces)
         if order is not None:
             self.pieces = Data(data.select(order), batch_size)
         self.trace: list[Tensor] = []

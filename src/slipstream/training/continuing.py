@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slipstream.data.store import Store
+from slipstream.documents import read_json
 from slipstream.embedding import tables
-from slipstream.errors import CheckpointError, ConfigError
+from slipstream.errors import CheckpointError, ConfigError, DataError
 from slipstream.kernels import reference
 from slipstream.staleness.growth import grow_rows
 from slipstream.training.checkpoint.folder import CheckpointFolder
-from slipstream.training.checkpoint.manifest import encode_manifest
-from slipstream.training.config import TrainConfig
+from slipstream.training.checkpoint.manifest import CheckpointManifest, encode_manifest
+from slipstream.training.config import TrainConfig, load_config
 from slipstream.training.loop import Trainer
-from slipstream.training.run_folder import MODEL
+from slipstream.training.run_folder import CONFIG, MODEL, RESULT
 from slipstream.training.saved import read_wanted
 from slipstream.training.state import check_optimizer, load_tables
 
@@ -55,11 +57,37 @@ def continue_from(trainer: Trainer, run: Path) -> None:
         trainer.ranks.check_same("runs to continue from", encode_manifest(loaded.manifest)[1], same)
     _check(loaded.manifest.config, trainer.config)
     read_wanted(run / MODEL).check(trainer.store)
+    seen = had_data(run, loaded.manifest, trainer.store)
+    if trainer.ranks is not None:  # folders of earlier runs may be on one machine alone
+        seen = bool(trainer.ranks.broadcast({"seen": seen})["seen"])
     with loaded.taken_over():
-        _take_over(trainer, loaded.state["trainer"])
+        _take_over(trainer, loaded.state["trainer"], seen=seen)
 
 
-def _take_over(trainer: Trainer, state: Mapping[str, Any]) -> None:
+def had_data(run: Path, manifest: CheckpointManifest, store: Store) -> bool:
+    """Whether a run, or one that it continues, was trained on this very data: as far as their folders are there.
+
+    Args:
+        run: Its folder.
+        manifest: Of its last checkpoint.
+        store: The data.
+    """
+    dataset, before = manifest.data.get("fingerprint"), manifest.config.get("continue_from")
+    been = {run.resolve()}
+    while dataset != store.fingerprint:
+        if not isinstance(before, str) or Path(before).resolve() in been:
+            return False
+        been.add(Path(before).resolve())
+        try:
+            result, config = read_json(Path(before) / RESULT), load_config(Path(before) / CONFIG)
+        except (ConfigError, DataError):  # gone or damaged: of the rest nobody knows any more
+            return False
+        dataset = result.get("dataset") if isinstance(result, dict) else None
+        before = None if config.continue_from is None else str(config.continue_from)
+    return True
+
+
+def _take_over(trainer: Trainer, state: Mapping[str, Any], *, seen: bool) -> None:
     own = trainer.model.state_dict()
     trainer.model.load_state_dict(
         {
@@ -75,7 +103,7 @@ def _take_over(trainer: Trainer, state: Mapping[str, Any]) -> None:
     if not trainer.skipper.policy.skips_rows:  # nobody would open them again
         grown = {name: {**entry, "gate": None} for name, entry in grown.items()}
     load_tables(trainer.model, grown)
-    trainer.skipper.continue_from(state["skipper"], rows)
+    trainer.skipper.continue_from(state["skipper"], rows, seen=seen)
 
 
 def _check(saved: Mapping[str, Any], config: TrainConfig) -> None:

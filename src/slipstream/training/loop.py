@@ -209,7 +209,7 @@ class Trainer:
         if self._batches is None:
             start, stop = self.train_range
             self.training.start()
-            order = planned_order(self.skipper.policy, self._samples())
+            order = planned_order(self.skipper, self._samples())
             self.training.stop()
             seed = self.config.seed if self.config.shuffle else None
             self._batches = self.store.batches(self._read_size, start=start, stop=stop, shuffle_seed=seed, order=order)

@@ -9,7 +9,7 @@ from torch import Tensor
 from slipstream.data.batch import Batch
 from slipstream.data.batches import SampleOrder, checked_order
 from slipstream.data.store import Store
-from slipstream.policies import Policy
+from slipstream.policies import Skipper
 
 
 class StoredSamples:
@@ -45,17 +45,19 @@ class StoredSamples:
         return iter(self._store.batches(batch_size, start=self._start, stop=self._stop))
 
 
-def planned_order(policy: Policy, samples: StoredSamples) -> SampleOrder | None:
+def planned_order(skipper: Skipper, samples: StoredSamples) -> SampleOrder | None:
     """The order that a policy plans; None: it leaves it.
 
     Raises:
         ConfigError: What it plans is not each sample once.
     """
-    order = policy.plan(samples)
+    order = skipper.plan(samples)
     if order is None:
         return None
     remedy = "to leave samples out, give them a keep_probability of 0, or plan runs (plans_runs)"
-    return checked_order(order, samples.num_samples, what=f"policy {policy.name!r}: what plan returns", remedy=remedy)
+    return checked_order(
+        order, samples.num_samples, what=f"policy {skipper.policy.name!r}: what plan returns", remedy=remedy
+    )
 
 
 def with_next(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch | None]]:

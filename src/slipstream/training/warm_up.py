@@ -40,7 +40,8 @@ def warm_up(config: TrainConfig, store: Store) -> None:
     batch = Batch(inputs, torch.tensor([0.0, 1.0]), torch.arange(2), torch.ones(2), torch.zeros(2, dtype=torch.int64))
     optimizers = build_optimizers(model, config.optimizer, config.engine)
     skipper = Skipper(model, build_policy(config.policy), batch_size=2, seed=config.seed, total_samples=2)
-    for kept in [*skipper.push(batch), batch]:
+    decided = () if skipper.policy.plans_order else skipper.push(batch)  # of two samples nothing can be planned
+    for kept in [*decided, batch]:
         with autocast(config.bf16, config.device):
             loss = model.loss(kept.to(config.device))
         loss.backward()
