@@ -75,8 +75,8 @@ class OptimizerConfig(_Section):
     untouched: Untouched = "lazy"
     """What happens to table rows that a step does not touch."""
     on_skip: OnSkip = "freeze"
-    """What happens to the moments of table rows that a gate skipped, and to their decoupled weight decay; catch_up decays
-    at the rate of the step that catches up, which is exact for a constant rate."""
+    """What happens to the moments of table rows that a gate skipped, and to their decoupled weight decay: catch_up
+    decays at the rate of the step that catches up, which is exact for a constant rate."""
     clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Greatest norm of all gradients together; None: unbounded."""
 
