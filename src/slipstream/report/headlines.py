@@ -115,15 +115,4 @@ HEADLINES: tuple[Headline, ...] = (
             ("equal quality, importance 0.5, standard error", "standard error"),
         ),
     ),
-    Headline(
-        "Skipping half of the row updates by `row_importance`; matrix factorization, Gowalla, Adam, rows of 64",
-        "full training",
-        "frontier_gowalla_row_importance",
-        ("equal quality, row_importance 0.5",),
-        (
-            ("NDCG of full training", "NDCG@20 of full training"),
-            ("equal quality, row_importance 0.5", "row_importance's difference to it"),
-            ("equal quality, row_importance 0.5, standard error", "standard error"),
-        ),
-    ),
 )
