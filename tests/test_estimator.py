@@ -141,3 +141,10 @@ def test_a_column_that_did_not_vary_says_little_when_it_does() -> None:
     X = np.array([[0.1, i] for i in range(100)])
     model = SlipstreamClassifier(epochs=1, random_state=0).fit(X, np.arange(100) % 2)
     assert model.predict_proba([[0.2, 1.0]])[0] == pytest.approx(model.predict_proba([[0.1, 1.0]])[0], abs=0.2)
+
+
+@pytest.mark.parametrize("policy", ["order", {"name": "slipstream", "budget": 0.5}])
+def test_policies_that_plan_an_order_are_refused(policy: Any) -> None:
+    X, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
+    with pytest.raises(ConfigError, match="plans the order of the samples, which fit shuffles"):
+        SlipstreamClassifier([0], policy=policy).fit(X, y)

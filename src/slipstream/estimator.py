@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from slipstream.data.batch import Batch, Inputs
 from slipstream.embedding import EmbeddingCollection, TableConfig
+from slipstream.errors import ConfigError
 from slipstream.evaluation.metrics import probabilities
 from slipstream.optim import Adam, parameter_groups
 from slipstream.policies import Skipper, build_policy
@@ -171,9 +172,15 @@ class SlipstreamClassifier(ClassifierMixin, BaseEstimator):
         # A sample that weighs nothing is one that is not there, for the policy too.
         there = given.nonzero().squeeze(1)
         whole = Batch(inputs, labels, torch.arange(count), given / given[there].mean()).select(there)
+        policy = build_policy("none" if self.policy is None else self.policy)
+        if policy.plans_order:
+            raise ConfigError(
+                f"policy {policy.name!r} plans the order of the samples, which fit shuffles",
+                remedy="use slipstream with mode='periodic', or another policy",
+            )
         skipper = Skipper(
             model,
-            build_policy("none" if self.policy is None else self.policy),
+            policy,
             batch_size=self.batch_size,
             seed=seed,
             total_samples=len(whole) * self.epochs,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -216,10 +217,44 @@ def test_another_runtime_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) ->
         entry.run(["train"])
 
 
+KILLED = """
+import os, signal
+from slipstream.cli import entry
+def run(arguments):
+    entry.complain("first")
+    print("second")
+    os.kill(os.getpid(), signal.SIGKILL)
+entry.run = run
+entry.main()
+"""
+
+
+def test_unbuffered_output_is_not_kept_back() -> None:
+    done = subprocess.run([sys.executable, "-u", "-c", KILLED], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("second\n", "slipstream: first\n", -signal.SIGKILL)
+
+
+def test_signals_that_come_twice_do_not_change_the_status() -> None:
+    ended = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "return 143").replace(
+        "entry.main()", "try:\n    entry.main()\nfinally:\n    os.kill(os.getpid(), signal.SIGINT)"
+    )
+    done = subprocess.run([sys.executable, "-c", ended], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (143, "slipstream: first\n")
+
+
+def test_a_full_disk_under_the_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "slipstream", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith(": No space left on device; make room or choose another place\n")
+
+
 WARNING = """
 import sys, warnings
 from slipstream.cli import entry
-entry.run = lambda arguments: warnings.warn("bf16 is slow\\nhere", UserWarning)
+entry.run = lambda arguments: warnings.warn("bf16 is slow\\nhere", UserWarning) or 0
 entry.main()
 """
 

@@ -45,6 +45,23 @@ def test_samples_are_numbered_as_they_pass_or_by_a_column() -> None:
     assert bool((columns(loader()[0]).labels == 1).all()), "logs of positives need no label"
 
 
+def test_a_training_resumed_within_an_epoch_decides_as_it_would_have() -> None:
+    columns = Columns(["user"])  # of several Skippers
+
+    def skipper() -> sl.Skipper:
+        return sl.Skipper(nn.Linear(1, 1), Random(0.5), batch_size=20, to_batch=columns)
+
+    def kept(skipper: sl.Skipper, parts: list[dict[str, Tensor]]) -> list[Tensor]:
+        return [batch.index for part in parts for batch in skipper.push(part)]
+
+    first, second = skipper(), skipper()
+    kept(first, loader()[:2])
+    state = first.state_dict()
+    rest = kept(first, loader()[2:])
+    second.load_state_dict(state)
+    assert torch.equal(torch.cat(kept(second, loader()[2:])), torch.cat(rest))
+
+
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_a_training_resumed_between_epochs_decides_as_it_would_have(by_hand: bool) -> None:
     def skipper() -> sl.Skipper:
@@ -59,7 +76,9 @@ def test_a_training_resumed_between_epochs_decides_as_it_would_have(by_hand: boo
     first, second = skipper(), skipper()
     one = epoch(first)
     state = first.state_dict()
+    first.to_batch(loader()[0])  # type: ignore[misc] # what is validated meanwhile
     two = epoch(first)
+    list(second.push(loader()[0]))
     second.load_state_dict(state)
     assert torch.equal(torch.cat(epoch(second)), torch.cat(two))
     assert not torch.equal(torch.cat(one), torch.cat(two)), "each epoch draws anew"

@@ -198,6 +198,21 @@ def test_convert_refuses_with_all_names_and_leaves_the_model_whole() -> None:
     assert type(model.good) is nn.Embedding
 
 
+class Closed(nn.Embedding):
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "site":
+            raise AttributeError("closed to site")
+        super().__setattr__(name, value)
+
+
+def test_a_module_that_cannot_take_ours_is_left_as_it_was() -> None:
+    model = nn.ModuleDict({"closed": Closed(4, 2)})
+    for _ in range(2):
+        with pytest.raises(UnsupportedOption, match=r"cannot convert a Closed: .*closed to site"):
+            convert(model)
+        assert type(model["closed"]) is Closed and model["closed"](torch.tensor([1])).shape == (1, 2)
+
+
 def test_convert_without_strict_leaves_what_it_cannot() -> None:
     model = convert(Unsupported(), strict=False)
     assert type(model.good) is Embedding

@@ -18,7 +18,7 @@ from tests.outcome import outcome
 from slipstream.cli.entry import run
 from slipstream.data.store import Store
 from slipstream.errors import Interrupted
-from slipstream.training import StepDone, train
+from slipstream.training import EpochDone, StepDone, train
 from slipstream.training.config import save_config
 
 ENDS = [(signal.SIGTERM, Interrupted), (signal.SIGHUP, Interrupted), (signal.SIGINT, KeyboardInterrupt)]
@@ -76,6 +76,31 @@ def test_a_second_ctrl_c_does_not_wait_and_harms_nothing(make, tmp_path, monkeyp
     train(config(out=out, checkpoint={"steps": 3}), store=store, resume=True)
     train(config(out=tmp_path / "whole"), store=store)
     assert outcome(out) == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize(("number", "error"), ENDS)
+def test_a_signal_after_the_last_step_is_not_lost(make, tmp_path, number, error, final):  # noqa: F811
+    def killing(event: object) -> None:
+        if isinstance(event, EpochDone):
+            os.kill(os.getpid(), number)
+
+    store, out = make(), tmp_path / "a"
+    settings = {"checkpoint": {"final": final}, "epochs": 1}
+    with pytest.raises(error, match="saved; go on with --resume"):
+        train(config(out=out, **settings), store=store, listeners=[killing])
+    result = train(config(out=out, **settings), store=store, resume=True)
+    assert (out / "checkpoints" / "final").exists() == final
+    assert result.auc == train(config(**settings), store=store).auc
+    with pytest.raises(error, match="nothing of it was saved"):
+        train(config(**settings), store=store, listeners=[killing])
+
+
+def test_a_handler_of_another_language_stays(make, monkeypatch):  # noqa: F811
+    """Python cannot put it back: it gives None for it."""
+    monkeypatch.setattr(signal, "getsignal", lambda _: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("was taken over"))
+    assert train(config(), store=make()).steps
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])

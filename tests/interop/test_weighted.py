@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -82,6 +84,8 @@ def test_means_that_are_not_over_the_values_are_refused() -> None:
     for call in (
         lambda: loss(logits, target, weights),
         lambda: loss(logits, target, ignore_index=0),
+        lambda: weighted(partial(functional.cross_entropy, weight=weights), skipper)(logits, target),
+        lambda: weighted(partial(functional.cross_entropy, ignore_index=0), skipper)(logits, target),
         lambda: weighted(nn.CrossEntropyLoss(weights), skipper)(logits, target),
         lambda: weighted(nn.NLLLoss(ignore_index=0), skipper)(logits, target=target),
     ):
@@ -90,6 +94,19 @@ def test_means_that_are_not_over_the_values_are_refused() -> None:
     assert loss(logits, target, weights, reduction="sum").isfinite()
     with pytest.raises(ConfigError, match="batchmean"):
         weighted(nn.KLDivLoss(reduction="batchmean"), skipper)(logits, logits.detach())
+
+
+def test_a_prediction_may_be_of_several_tensors() -> None:
+    skipper, logits = one_batch(Halves()), torch.randn(30, requires_grad=True)
+
+    def of_pair(pair: dict[str, torch.Tensor], target: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+        return functional.mse_loss(pair["logit"], target, reduction=reduction)
+
+    assert skipper.weights is not None
+    expected = (logits.detach() ** 2 * skipper.weights).mean()
+    torch.testing.assert_close(weighted(of_pair, skipper)({"logit": logits}, torch.zeros(30)).detach(), expected)
+    untrained = weighted(of_pair, skipper)({"logit": logits.detach()}, torch.zeros(30))
+    torch.testing.assert_close(untrained, (logits.detach() ** 2).mean())
 
 
 def test_what_cannot_be_weighted_is_refused() -> None:

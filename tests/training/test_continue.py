@@ -16,7 +16,7 @@ from slipstream.data.store import Store
 from slipstream.errors import CheckpointError, ConfigError, DataError
 from slipstream.training import TrainConfig, Trainer, evaluate, train
 from slipstream.training.checkpoint.folder import CheckpointFolder
-from slipstream.training.continuing import continue_from, had_data
+from slipstream.training.continuing import continue_from, earlier_data
 
 SMALL = {
     "model": {"name": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [8]},
@@ -189,12 +189,16 @@ def test_a_scout_that_has_seen_the_labels_is_corrected_for_by_weights(days, tmp_
     assert corrected("wednesday", 2, "tuesday") == "odds"
     extended = corrected("late", 2, "wednesday")
     assert extended == "weights", "the run itself"
-    # Its folder names the run before it, and that the one before.
-    store, newest = days[1], CheckpointFolder(tmp_path / "wednesday").newest()
+    newest = CheckpointFolder(tmp_path / "wednesday").newest()
     assert newest is not None
-    assert had_data(tmp_path / "wednesday", newest.manifest, store)
+    everything = [store.fingerprint for store in reversed(days)]
+    assert earlier_data(tmp_path / "wednesday", newest.manifest) == everything
+    # An older checkpoint does not say: its configuration names the run before it, and that one's the one before.
+    older = newest.manifest.model_copy(update={"data": {"fingerprint": days[2].fingerprint}})
+    assert earlier_data(tmp_path / "wednesday", older) == everything
     shutil.rmtree(tmp_path / "tuesday")
-    assert not had_data(tmp_path / "wednesday", newest.manifest, store), "nobody knows any more"
+    assert earlier_data(tmp_path / "wednesday", older) == everything[:1], "nobody knows any more"
+    assert earlier_data(tmp_path / "wednesday", newest.manifest) == everything
 
 
 def test_a_training_on_seen_data_is_resumed_as_such(days, tmp_path):

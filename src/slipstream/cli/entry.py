@@ -204,6 +204,16 @@ def main() -> None:
     if "--debug" not in sys.argv:
         warnings.showwarning = _warn
     status = run(sys.argv[1:])
+    if status > 128:  # what has saved and said all is not to end in another way, for a signal that comes twice
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where Python's last flush goes
+        if status == 0:
+            complain(f"standard output: {error.strerror}; {_remedy(error)}")
+            status = 2
     if "slipstream.training.ranks" in sys.modules:
         _leave_at_once(status)
     sys.exit(status)

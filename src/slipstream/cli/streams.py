@@ -38,6 +38,5 @@ def lasting(stream: TextIOWrapper) -> TextIOWrapper:
         BufferedWriter(_Lasting(stream.fileno(), "wb", closefd=False)),
         encoding=stream.encoding,
         errors="backslashreplace",  # a file name need not be text
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
+        line_buffering=stream.line_buffering or stream.write_through,  # the latter: python -u
     )

@@ -32,9 +32,8 @@ class Columns:
             no rows.
         label: Name of the column of labels, ``[B]`` or ``[B, 1]``; None: all 1, as in logs of positives.
         dense: Names of columns of numbers.
-        index: Name of a column of sample numbers. None: numbered as they pass in an epoch, which is enough unless a
-            training is to go on in the middle of one, or the decisions are to be the same in another order of the
-            samples.
+        index: Name of a column of sample numbers. None: numbered as they pass in an epoch, which is enough unless the
+            decisions are to be the same in another order of the samples.
         time: Name of a column of unix seconds, or None.
     """
 
@@ -52,12 +51,12 @@ class Columns:
         self.ids, self.label, self.dense, self.index, self.time = tuple(ids), label, tuple(dense), index, time
         self._passed = 0
 
-    def begin(self) -> None:
-        """Numbers samples from 0 again, as the Skipper has it do after each epoch."""
-        self._passed = 0
-
-    def __call__(self, batch: Any) -> Batch:
+    def __call__(self, batch: Any, first: int | None = None) -> Batch:
         """A batch of what the loader yielded.
+
+        Args:
+            batch: A batch of the loader.
+            first: Number of its first sample, as the Skipper counts in each epoch; None: numbered as they pass here.
 
         Raises:
             ConfigError: A column is missing, or columns have different numbers of samples.
@@ -80,19 +79,18 @@ class Columns:
         def one(name: str, dtype: torch.dtype) -> Tensor:
             return columns[name].detach().reshape(size).to(dtype)
 
+        first = self._passed if first is None else first
         ids = joined(self.ids, torch.int64)
         narrow = ids.to(torch.int32)
         unsigned = any(columns[name].dtype == torch.uint64 for name in self.ids)
         if not torch.equal(narrow.to(torch.int64), ids) or unsigned:
             for name in self.ids:
-                _check_ids(name, columns[name], self._passed)
+                _check_ids(name, columns[name], first)
         self._passed += size
         return Batch(
             inputs=Inputs(joined(self.dense, torch.float32), narrow),
             labels=torch.ones(size) if self.label is None else one(self.label, torch.float32),
-            index=torch.arange(self._passed - size, self._passed)
-            if self.index is None
-            else one(self.index, torch.int64),
+            index=torch.arange(first, first + size) if self.index is None else one(self.index, torch.int64),
             weights=torch.ones(size),
             time=None if self.time is None else one(self.time, torch.int64),
             carried=columns,

@@ -132,12 +132,25 @@ def convert(model: nn.Module, *, strict: bool = True) -> nn.Module:
     for module in list(model.modules()):
         kind = _replacement(module)
         if kind is not None and id(module) not in refused:
-            converted.append(become(module, kind))
-            weight = converted[-1].weight
-            converted[-1]._adopt(Site.table_of(weight) or Table(weight))  # one for tied weights, of any model
+            converted.append(_converted(module, kind))
     tables(model)  # names them
     collapse_pages([advise_huge_pages(module.weight.data) for module in converted])
     return model
+
+
+def _converted(module: nn.Module, kind: type[Any]) -> _OneTable:
+    before = type(module)
+    ours = become(module, kind)
+    try:
+        ours._adopt(Site.table_of(ours.weight) or Table(ours.weight))  # one for tied weights, of any model
+    except Exception as error:
+        become(module, before)
+        vars(module).pop("site", None)
+        raise UnsupportedOption(
+            f"cannot convert a {before.__qualname__}: it does not take our attributes ({error})",
+            remedy="see slipstream.check(model), or leave it out of the model that is converted",
+        ) from error
+    return ours
 
 
 def become(module: nn.Module, kind: type[Any]) -> Any:

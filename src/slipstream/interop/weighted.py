@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,15 +16,17 @@ from slipstream.errors import ConfigError
 from slipstream.policies import Skipper
 
 _OF_CLASSES = (functional.cross_entropy, functional.nll_loss)
+_REMEDY = "use reduction='sum', divided by the batch size, or weigh reduction='none' by skipper.weights"
 
 
 def weighted(loss: Callable[..., Tensor], skipper: Skipper) -> Callable[..., Tensor]:
     """A loss that multiplies each sample's part by the weight that the skipper gave it.
 
     For training steps that another library owns, and that call ``loss(prediction, target)`` or
-    ``loss(prediction, target, reduction="mean")``. Outside of training (where no argument needs a gradient) and for the
-    policies that skip no inputs it is the loss as it was. A mean is that over the values; torch's of class indices
-    divides by class weights and leaves out what is ignored, and is refused where there are such.
+    ``loss(prediction, target, reduction="mean")``. Outside of training (where nothing needs a gradient) and for the
+    policies that skip no inputs it is the loss as it was. A mean is taken to be that over the values; torch's of class
+    indices divides by class weights and leaves out what is ignored, and is refused where there are such (functions of
+    one's own are not looked into).
 
     Args:
         loss: A functional loss that takes ``reduction``, or a module with a ``reduction``; one value for each sample.
@@ -38,15 +41,19 @@ def weighted(loss: Callable[..., Tensor], skipper: Skipper) -> Callable[..., Ten
             the reduction is neither mean, sum nor none, or a mean by class weights or with ignored targets.
     """
     if not isinstance(loss, nn.Module):
+        signature = inspect.signature(loss) if _unwrapped(loss) in _OF_CLASSES else None
 
         def call(*args: Any, reduction: str = "mean", **kwargs: Any) -> Tensor:
-            weights = _weights(skipper, (*args, *kwargs.values()))
-            if weights is None:
+            def reduced(reduction: str) -> Tensor:
                 return loss(*args, reduction=reduction, **kwargs)
-            if loss in _OF_CLASSES and reduction == "mean":
-                given = inspect.signature(loss).bind(*args, **kwargs).arguments
-                _refuse_uneven(given["target"], given.get("weight"), given.get("ignore_index", -100))
-            return _reduced(loss(*args, reduction="none", **kwargs), reduction, weights)
+
+            weights = _weights(skipper)
+            if weights is not None and signature is not None and reduction == "mean":
+                bound = signature.bind(*args, **kwargs)
+                bound.apply_defaults()
+                given = bound.arguments
+                _refuse_uneven(given["target"], given["weight"], given["ignore_index"])
+            return _weighed(reduced, reduction, weights)
 
         return call
     if not isinstance(getattr(loss, "reduction", None), str):
@@ -64,29 +71,36 @@ class _WeightedModule(nn.Module):
         super().__init__()
         self.reduction = str(loss.reduction)
         self.each = copy.copy(loss)
-        self.each.reduction = "none"  # type: ignore[assignment]
         self._skipper = lambda: skipper
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        weights = _weights(self._skipper(), (*args, *kwargs.values(), *self.parameters()))
-        if weights is None:
-            self.each.reduction = self.reduction  # type: ignore[assignment]
-            try:
-                return self.each(*args, **kwargs)
-            finally:
-                self.each.reduction = "none"  # type: ignore[assignment]
-        if isinstance(self.each, nn.CrossEntropyLoss | nn.NLLLoss) and self.reduction == "mean":
-            target = args[1] if len(args) > 1 else kwargs["target"]
-            _refuse_uneven(target, self.each.weight, self.each.ignore_index)
-        return _reduced(self.each(*args, **kwargs), self.reduction, weights)
+        weights = _weights(self._skipper())
+        if weights is not None and self.reduction == "mean":
+            if isinstance(self.each, nn.CTCLoss):
+                raise ConfigError("CTCLoss divides by lengths, which cannot be weighted by sample", remedy=_REMEDY)
+            if isinstance(self.each, nn.CrossEntropyLoss | nn.NLLLoss):
+                target = args[1] if len(args) > 1 else kwargs["target"]
+                _refuse_uneven(target, self.each.weight, self.each.ignore_index)
+
+        def reduced(reduction: str) -> Tensor:
+            self.each.reduction = reduction  # type: ignore[assignment]
+            return self.each(*args, **kwargs)
+
+        return _weighed(reduced, self.reduction, weights)
 
 
-def _weights(skipper: Skipper, arguments: Iterable[object]) -> Tensor | None:
-    """float32 [B]; None: the loss is what it was, since no input was skipped or nothing is trained."""
+def _weights(skipper: Skipper) -> Tensor | None:
+    """float32 [B]; None: the loss is what it was, since no input is skipped or nothing is trained."""
     if skipper.corrects_by_offset:
         raise ConfigError("a weighted loss cannot add the logits' offsets", remedy="leave out adds_logit_offset")
-    trained = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
-    return skipper.weights if trained and skipper.policy.skips_inputs else None
+    return skipper.weights if torch.is_grad_enabled() and skipper.policy.skips_inputs else None
+
+
+def _unwrapped(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function that a partial one calls."""
+    while isinstance(loss, partial):
+        loss = loss.func
+    return loss
 
 
 def _refuse_uneven(target: Tensor, weight: Tensor | None, ignored: int) -> None:
@@ -94,11 +108,17 @@ def _refuse_uneven(target: Tensor, weight: Tensor | None, ignored: int) -> None:
     if weight is not None or (not target.is_floating_point() and bool((target == ignored).any())):
         raise ConfigError(
             "the mean of a loss with class weights or ignored targets cannot be weighted by sample",
-            remedy="use reduction='sum', divided by the batch size, or weigh reduction='none' by skipper.weights",
+            remedy=_REMEDY,
         )
 
 
-def _reduced(losses: Tensor, reduction: str, weights: Tensor) -> Tensor:
+def _weighed(reduced: Callable[[str], Tensor], reduction: str, weights: Tensor | None) -> Tensor:
+    """A loss by its reduction, of the values for each sample times the weights."""
+    if weights is None:
+        return reduced(reduction)
+    losses = reduced("none")
+    if not losses.requires_grad:  # a prediction in training mode, of nothing that is trained
+        return reduced(reduction)
     if reduction not in ("none", "mean", "sum"):
         raise ConfigError(f"reduction={reduction!r} cannot be weighted by sample", remedy="use mean, sum or none")
     if not weights.numel() or losses.numel() % weights.numel():

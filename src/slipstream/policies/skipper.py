@@ -159,6 +159,7 @@ class Skipper:
         self._seen = False  # whether a training that this one continues had these inputs
         self._unfinished: object | None = None
         self._planned = False
+        self._passed = 0  # samples of this epoch that Columns has numbered
         self._earlier = (0, 0)  # steps and samples of trainings that this one continues
         self._packer = Packer()
         self.row_updates = RowUpdates(self.tables.values())
@@ -224,7 +225,11 @@ class Skipper:
         Raises:
             ConfigError: It is no Batch, nor made one by ``to_batch``.
         """
-        made = batch if self.to_batch is None else self.to_batch(batch)
+        if isinstance(self.to_batch, Columns):
+            made = self.to_batch(batch, self._passed)
+            self._passed += len(made)
+        else:
+            made = batch if self.to_batch is None else self.to_batch(batch)
         if not isinstance(made, Batch):
             who = "the loader yields" if self.to_batch is None else "to_batch makes"
             raise ConfigError(
@@ -242,15 +247,15 @@ class Skipper:
 
     def _end_epoch(self) -> None:
         self.epoch += 1
-        if isinstance(self.to_batch, Columns):
-            self.to_batch.begin()
+        self._passed = 0
 
     def _decide(self, batch: Batch) -> tuple[Batch, Tensor | None]:
         """The batch, and which of its inputs are kept: int64 [K], their weights set, or None for all as they are."""
         if self.policy.plans_order and not self._planned:
             raise ConfigError(
                 f"policy {self.policy.name!r} plans the order of the samples, and nothing was planned",
-                remedy="call skipper.plan(data) first, as slipstream.training does; slipstream has mode='periodic' too",
+                remedy="call skipper.plan(data) first (then load_state_dict, where it goes on), as slipstream.training "
+                "does; slipstream has mode='periodic' too",
             )
         size = len(batch)
         self.inputs_seen += size
@@ -392,6 +397,7 @@ class Skipper:
             "steps": self.steps,
             "epoch": self.epoch,
             "samples": self._samples,
+            "passed": self._passed,
             "lately": list(self._lately),
             "earlier": list(self._earlier),
             "first_epoch": self._first_epoch,
@@ -453,6 +459,7 @@ class Skipper:
         self.inputs_seen, self.inputs_kept = whole_number(state, "inputs_seen"), whole_number(state, "inputs_kept")
         self.steps, self.epoch = whole_number(state, "steps"), whole_number(state, "epoch")
         self._samples = whole_number(state, "samples")
+        self._passed = whole_number({"passed": 0, **state}, "passed")
         self._lately = self._lately_of(state)
         self._earlier = _earlier(state)
         self._first_epoch = whole_number({"first_epoch": 0, **state}, "first_epoch")

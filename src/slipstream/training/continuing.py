@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slipstream.data.store import Store
 from slipstream.documents import read_json
 from slipstream.embedding import tables
 from slipstream.errors import CheckpointError, ConfigError, DataError
@@ -57,34 +56,35 @@ def continue_from(trainer: Trainer, run: Path) -> None:
         trainer.ranks.check_same("runs to continue from", encode_manifest(loaded.manifest)[1], same)
     _check(loaded.manifest.config, trainer.config)
     read_wanted(run / MODEL).check(trainer.store)
-    seen = had_data(run, loaded.manifest, trainer.store)
+    trainer.earlier_data = earlier_data(run, loaded.manifest)
     if trainer.ranks is not None:  # folders of earlier runs may be on one machine alone
-        seen = bool(trainer.ranks.broadcast({"seen": seen})["seen"])
+        trainer.earlier_data = trainer.ranks.broadcast({"data": trainer.earlier_data})["data"]
     with loaded.taken_over():
-        _take_over(trainer, loaded.state["trainer"], seen=seen)
+        _take_over(trainer, loaded.state["trainer"], seen=trainer.store.fingerprint in trainer.earlier_data)
 
 
-def had_data(run: Path, manifest: CheckpointManifest, store: Store) -> bool:
-    """Whether a run, or one that it continues, was trained on this very data: as far as their folders are there.
+def earlier_data(run: Path, manifest: CheckpointManifest) -> list[str]:
+    """Fingerprints of the data that a run, and those that it continues, were trained on.
 
     Args:
         run: Its folder.
-        manifest: Of its last checkpoint.
-        store: The data.
+        manifest: Of its last checkpoint, which lists what came before. Older ones do not: then as far as those runs'
+            folders are found.
     """
-    dataset, before = manifest.data.get("fingerprint"), manifest.config.get("continue_from")
+    found, before = [str(manifest.data.get("fingerprint"))], manifest.config.get("continue_from")
+    listed = manifest.data.get("earlier")
+    if isinstance(listed, list):
+        return [*found, *map(str, listed)]
     been = {run.resolve()}
-    while dataset != store.fingerprint:
-        if not isinstance(before, str) or Path(before).resolve() in been:
-            return False
+    while isinstance(before, str) and Path(before).resolve() not in been:
         been.add(Path(before).resolve())
         try:
             result, config = read_json(Path(before) / RESULT), load_config(Path(before) / CONFIG)
         except (ConfigError, DataError):  # gone or damaged: of the rest nobody knows any more
-            return False
-        dataset = result.get("dataset") if isinstance(result, dict) else None
+            break
+        found.append(str(result.get("dataset")) if isinstance(result, dict) else "")
         before = None if config.continue_from is None else str(config.continue_from)
-    return True
+    return found
 
 
 def _take_over(trainer: Trainer, state: Mapping[str, Any], *, seen: bool) -> None:

@@ -144,6 +144,8 @@ class Trainer:
         self._notes = Notes(self)
         self._batches: Batches | None = None
         self._at_boundary: Callable[[], bool] = lambda: False
+        self.earlier_data: list[str] = []
+        """Fingerprints of what the runs that this one continues were trained on."""
 
     @property
     def position(self) -> Position:

@@ -241,17 +241,18 @@ def _run(trainer: Trainer, folder: RunFolder | None, loaded: Loaded | None, term
         outcome = trainer.run(saver.at_boundary)
         # One that was over already is saved: a second would only take its place.
         over = loaded is not None and loaded.manifest.finished
-        if trainer.config.checkpoint.final and not over:
+        if (_asked(termination, trainer.ranks) or trainer.config.checkpoint.final) and not over:
             saver.save(finished=True)
-    out = trainer.config.out
     if folder is not None and folder.checkpoints.names():
-        termination.remedy = SAVED.format(out)
-    asked = out is not None and termination.requested and (trainer.config.checkpoint.final or over)
-    if trainer.ranks is not None:
-        asked = trainer.ranks.broadcast(asked)
-    if asked:  # while it was deferred; from here on it ends at once
-        raise termination.ended(SAVED.format(out))
+        termination.remedy = SAVED.format(trainer.config.out)
+    if _asked(termination, trainer.ranks):  # while it was deferred; from here on it ends at once
+        raise termination.ended(termination.remedy)
     return outcome
+
+
+def _asked(termination: Termination, ranks: Ranks | None) -> bool:
+    """Whether the training is to end; of several ranks as the first one has it."""
+    return termination.requested if ranks is None else bool(ranks.broadcast(termination.requested))
 
 
 def open_data(config: TrainConfig) -> Store:

@@ -92,7 +92,11 @@ class Saver:
         info = Info(
             position=asdict(trainer.position),
             config=trainer.config.model_dump(mode="json"),
-            data={"fingerprint": trainer.store.fingerprint, "files": trainer.store.stamps},  # type: ignore[dict-item]
+            data={
+                "fingerprint": trainer.store.fingerprint,
+                "files": trainer.store.stamps,  # type: ignore[dict-item]
+                "earlier": list(trainer.earlier_data),
+            },
         )
         state = {"trainer": trainer.state_dict(), "listeners": listeners_state(trainer.listeners)}
         path = self._checkpoints.save(state, info, touched=self._touched, finished=finished)
@@ -186,6 +190,8 @@ def restore(trainer: Trainer, loaded: Loaded) -> None:
     check_data(data.get("fingerprint"), store)
     if data.get("files") != store.stamps:
         type(store).open(store.path, verify=True)  # copied, perhaps, or written to: its checksums tell
+    earlier = data.get("earlier", [])
+    trainer.earlier_data = [str(fingerprint) for fingerprint in earlier] if isinstance(earlier, list) else []
     trainer.plan()
     with loaded.taken_over():
         trainer.load_state_dict(loaded.state["trainer"])

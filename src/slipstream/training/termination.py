@@ -73,7 +73,7 @@ class Termination:
     def __enter__(self) -> Termination:
         if threading.current_thread() is threading.main_thread():
             for number in _SAID:
-                if number == signal.SIGTERM or _by_itself(number):
+                if _is_free(number):
                     self._before[number] = signal.signal(number, self._take)
         return self
 
@@ -84,9 +84,14 @@ class Termination:
             signal.signal(*self._before.popitem())
 
 
-def _by_itself(number: int) -> bool:
-    """Whether a signal does what it does where nobody has said otherwise, or what a block around this one has it do."""
+def _is_free(number: int) -> bool:
+    """Whether a signal may be caught: SIGTERM always, but from another language's handler, which could not be put back.
+
+    Others where they do what they do by themselves, or what a block around this one has them do.
+    """
     taken = signal.getsignal(number)
+    if number == signal.SIGTERM:
+        return taken is not None
     return taken in (signal.SIG_DFL, signal.default_int_handler) or isinstance(
         getattr(taken, "__self__", None), Termination
     )
