@@ -50,7 +50,8 @@ def resumed(folder: Path, data: bytes) -> list[str]:
         name = Path(json.loads(data)["config"]["out"]).name
     except (ValueError, LookupError, TypeError):
         name = "run0"
-    run = _folder() / (name if (_folder() / name).is_dir() and name.startswith("run") else "run0")
+    runs = {run.name: run for run in _folder().glob("run*")}  # a damaged name may be longer than a file's can be
+    run = runs.get(name, runs["run0"])
     shutil.copytree(run, folder / "run")
     _newest(folder / "run").write_bytes(sealed_manifest(data))
     return ["train", str(_folder() / "store"), "--resume", str(folder / "run"), "--quiet"]
