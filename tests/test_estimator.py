@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -148,3 +149,18 @@ def test_policies_that_plan_an_order_are_refused(policy: Any) -> None:
     X, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
     with pytest.raises(ConfigError, match="plans the order of the samples, which fit shuffles"):
         SlipstreamClassifier([0], policy=policy).fit(X, y)
+
+
+def test_fits_beside_each_other_are_those_of_one_alone() -> None:
+    """Threads share torch's own generator."""
+    draw = np.random.default_rng(0)
+    X, y = draw.integers(0, 9, (400, 2)).astype(float), draw.integers(0, 2, 400)
+
+    def fitted(seed: int) -> np.ndarray[Any, Any]:
+        made = SlipstreamClassifier([0], epochs=3, batch_size=16, random_state=seed).fit(X, y)
+        return made.decision_function(X)
+
+    alone = [fitted(seed) for seed in range(4)]
+    with ThreadPoolExecutor(2) as pool:
+        for ours, beside in zip(alone, pool.map(fitted, range(4)), strict=True):
+            assert np.array_equal(ours, beside)
