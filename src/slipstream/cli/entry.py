@@ -17,7 +17,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
-from slipstream.cli.streams import lasting
+from slipstream.cli.streams import lasting, lead_nowhere
 from slipstream.errors import Interrupted, SlipstreamError
 
 SPIN_COUNT = "1000"
@@ -210,7 +210,7 @@ def main() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where Python's last flush goes
+        lead_nowhere(sys.stdout.fileno())  # Python's last flush
         if status == 0:
             complain(f"standard output: {error.strerror}; {_remedy(error)}")
             status = 2

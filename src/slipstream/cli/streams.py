@@ -21,10 +21,15 @@ class _Lasting(FileIO):
         except OSError as error:
             if error.errno not in _GONE or stat.S_ISREG(os.fstat(self.fileno()).st_mode):
                 raise
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
+            lead_nowhere(self.fileno())
             return memoryview(data).nbytes
+
+
+def lead_nowhere(descriptor: int) -> None:
+    """Has what is still written to a file descriptor go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def lasting(stream: TextIOWrapper) -> TextIOWrapper:
